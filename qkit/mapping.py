@@ -1,0 +1,176 @@
+"""FP32 to integers and back: the one mapping under every method in qkit.
+
+What
+    A range of real numbers [lo, hi] is laid on the integers q_min .. q_max. Two numbers say how: the scale s (the width
+    of one step) and the zero point z (the code that stands for 0.0).
+
+Formula (Jacob et al. 2018, arXiv 1712.05877, eq. 1: r = S (q - Z), here r = ŵ, S = s, Z = z)
+        q = clamp(round(w / s) + z, q_min, q_max)              quantize
+        ŵ = s (q - z)                                          dequantize
+    asymmetric    s = (hi - lo) / (q_max - q_min),    z = q_min + round(-lo / s)
+    symmetric     s = 2 max(|lo|, |hi|) / (q_max - q_min),    z fixed in the middle: 0 signed, 2^(b-1) unsigned
+
+Choices, and why
+    round is half to even, as in IEEE 754 and torch.round: a tie goes up as often as down, so no bias is added.
+    The asymmetric range always includes zero: zero is then an exact code (padding and pruned weights stay zero) and z
+        fits in b bits. A group whose weights are all far from zero wastes its codes that way; `quantize_offset` lays the
+        range on [lo, hi] alone and stores the real number lo instead of z.
+    signed and unsigned codes are one grid under two names (q_signed = q_unsigned - 2^(b-1)); qkit stores unsigned ones.
+    narrow drops the lowest signed code (-128), so that q and -q both exist: integer kernels like it.
+    A scale that is to be stored in 16 bits is rounded *up*, and the codes are computed with the stored scale. The range
+        is therefore never cut, and |w - ŵ| <= s/2 holds for every weight, not for most of them.
+
+Trade-off
+    One outlier in [lo, hi] widens every step of that range. How many weights share a range (the granularity: a tensor, a
+    row, a group of g) buys precision with scales to store; `group_size` says which.
+"""
+
+import torch
+from torch import Tensor
+
+GroupSize = int | str | None  # g weights | "tensor" | None: one row
+
+
+def check_bits(bits: int) -> None:
+    """Refuse anything but a whole number from 2 to 8."""
+    if not isinstance(bits, int) or isinstance(bits, bool) or not 2 <= bits <= 8:
+        raise ValueError(f"bits={bits!r} is outside 2..8; use a whole number from 2 to 8 (2, 3, 4 and 8 are usual)")
+
+
+def check_finite(tensor: Tensor, name: str) -> None:
+    """Refuse NaN and infinity, naming the tensor and counting both."""
+    if not torch.isfinite(tensor).all():
+        nan, inf = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+        raise ValueError(
+            f"{name} holds {nan} NaN and {inf} infinite values of {tensor.numel()}; quantization needs finite numbers: "
+            f"repair the checkpoint, or leave this layer out with exclude="
+        )
+
+
+def check_group_size(group_size: GroupSize, in_features: int | None = None, name: str = "the weight") -> None:
+    """Refuse a group size that is not a size, or (with `in_features`) that does not divide the row, naming divisors."""
+    if group_size is None or group_size == "tensor":
+        return
+    if not isinstance(group_size, int) or isinstance(group_size, bool) or group_size < 1:
+        raise ValueError(
+            f"group_size={group_size!r} is not a group size; use a positive whole number, None (one scale a row) "
+            f'or "tensor" (one scale for all)'
+        )
+    if in_features is not None and in_features % group_size:
+        near = [d for d in range(8, in_features + 1) if in_features % d == 0 and d <= 2 * group_size][-4:]
+        raise ValueError(
+            f"group_size={group_size} does not divide in_features={in_features} of {name}; "
+            f"use a divisor ({', '.join(map(str, near)) or in_features}) or None"
+        )
+
+
+def integer_range(bits: int, signed: bool = False, narrow: bool = False) -> tuple[int, int]:
+    """(q_min, q_max) of a b-bit code: unsigned 0 .. 2^b - 1, signed -2^(b-1) .. 2^(b-1) - 1, narrow without -2^(b-1)."""
+    check_bits(bits)
+    if narrow and not signed:
+        raise ValueError("narrow=True drops the lowest signed code and says nothing of unsigned ones; use signed=True")
+    half = 2 ** (bits - 1)
+    return (-half + narrow, half - 1) if signed else (0, 2 * half - 1)
+
+
+def grouped(weight: Tensor, group_size: GroupSize, name: str = "the weight") -> Tensor:
+    """View `weight` [out, in] so that the last axis is what shares one scale.
+
+    Returns [out, in/g, g] for a group size g, [out, 1, in] for None, [1, 1, out*in] for "tensor".
+    """
+    out_features, in_features = weight.shape
+    check_group_size(group_size, in_features, name)
+    if group_size == "tensor":
+        return weight.reshape(1, 1, -1)
+    return weight.reshape(out_features, -1, in_features if group_size is None else group_size)
+
+
+def value_range(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """(lo, hi) over the last axis, kept as an axis of length 1."""
+    return groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+
+
+def round_up(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The smallest numbers of `dtype` that are not below `scale` (float32, positive); float32 comes back unchanged.
+
+    If any scale is outside float16's normal range (6.1e-5 .. 65504), where its precision or its range ends, all of them
+    stay float32: a layer of tiny weights must not lose its steps to the format of its scales.
+    """
+    if dtype == torch.float32:
+        return scale
+    if dtype != torch.float16:
+        raise ValueError(f"scale_dtype={dtype} is not supported; use torch.float16 or torch.float32")
+    limits = torch.finfo(torch.float16)
+    if scale.numel() and (scale.min() < limits.tiny or scale.max() > limits.max):
+        return scale
+    stored = scale.to(torch.float16)
+    above = (stored.view(torch.int16) + 1).view(torch.float16)  # the next float16: positive floats count up as integers
+    return torch.where(stored.float() < scale, above, stored)
+
+
+def choose_scale(
+    lo: Tensor,
+    hi: Tensor,
+    bits: int,
+    symmetric: bool = False,
+    signed: bool = False,
+    narrow: bool = False,
+    scale_dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that lay [lo, hi] on b-bit integers.
+
+    Args:
+        lo, hi: float, any one shape: the range of each group. Zero is always included in it.
+        bits: 2 .. 8.
+        symmetric: the same reach on both sides of zero; the zero point is then fixed.
+        signed, narrow: which integers, see `integer_range`.
+        scale_dtype: torch.float32, or torch.float16 rounded up, see `round_up`.
+
+    Returns:
+        scale in `scale_dtype`, zero point in float32 holding whole numbers q_min .. q_max; both shaped like `lo`.
+        A group of zeros gets scale 1, so that nothing is ever divided by zero.
+    """
+    q_min, q_max = integer_range(bits, signed, narrow)
+    steps = q_max - q_min
+    if symmetric:
+        hi = torch.maximum(lo.abs(), hi.abs())
+        lo = -hi
+    else:
+        lo, hi = lo.clamp(max=0), hi.clamp(min=0)
+    scale = hi.float() / steps - lo.float() / steps  # never (hi - lo), which can overflow
+    scale = _positive(scale, scale_dtype)
+    if symmetric:
+        zero_point = torch.full_like(scale, 0 if signed else 2 ** (bits - 1), dtype=torch.float32)
+    else:
+        zero_point = (q_min + torch.round(-lo.float() / scale.float())).clamp(q_min, q_max)
+    return scale, zero_point
+
+
+def quantize(w: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
+    """q = clamp(round(w / s) + z, q_min, q_max), as float32 whole numbers shaped like `w` (scale, zero_point broadcast)."""
+    return (torch.round(w.float() / scale.float()) + zero_point).clamp(q_min, q_max)
+
+
+def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """ŵ = s (q - z), float32."""
+    return scale.float() * (q.float() - zero_point.float())
+
+
+def choose_offset(lo: Tensor, hi: Tensor, bits: int, scale_dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Scale and offset of a range that need not include zero: ŵ = s q + offset, where code 0 is the offset.
+
+    Both are stored in `scale_dtype`. The offset goes down first, the scale is then taken from it and rounded up, so hi
+    stays inside and |w - ŵ| <= s/2 holds here too. (GGUF's Q4_1 blocks have this form.)
+    """
+    steps = integer_range(bits)[1]
+    offset = lo.float()
+    if scale_dtype == torch.float16 and offset.abs().max() < 0.99 * torch.finfo(torch.float16).max:
+        # One part in 1024 and one smallest step: more than rounding to nearest in float16 can move it back up.
+        offset = (offset - offset.abs() * 2**-10 - 2**-24).half()
+    return _positive(hi.float() / steps - offset.float() / steps, scale_dtype), offset
+
+
+def _positive(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """A scale that can be divided by: 1 where the range is empty, no denormals, and in the dtype it is stored in."""
+    scale = torch.where(scale > 0, scale.clamp(min=torch.finfo(torch.float32).tiny), torch.ones_like(scale))
+    return round_up(scale, dtype)

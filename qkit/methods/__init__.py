@@ -1,0 +1,1 @@
+"""One file a method: pure functions from a weight (and its statistics) to a QTensor."""

@@ -1,0 +1,63 @@
+"""Codes of 2 to 8 bits into bytes and back.
+
+What
+    A row of codes becomes one stream of bits, lowest bit first, little-endian: code k lies in bits b*k .. b*k + b - 1.
+    Nothing is wasted between codes, so 32 codes of 3 bits take exactly 3 words of 32 bits, also when a code straddles two
+    bytes. Each row is filled up to a whole byte. For 2, 4 and 8 bits this is the familiar "low nibble first" order, and
+    where a row is whole words it is the order that compressed-tensors and GPTQ checkpoints use along their packed axis.
+
+How
+    8 codes of b bits are b bytes: gather 8 codes in one 64-bit word with shifts, then cut the word into bytes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qkit.mapping import check_bits
+
+
+def packed_length(length: int, bits: int) -> int:
+    """Bytes that `length` codes of `bits` bits take: ceil(length * bits / 8)."""
+    return -(-length * bits // 8)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack each row of `codes`.
+
+    Args:
+        codes: integers 0 .. 2^bits - 1, [rows, length].
+        bits: 2 .. 8.
+
+    Returns:
+        uint8 [rows, ceil(length * bits / 8)].
+
+    Raises:
+        ValueError: a code does not fit in `bits` bits.
+    """
+    check_bits(bits)
+    if codes.numel() and (codes.min() < 0 or codes.max() >= 2**bits):
+        raise ValueError(
+            f"codes run from {int(codes.min())} to {int(codes.max())}, {bits} bits hold 0..{2**bits - 1}; "
+            f"clamp them, or subtract the lowest signed code first"
+        )
+    rows, length = codes.shape
+    eights = F.pad(codes.long(), (0, -length % 8)).reshape(rows, -1, 8)
+    words = (eights << (bits * torch.arange(8, device=codes.device))).sum(-1, keepdim=True)
+    octets = (words >> (8 * torch.arange(bits, device=codes.device))) & 255
+    return octets.to(torch.uint8).reshape(rows, -1)[:, : packed_length(length, bits)].contiguous()
+
+
+def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
+    """The inverse of `pack`: uint8 [rows, ceil(length * bits / 8)] -> codes uint8 [rows, length]."""
+    check_bits(bits)
+    rows, octets = packed.shape
+    if octets != packed_length(length, bits):
+        raise ValueError(
+            f"{octets} bytes a row do not hold {length} codes of {bits} bits, which take {packed_length(length, bits)}; "
+            f"give the length and the bits that the codes were packed with"
+        )
+    groups = F.pad(packed, (0, -octets % bits)).reshape(rows, -1, bits).long()
+    words = (groups << (8 * torch.arange(bits, device=packed.device))).sum(-1, keepdim=True)
+    codes = (words >> (bits * torch.arange(8, device=packed.device))) & (2**bits - 1)
+    return codes.to(torch.uint8).reshape(rows, -1)[:, :length].contiguous()

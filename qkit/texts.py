@@ -1,0 +1,80 @@
+"""Real text that is present on every machine with Python, and the doors to other text.
+
+CPython ships megabytes of English documentation: the docstrings of its standard library, and `pydoc_data.topics`, the
+language reference that `help("topic")` prints. Nobody here wrote it, no network is needed for it, and bookworm-14m was
+trained on the part that "python-docs" returns and never saw the part that "python-docs-heldout" returns. Another minor
+version of Python ships slightly other words, so compare perplexities within one version.
+"""
+
+import ast
+import hashlib
+import os
+from functools import cache
+from pathlib import Path
+from pydoc_data.topics import topics
+
+NAMES = ("python-docs", "python-docs-heldout", "wikitext-2")
+SKIPPED_FOLDERS = {"site-packages", "dist-packages", "idlelib", "lib2to3", "__pycache__", "pydoc_data"}
+
+
+def texts(name_or_path: str | os.PathLike) -> str:
+    """A text by name, or the contents of a UTF-8 file.
+
+    Args:
+        name_or_path: "python-docs" (for calibration), "python-docs-heldout" (for evaluation), "wikitext-2" (needs the
+            package `datasets` and a network), or a path.
+
+    Raises:
+        ValueError: neither a name nor a file.
+        ImportError: "wikitext-2" without `datasets`.
+    """
+    if name_or_path == "python-docs":
+        return python_docs()
+    if name_or_path == "python-docs-heldout":
+        return "\n\n".join(text.strip() for topic, text in sorted(topics.items()) if held_out(topic))
+    if name_or_path == "wikitext-2":
+        return wikitext_2()
+    path = Path(name_or_path).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"text {str(name_or_path)!r} is no file and none of {', '.join(NAMES)}; check the path or use a name"
+        )
+    return path.read_text(encoding="utf-8")
+
+
+def held_out(topic: str) -> bool:
+    """One pydoc topic in three is kept for evaluation, chosen by the sha1 of its name."""
+    return int(hashlib.sha1(topic.encode()).hexdigest(), 16) % 3 == 0
+
+
+@cache
+def python_docs() -> str:
+    """The pydoc topics that are not held out, then all docstrings over 120 characters of the standard library."""
+    parts = [text.strip() for topic, text in sorted(topics.items()) if not held_out(topic)]
+    library = Path(os.__file__).parent
+    for path in sorted(library.rglob("*.py")):
+        folders = path.relative_to(library).parts[:-1]
+        if SKIPPED_FOLDERS.intersection(folders) or any(folder.startswith("test") for folder in folders):
+            continue
+        try:
+            tree = ast.parse(path.read_text())
+        except (SyntaxError, ValueError, OSError):
+            continue  # the library keeps a few files that are broken on purpose
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                docstring = ast.get_docstring(node)
+                if docstring and len(docstring) > 120:
+                    parts.append(docstring)
+    return "\n\n".join(parts)
+
+
+def wikitext_2() -> str:
+    """The test split of wikitext-2-raw, as GPTQ's and most later papers evaluate it."""
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError(
+            "text 'wikitext-2' needs the package datasets, which is not installed; pip install 'qkit[wikitext]', "
+            "or use 'python-docs-heldout', which every Python carries"
+        ) from error
+    return "\n\n".join(load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="test")["text"])
