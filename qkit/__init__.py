@@ -13,6 +13,7 @@ from importlib import import_module
 from qkit.compare import compare
 from qkit.error import ErrorStatistics, error_statistics, sqnr_db
 from qkit.evaluate import kl_divergence, perplexity
+from qkit.generate import complete
 from qkit.models import disk_bytes, load, save
 from qkit.modules import QLinear
 from qkit.ops import linear
@@ -33,6 +34,7 @@ __all__ = [
     "QTensor",
     "QuantizationReport",
     "compare",
+    "complete",
     "disk_bytes",
     "error_statistics",
     "kl_divergence",

@@ -137,8 +137,7 @@ def choose_scale(
         lo = -hi
     else:
         lo, hi = lo.clamp(max=0), hi.clamp(min=0)
-    scale = hi.float() / steps - lo.float() / steps  # never (hi - lo), which can overflow
-    scale = _positive(scale, scale_dtype)
+    scale = _stored_scale(lo.float(), hi.float(), steps, scale_dtype)
     if symmetric:
         zero_point = torch.full_like(scale, 0 if signed else 2 ** (bits - 1), dtype=torch.float32)
     else:
@@ -167,10 +166,12 @@ def choose_offset(lo: Tensor, hi: Tensor, bits: int, scale_dtype: torch.dtype = 
     if scale_dtype == torch.float16 and offset.abs().max() < 0.99 * torch.finfo(torch.float16).max:
         # One part in 1024 and one smallest step: more than rounding to nearest in float16 can move it back up.
         offset = (offset - offset.abs() * 2**-10 - 2**-24).half()
-    return _positive(hi.float() / steps - offset.float() / steps, scale_dtype), offset
+    return _stored_scale(offset.float(), hi.float(), steps, scale_dtype), offset
 
 
-def _positive(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """A scale that can be divided by: 1 where the range is empty, no denormals, and in the dtype it is stored in."""
+def _stored_scale(lo: Tensor, hi: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """(hi - lo) / steps in the dtype it is stored in: never denormal, and 1 where the range is empty."""
+    span = hi - lo
+    scale = torch.where(span.isinf(), hi / steps - lo / steps, span / steps)  # the difference of huge numbers overflows
     scale = torch.where(scale > 0, scale.clamp(min=torch.finfo(torch.float32).tiny), torch.ones_like(scale))
     return round_up(scale, dtype)

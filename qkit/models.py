@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,14 @@ def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         what = "holds neither qkit.json nor config.json" if folder.exists() else "does not exist"
         raise ValueError(f"folder {name!r} {what}; give a folder that qkit.save or save_pretrained wrote")
+    if near := get_close_matches(name, EMBEDDED, cutoff=0.7):
+        raise ValueError(f"model {name!r} is not embedded, but {near[0]!r} is; correct the name")
     try:
         return _from_transformers(name)
     except OSError as error:
         raise ValueError(
             f"model {name!r} is not embedded ({', '.join(EMBEDDED)}), is no folder here, and the hub gave none "
-            f"({str(error).splitlines()[0]}); check the spelling, or the network"
+            f"({str(error).splitlines()[0].rstrip('.')}); check the spelling, or the network"
         ) from error
 
 
@@ -119,6 +122,9 @@ def save(model: nn.Module, folder: str | os.PathLike, tokenizer=None) -> Path:
             json.dump(manifest, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
+        shutil.copymode(
+            draft / "qkit.json", draft / manifest["weights"]["file"]
+        )  # safetensors lets only the owner read
         for path in sorted(draft.iterdir(), key=lambda path: path.name == "qkit.json"):  # qkit.json last: it commits
             path.replace(folder / path.name)
         for stale in folder.glob("weights-*.safetensors"):

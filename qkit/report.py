@@ -135,7 +135,7 @@ class Comparison:
     tokens: int  # predicted tokens, the same for every row
     rows: tuple[ComparisonRow, ...]
 
-    header = ("", "perplexity", "KL (nats)", "MB on disk", "bits/weight", "compression", "seconds")
+    header = ("", "perplexity", "KL (nats)", "MB on disk", "bits per weight", "compression", "seconds")
 
     @property
     def caption(self) -> str:

@@ -3,6 +3,7 @@
 How a scheme is carried out stands in `qkit/methods/`, one file a method.
 """
 
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -66,3 +67,14 @@ def scheme_from_dict(record: dict[str, Any]) -> RTN:
     if unknown:
         raise ValueError(f"{name} has no field {', '.join(sorted(unknown))}; was it written by a newer qkit?")
     return SCHEMES[name](**arguments)
+
+
+def parse_scheme(text: str) -> RTN:
+    """A scheme as the command line spells it: w8, w4g128, w4g128sym, w8tensor, w8tensorsym."""
+    match = re.fullmatch(r"w(\d+)(?:g(\d+)|(tensor))?(sym)?", text.lower())
+    if match is None:
+        raise ValueError(
+            f"scheme {text!r} is not understood; write bits, group and symmetry, e.g. w8, w4g128, w4g128sym"
+        )
+    bits, group, tensor, symmetric = match.groups()
+    return RTN(int(bits), int(group) if group else tensor, symmetric is not None)

@@ -1,1 +1,43 @@
+"""The exercises of the lessons, checked offline.
 
+    >>> from qkit import exercises
+    >>> exercises.check("01.1", my_function)      # right, not yet (and which mistake it looks like), or not attempted
+    >>> exercises.hint("01.1")                    # the first hint; hint("01.1", 2) the next
+    >>> exercises.solution("01.1")                # the function that `check` compares with
+
+A checker calls the answer and the solution on the same inputs. A wrong answer that behaves like a known mistake is told
+which; any other is shown the first input where it differs.
+"""
+
+from qkit.exercises import lesson_00, lesson_01, lesson_02
+from qkit.exercises.core import Exercise, Verdict, reveal
+
+ALL: dict[str, Exercise] = {
+    exercise.name: exercise for lesson in (lesson_00, lesson_01, lesson_02) for exercise in lesson.EXERCISES
+}
+
+__all__ = ["ALL", "Exercise", "Verdict", "check", "hint", "reveal", "solution"]
+
+
+def check(name: str, answer: object) -> Verdict:
+    """Check an answer to exercise `name`, e.g. "01.2"."""
+    return _find(name).check(answer)
+
+
+def hint(name: str, number: int = 1) -> None:
+    """Print a hint; they go from a nudge to nearly the answer."""
+    hints = _find(name).hints
+    if not 1 <= number <= len(hints):
+        raise ValueError(f"hint {number} of exercise {name} does not exist; it has 1 to {len(hints)}")
+    print(f"Hint {number} of {len(hints)}: {hints[number - 1]}")
+
+
+def solution(name: str) -> None:
+    """Print the source of the solution."""
+    print(_find(name).source())
+
+
+def _find(name: str) -> Exercise:
+    if name not in ALL:
+        raise ValueError(f"exercise {name!r} does not exist; there are {', '.join(ALL)}")
+    return ALL[name]

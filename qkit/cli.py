@@ -1,0 +1,137 @@
+"""qkit on the command line: compare, quantize, eval, lab."""
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+import qkit
+from qkit.compare import TOUR
+from qkit.report import Comparison, QuantizationReport
+from qkit.resources import folder as resource_folder
+from qkit.schemes import RTN, parse_scheme
+
+app = typer.Typer(
+    help="Make language models small, and see what it costs.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+Model = Annotated[str, typer.Argument(help="The embedded model, a folder, or a hub id.")]
+Text = Annotated[str, typer.Option(help="python-docs-heldout, python-docs, wikitext-2, or a file.")]
+Chunks = Annotated[int | None, typer.Option(min=1, help="Evaluate on the first so many chunks of 511 tokens.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def compare(
+    model: Model = "bookworm-14m",
+    scheme: Annotated[list[str] | None, typer.Option(help="w8, w4g128, w4g128sym, w8tensor; repeat it.")] = None,
+    text: Text = "python-docs-heldout",
+    chunks: Chunks = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for compare.html and compare.png.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a model by several schemes and put all of them in one table."""
+    schemes = [parse_scheme(one) for one in scheme] if scheme else TOUR
+    comparison = qkit.compare(model, schemes, qkit.texts(text), text_name=text, max_chunks=chunks)
+    if as_json:
+        print(json.dumps(comparison.to_dict(), indent=1))
+    else:
+        _print_comparison(comparison)
+    if out is not None:
+        from qkit.page import write_page
+
+        page, picture = write_page(comparison, out)
+        print(f"\nwrote {page} and {picture}", file=sys.stderr)
+
+
+@app.command()
+def quantize(
+    model: Model,
+    folder: Annotated[Path, typer.Argument(help="Where to save the quantized model.")],
+    bits: Annotated[int, typer.Option(help="2 to 8.")] = 4,
+    group_size: Annotated[int | None, typer.Option(help="Weights that share a scale; left out: a row.")] = None,
+    symmetric: Annotated[bool, typer.Option(help="No zero points.")] = False,
+    include: Annotated[list[str] | None, typer.Option(help="Globs on layer names, instead of the rule.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Globs on layer names that stay in float.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a model by rounding to nearest and save it."""
+    scheme = RTN(bits=bits, group_size=group_size, symmetric=symmetric)
+    network, tokenizer = qkit.load(model)
+    report = qkit.quantize(network, scheme, include=include, exclude=exclude)
+    qkit.save(network, folder, tokenizer=tokenizer)
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=1))
+    else:
+        _print_report(report)
+        print(f"\nsaved in {folder}; qkit.load({str(folder)!r}) brings it back")
+
+
+@app.command(name="eval")
+def evaluate(model: Model, text: Text = "python-docs-heldout", chunks: Chunks = None, as_json: AsJson = False) -> None:
+    """Print the perplexity of a model, quantized or not."""
+    network, tokenizer = qkit.load(model)
+    value = qkit.perplexity(network, tokenizer, qkit.texts(text), max_chunks=chunks)
+    print(
+        json.dumps({"model": model, "text": text, "perplexity": value})
+        if as_json
+        else f"{model} on {text}: {value:.3f}"
+    )
+
+
+@app.command()
+def lab(
+    folder: Annotated[Path, typer.Argument(help="Where your copy of the lessons is, or is to be.")] = Path(
+        "qkit-lessons"
+    ),
+) -> None:
+    """Open the lessons in JupyterLab: a copy of your own, made once and never overwritten."""
+    if find_spec("jupyterlab") is None:
+        raise ImportError("the lessons open in JupyterLab, which is not installed; pip install 'qkit[lab]'")
+    folder.mkdir(parents=True, exist_ok=True)
+    for lesson in sorted(resource_folder("lessons").glob("*.ipynb")):
+        if not (folder / lesson.name).exists():
+            shutil.copy(lesson, folder)
+    raise typer.Exit(subprocess.call([sys.executable, "-m", "jupyterlab", str(folder)]))
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    table = Table(title=comparison.caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column, title in enumerate(comparison.header):
+        table.add_column(title.replace(" ", "\n"), justify="right" if column else "left", no_wrap=True)
+    for row in comparison.rows:
+        table.add_row(*row.cells(), style="bold" if row.report is None else None)
+    Console().print(table)
+
+
+def _print_report(report: QuantizationReport) -> None:
+    table = Table(title=repr(report))
+    for title in ("layer", "out x in", "bits/weight", "SQNR (dB)"):
+        table.add_column(title, justify="left" if title == "layer" else "right")
+    for layer in report.layers:
+        shape = f"{layer.shape[0]} x {layer.shape[1]}"
+        table.add_row(layer.name, shape, f"{layer.bits_per_weight:.3f}", f"{layer.error.sqnr_db:.1f}")
+    for name, why in report.skipped:
+        table.add_row(name, "", "", why, style="dim")
+    Console().print(table)
+
+
+def main() -> None:
+    """The entry point: an error that qkit explains is one sentence on stderr and exit status 2, not a traceback."""
+    try:
+        app()
+    except (ValueError, ImportError, OSError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"qkit: {error}", style="red", markup=False, highlight=False)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

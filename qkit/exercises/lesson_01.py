@@ -1,0 +1,144 @@
+"""Exercises of lesson 01: scale and zero point, quantizing, and how many bits a tolerance asks for."""
+
+import math
+
+import torch
+
+from qkit.exercises.core import Exercise
+
+
+def scale_and_zero_point(lo: float, hi: float, bits: int) -> tuple[float, int]:
+    """Scale and zero point that lay [lo, hi], with zero included, on the unsigned codes 0 .. 2^bits - 1."""
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    scale = (hi - lo) / (2**bits - 1)
+    return scale, round(-lo / scale)
+
+
+def quantize(w: torch.Tensor, scale: float, zero_point: int, bits: int) -> torch.Tensor:
+    """Codes 0 .. 2^bits - 1: round half to even, add the zero point, clamp."""
+    return (torch.round(w / scale) + zero_point).clamp(0, 2**bits - 1)
+
+
+def bits_needed(lo: float, hi: float, tolerance: float) -> int:
+    """The fewest bits with which every number in [lo, hi] (zero inside) comes back with an error of at most `tolerance`."""
+    return math.ceil(math.log2((hi - lo) / (2 * tolerance) + 1))
+
+
+def _wrong_zero(lo: float, hi: float, bits: int, sign: int = 1) -> tuple[float, int]:
+    scale = scale_and_zero_point(lo, hi, bits)[0]
+    return scale, round(sign * min(lo, 0.0) / scale)
+
+
+def _from(lo: float, hi: float, steps: int) -> tuple[float, int]:
+    scale = (hi - lo) / steps
+    return scale, round(-lo / scale)
+
+
+EXERCISES = (
+    Exercise(
+        name="01.1",
+        hints=(
+            "Widen the range first: lo is never above 0, hi never below.",
+            "2^b codes have 2^b - 1 steps between them.",
+            "z is the code on which 0.0 falls: lo falls on 0, so 0.0 falls on -lo / s, rounded.",
+        ),
+        solution=scale_and_zero_point,
+        cases=((-1.0, 1.0, 8), (-0.5, 1.5, 4), (0.25, 1.0, 4), (-3.0, -1.0, 3), (-0.72, 0.49, 2)),
+        mistakes=(
+            (
+                lambda lo, hi, bits: _from(min(lo, 0.0), max(hi, 0.0), 2**bits),
+                "2^b codes have 2^b - 1 steps between them; dividing by 2^b leaves the last code unused.",
+            ),
+            (
+                lambda lo, hi, bits: _from(lo, hi, 2**bits - 1),
+                "zero must be inside the range: without min(lo, 0) and max(hi, 0) the zero point falls off the codes.",
+            ),
+            (_wrong_zero, "the zero point has the wrong sign: lo falls on code 0, so 0.0 falls on -lo / s."),
+            (
+                lambda lo, hi, bits: (
+                    scale_and_zero_point(lo, hi, bits)[0],
+                    -min(lo, 0.0) / scale_and_zero_point(lo, hi, bits)[0],
+                ),
+                "the zero point is a code, a whole number: round it, or 0.0 is not exact.",
+            ),
+            (
+                lambda lo, hi, bits: (
+                    2 * max(abs(lo), abs(hi)) / (2**bits - 1),
+                    2 ** (bits - 1),
+                ),
+                "that is the symmetric mapping; here lo and hi have a reach each.",
+            ),
+        ),
+    ),
+    Exercise(
+        name="01.2",
+        hints=("torch.round rounds half to even.", "Divide, round, add the zero point, clamp to 0 .. 2^bits - 1."),
+        solution=quantize,
+        cases=(
+            (torch.tensor([-1.0, 0.0, 0.26, 1.0]), 0.5, 2, 3),
+            (torch.tensor([0.25, 0.75, 1.25, 1.75]), 0.5, 1, 4),
+            (torch.tensor([-9.0, 9.0, 0.1]), 0.1, 8, 4),
+            (torch.tensor([[-0.33, 0.2], [0.9, -0.04]]), 0.01, 100, 8),
+        ),
+        mistakes=(
+            (
+                lambda w, s, z, b: (torch.trunc(w / s) + z).clamp(0, 2**b - 1),
+                "that truncates: the error reaches a whole step instead of half. Round.",
+            ),
+            (
+                lambda w, s, z, b: (torch.floor(w / s) + z).clamp(0, 2**b - 1),
+                "that takes the floor: every error points the same way. Round to the nearest.",
+            ),
+            (
+                lambda w, s, z, b: torch.round(w / s) + z,
+                "codes outside 0 .. 2^bits - 1 do not exist: clamp after adding the zero point.",
+            ),
+            (
+                lambda w, s, z, b: (torch.floor(w / s + 0.5) + z).clamp(0, 2**b - 1),
+                "ties go up there; round half to even (torch.round), or a bias is added.",
+            ),
+            (
+                lambda w, s, z, b: (torch.round(w / s) - z).clamp(0, 2**b - 1),
+                "the zero point is added when quantizing, and subtracted when dequantizing.",
+            ),
+            (
+                lambda w, s, z, b: torch.round(w / s).clamp(0, 2**b - 1) + z,
+                "clamp last: the zero point moves the codes, and only then must they fit.",
+            ),
+        ),
+    ),
+    Exercise(
+        name="01.3",
+        hints=(
+            "The largest error is half a step.",
+            "Half a step is (hi - lo) / (2^b - 1) / 2; solve for b and round up.",
+        ),
+        solution=bits_needed,
+        cases=(
+            (-1.0, 1.0, 0.1),
+            (-1.0, 1.0, 0.01),
+            (-4.0, 3.0, 0.5),
+            (0.0, 1.0, 0.07),
+            (-2.0, 2.0, 0.25),
+            (-1.0, 1.0, 0.068),
+        ),
+        mistakes=(
+            (
+                lambda lo, hi, t: math.ceil(math.log2((hi - lo) / t + 1)),
+                "that allows only a whole step of 2 * tolerance / 2: rounding errs by half a step at most.",
+            ),
+            (
+                lambda lo, hi, t: math.floor(math.log2((hi - lo) / (2 * t) + 1)),
+                "rounding the bits down misses the tolerance: round up.",
+            ),
+            (
+                lambda lo, hi, t: round(math.log2((hi - lo) / (2 * t) + 1)),
+                "rounding the bits to the nearest can miss the tolerance: round up.",
+            ),
+            (
+                lambda lo, hi, t: math.ceil(math.log2((hi - lo) / (2 * t))),
+                "2^b codes have 2^b - 1 steps, not 2^b: it matters at few bits.",
+            ),
+        ),
+    ),
+)

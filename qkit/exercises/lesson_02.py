@@ -1,0 +1,146 @@
+"""Exercises of lesson 02: what a weight really costs, packing, and groups."""
+
+import torch
+import torch.nn.functional as F
+
+from qkit.exercises.core import Exercise
+
+
+def bits_per_weight(bits: int, group_size: int, symmetric: bool) -> float:
+    """Stored bits of a weight: its code, and its share of a 16-bit scale and (unless symmetric) a b-bit zero point."""
+    return bits + (16 + (0 if symmetric else bits)) / group_size
+
+
+def pack_int4(codes: torch.Tensor) -> torch.Tensor:
+    """Codes 0 .. 15, [n], into ceil(n / 2) bytes: the first of each pair in the low four bits; an odd end is filled by 0."""
+    pairs = F.pad(codes.long(), (0, len(codes) % 2)).reshape(-1, 2)
+    return (pairs[:, 0] | (pairs[:, 1] << 4)).to(torch.uint8)
+
+
+def fake_quantize_groups(w: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
+    """Quantize w [out, in] symmetrically and dequantize: every `group_size` weights along a row share a scale.
+
+    The scale is s = absmax / (2^(bits-1) - 1) and the codes are round(w / s).
+    """
+    groups = w.reshape(len(w), -1, group_size)
+    scale = groups.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return (torch.round(groups / scale) * scale).reshape(w.shape)
+
+
+def _pairs(codes: torch.Tensor) -> torch.Tensor:
+    return F.pad(codes.long(), (0, len(codes) % 2)).reshape(-1, 2)
+
+
+_W = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 4, 8)[:, None]
+_V = torch.randn(4, 12, generator=torch.Generator().manual_seed(1)) * torch.linspace(3, 0.2, 12)
+
+EXERCISES = (
+    Exercise(
+        name="02.1",
+        hints=(
+            "A group of g weights has one scale of 16 bits: how much is that for each of them?",
+            "b + (16 + b) / g.",
+        ),
+        solution=bits_per_weight,
+        cases=((4, 128, True), (4, 128, False), (3, 64, False), (2, 32, True), (8, 4096, False)),
+        mistakes=(
+            (
+                lambda b, g, sym: float(b),
+                "the scales are missing: each group stores one of 16 bits, shared by its g weights.",
+            ),
+            (
+                lambda b, g, sym: b + 16 / g,
+                "the zero points are missing: unless symmetric, each group stores one of b bits.",
+            ),
+            (lambda b, g, sym: b + (16 + b) / g, "a symmetric group stores no zero point."),
+            (
+                lambda b, g, sym: b + (32 + (0 if sym else b)) / g,
+                "qkit stores scales in 16 bits, not 32 (and so do most checkpoints).",
+            ),
+            (
+                lambda b, g, sym: b + (16 + (0 if sym else 16)) / g,
+                "a zero point is a code: it takes b bits, not 16.",
+            ),
+        ),
+    ),
+    Exercise(
+        name="02.2",
+        hints=("x << 4 moves a code into the high half of a byte, | joins two.", "An odd length: append one 0 first."),
+        solution=pack_int4,
+        cases=(
+            (torch.tensor([1, 2]),),
+            (torch.tensor([15, 0, 7, 9]),),
+            (torch.tensor([3, 4, 5]),),
+            (torch.tensor([12]),),
+        ),
+        mistakes=(
+            (
+                lambda c: (_pairs(c)[:, 1] | (_pairs(c)[:, 0] << 4)).to(torch.uint8),
+                "the first code of each pair belongs in the low four bits; yours is in the high ones.",
+            ),
+            (
+                lambda c: (_pairs(c)[:, 0] | (_pairs(c)[:, 1] << 3)).to(torch.uint8),
+                "the second code is shifted by 3 and overlaps the first; four bits need a shift of 4.",
+            ),
+            (
+                lambda c: (_pairs(c[: len(c) // 2 * 2])[:, 0] | (_pairs(c[: len(c) // 2 * 2])[:, 1] << 4)).to(
+                    torch.uint8
+                ),
+                "the last code of an odd length is lost: fill the end with a 0.",
+            ),
+            (lambda c: c.to(torch.uint8), "that still takes a byte a code: two codes share one."),
+            (
+                lambda c: (c[: (len(c) + 1) // 2] | (F.pad(c, (0, len(c) % 2))[(len(c) + 1) // 2 :] << 4)).to(
+                    torch.uint8
+                ),
+                "that joins the first half with the second half; neighbours share a byte here.",
+            ),
+        ),
+    ),
+    Exercise(
+        name="02.3",
+        hints=(
+            "Reshape [out, in] to [out, in / g, g], then the last axis shares a scale.",
+            "amax(-1, keepdim=True) keeps the axis, so that dividing broadcasts.",
+        ),
+        solution=fake_quantize_groups,
+        cases=((_W, 4, 4), (_W, 3, 2), (_V, 4, 4), (_V, 8, 6)),
+        mistakes=(
+            (
+                lambda w, b, g: fake_quantize_groups(w.reshape(1, -1), b, w.numel()).reshape(w.shape),
+                "one scale serves the whole tensor there; every group_size weights of a row get their own.",
+            ),
+            (
+                lambda w, b, g: fake_quantize_groups(w, b, w.shape[1]),
+                "one scale serves a whole row there; every group_size weights of the row get their own.",
+            ),
+            (
+                lambda w, b, g: fake_quantize_groups(w.T.contiguous(), b, g if len(w) % g == 0 else len(w)).T,
+                "the groups run along the outputs (down a column); they run along a row, the inputs.",
+            ),
+            (
+                lambda w, b, g: fake_quantize_groups(w.T.reshape(-1, g), b, g).reshape(w.T.shape).T,
+                "the groups run along the outputs (down a column); they run along a row, the inputs.",
+            ),
+            (
+                lambda w, b, g: _with_reach(w, g, 2 ** (b - 1)),
+                "the scale divides by 2^(bits-1), whose positive code does not exist; divide by 2^(bits-1) - 1.",
+            ),
+            (
+                lambda w, b, g: _codes(w, b, g),
+                "those are the codes; multiply them by their scales to come back to weights.",
+            ),
+        ),
+    ),
+)
+
+
+def _with_reach(w: torch.Tensor, group_size: int, reach: int) -> torch.Tensor:
+    groups = w.reshape(len(w), -1, group_size)
+    scale = groups.abs().amax(-1, keepdim=True) / reach
+    return (torch.round(groups / scale) * scale).reshape(w.shape)
+
+
+def _codes(w: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
+    groups = w.reshape(len(w), -1, group_size)
+    return torch.round(groups / (groups.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1))).reshape(w.shape)

@@ -1,0 +1,18 @@
+"""Let a model talk."""
+
+import torch
+from torch import nn
+
+
+@torch.inference_mode()
+def complete(model: nn.Module, tokenizer, prompt: str, tokens: int = 40) -> str:
+    """`prompt` and the `tokens` most probable tokens after it, one by one (greedy, so that models can be compared)."""
+    ids = tokenizer(prompt, return_tensors="pt").input_ids.to(next(model.parameters()).device)
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    return tokenizer.decode(out[0], skip_special_tokens=True)
