@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from qkit.evaluate import evaluate
 from qkit.models import disk_bytes, load
-from qkit.quantize import quantize
+from qkit.quantize import check_scheme, quantize
 from qkit.report import Comparison, ComparisonRow, QuantizationReport
 from qkit.schemes import RTN
 from qkit.surgery import clone
@@ -45,6 +45,8 @@ def compare(
         progress: show bars; None: on a terminal only.
     """
     name = model if isinstance(model, str) else type(model).__name__
+    for scheme in schemes:
+        check_scheme(scheme)
     if isinstance(model, str):
         model, tokenizer = load(model)
     if text is None:

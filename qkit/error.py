@@ -36,7 +36,8 @@ def error_statistics(original: Tensor, approximation: Tensor) -> ErrorStatistics
         raise ValueError(
             f"shapes {tuple(original.shape)} and {tuple(approximation.shape)} differ; compare a weight with its own copy"
         )
-    w, error = original.double(), original.double() - approximation.double()
+    w = original.detach().double()
+    error = w - approximation.detach().double()
     signal, noise = float((w * w).sum()), float((error * error).sum())
     if noise == 0:
         ratio_db, relative = math.inf, 0.0

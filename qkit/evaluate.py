@@ -75,8 +75,8 @@ def evaluate(
     vocabulary = max(getattr(getattr(m, "config", None), "vocab_size", 1) for m in models.values())
     batch_size = max(1, LOGITS_AT_ONCE // (vocabulary * ids.shape[1]))
     nll, kl = dict.fromkeys(models, 0.0), dict.fromkeys(models, 0.0)
-    training = [model for model in models.values() if model.training]
-    for model in training:
+    modes = {module: module.training for model in models.values() for module in model.modules()}
+    for model in models.values():
         model.eval()  # dropout would be measured too
     try:
         batches = ids.split(batch_size)
@@ -89,10 +89,14 @@ def evaluate(
                 if log_p is not original:
                     kl[name] += float((original.exp() * (original - log_p.to(original.device))).sum(-1).double().sum())
     finally:
-        for model in training:
-            model.train()
+        for module, training in modes.items():
+            module.training = training
     tokens = ids[:, 1:].numel()
-    return {name: Evaluation(math.exp(nll[name] / tokens), kl[name] / tokens, tokens) for name in models}
+    return {name: Evaluation(_exp(nll[name] / tokens), kl[name] / tokens, tokens) for name in models}
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf  # a ruined model is a result, an OverflowError is not
 
 
 def _log_probabilities(model: nn.Module, ids: Tensor, name: str) -> Tensor:

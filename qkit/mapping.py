@@ -162,11 +162,13 @@ def choose_offset(lo: Tensor, hi: Tensor, bits: int, scale_dtype: torch.dtype = 
     stays inside and |w - ŵ| <= s/2 holds here too. (GGUF's Q4_1 blocks have this form.)
     """
     steps = integer_range(bits)[1]
-    offset = lo.float()
-    if scale_dtype == torch.float16 and offset.abs().max() < 0.99 * torch.finfo(torch.float16).max:
+    scale, offset = _stored_scale(lo.float(), hi.float(), steps, scale_dtype), lo.float()
+    if scale.dtype == torch.float16 and offset.abs().max() < 0.99 * torch.finfo(torch.float16).max:
         # One part in 1024 and one smallest step: more than rounding to nearest in float16 can move it back up.
-        offset = (offset - offset.abs() * 2**-10 - 2**-24).half()
-    return _stored_scale(offset.float(), hi.float(), steps, scale_dtype), offset
+        nearest, below = offset.half(), (offset - offset.abs() * 2**-10 - 2**-24).half()
+        offset = torch.where(nearest.float() <= lo, nearest, below)
+        scale = _stored_scale(offset.float(), hi.float(), steps, scale_dtype)
+    return scale, offset
 
 
 def _stored_scale(lo: Tensor, hi: Tensor, steps: int, dtype: torch.dtype) -> Tensor:

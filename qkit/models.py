@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -34,6 +34,7 @@ from qkit.surgery import swap
 
 EMBEDDED = {"bookworm-14m": "87817cfded41ecbd81ecb885458e45248d909912d179cf9c70a06c8a27b40b5b"}  # sha256 of the weights
 FORMAT_VERSION = 1
+MANIFEST_KEYS = {"class", "config", "generation_config", "weights", "layers", "tied", "widened", "derived"}
 
 
 def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
@@ -57,7 +58,13 @@ def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
     if (folder / "qkit.json").is_file():
         return _load_saved(folder)
     if (folder / "config.json").is_file():
-        return _from_transformers(folder)
+        try:
+            return _from_transformers(folder)
+        except Exception as error:  # whatever transformers makes of a file that is missing, cut off or altered
+            raise ValueError(
+                f"folder {name!r} cannot be loaded by transformers ({_line(error, 0)}); "
+                f"qkit reads safetensors only, whole and unaltered: copy or convert the model again"
+            ) from error
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         what = "holds neither qkit.json nor config.json" if folder.exists() else "does not exist"
         raise ValueError(f"folder {name!r} {what}; give a folder that qkit.save or save_pretrained wrote")
@@ -65,11 +72,17 @@ def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
         raise ValueError(f"model {name!r} is not embedded, but {near[0]!r} is; correct the name")
     try:
         return _from_transformers(name)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"model {name!r} is not embedded ({', '.join(EMBEDDED)}), is no folder here, and the hub gave none "
-            f"({str(error).splitlines()[0].rstrip('.')}); check the spelling, or the network"
+            f"({_line(error, 0)}); check the spelling, or the network"
         ) from error
+
+
+def _line(error: Exception, number: int) -> str:
+    """One line of what an error says: the first (0) or the last (-1)."""
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    return lines[number] if lines else type(error).__name__
 
 
 def _from_transformers(source: Path | str) -> tuple[nn.Module, Any]:
@@ -149,7 +162,9 @@ def _write_weights(model: nn.Module, draft: Path) -> dict[str, Any]:
     tied: dict[str, str] = {}
     widened: dict[str, str] = {}
     codes = {f"{name}.{part}" for name, layer in quantized_layers(model).items() for part in layer.parts}
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    state = model.state_dict(keep_vars=True)
+    derived = {name: buffer for name, buffer in model.named_buffers() if name not in state}
+    for name, tensor in {**state, **derived}.items():
         if id(tensor) in first_name:
             tied[name] = first_name[id(tensor)]
             continue
@@ -179,6 +194,7 @@ def _write_weights(model: nn.Module, draft: Path) -> dict[str, Any]:
         },
         "tied": tied,
         "widened": widened,
+        "derived": sorted(derived),  # buffers that a state dict leaves out (rotary frequencies), in the dtype they had
     }
 
 
@@ -202,22 +218,22 @@ def _load_saved(folder: Path) -> tuple[nn.Module, Any]:
     manifest = _read_manifest(folder)
     weights = folder / manifest["weights"]["file"]
     _check_weights(weights, manifest["weights"])
-    cls = getattr(transformers, manifest["class"], None)
+    cls = getattr(transformers, str(manifest["class"]), None)
     if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
         raise ValueError(
             f"{folder} holds a {manifest['class']!r}, which this transformers does not have; upgrade transformers"
         )
-    config = dict(manifest["config"])
-    config = AutoConfig.for_model(config.pop("model_type"), **config)
-    with _parameters_without_memory():
-        model = cls(config)
-    if manifest["generation_config"]:
-        model.generation_config = GenerationConfig.from_dict(manifest["generation_config"])
     try:
+        config = dict(manifest["config"])
+        config = AutoConfig.for_model(config.pop("model_type"), **config)
+        with _parameters_without_memory():
+            model = cls(config)
+        if manifest["generation_config"]:
+            model.generation_config = GenerationConfig.from_dict(manifest["generation_config"])
         _fill(model, weights, manifest)
-    except (KeyError, RuntimeError, SafetensorError, AttributeError, ValueError, TypeError) as error:
+    except Exception as error:  # an altered manifest may break anything between the config and the last tensor
         raise ValueError(
-            f"{folder}: qkit.json and {weights.name} do not fit each other ({str(error).strip().splitlines()[-1].strip()}); "
+            f"{folder}: qkit.json and {weights.name} do not fit each other ({_line(error, -1)}); "
             f"one of them was altered: save the model again"
         ) from error
     has_tokenizer = (folder / "tokenizer_config.json").exists()
@@ -237,16 +253,18 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has format version {manifest.get('version')!r}, this qkit reads {FORMAT_VERSION}; "
             f"load it with the qkit that wrote it, or save it again with this one"
         )
-    missing = {"class", "config", "generation_config", "weights", "layers", "tied", "widened"} - set(manifest)
-    if missing or not {"file", "bytes", "sha256"} <= set(manifest["weights"]):
-        raise ValueError(
-            f"{path} lacks {', '.join(sorted(missing)) or 'parts of weights'}; it was altered: save the model again"
-        )
+    missing = MANIFEST_KEYS - set(manifest)
+    weights = manifest.get("weights")
+    if missing or not isinstance(weights, dict) or not {"file", "bytes", "sha256"} <= set(weights):
+        what = ", ".join(sorted(missing)) or "parts of weights"
+        raise ValueError(f"{path} lacks {what}; it was altered: save the model again")
+    if Path(str(weights["file"])).name != weights["file"]:
+        raise ValueError(f"{path} names the weights {weights['file']!r}, no file of its own folder; it was altered")
     return manifest
 
 
 def _check_weights(path: Path, expected: dict[str, Any]) -> None:
-    if path.parent / path.name != path or not path.is_file():
+    if not path.is_file():
         raise ValueError(f"{path} is missing; copy the whole folder again")
     size = path.stat().st_size
     if size != expected["bytes"]:
@@ -309,6 +327,9 @@ def _fill(model: nn.Module, weights: Path, manifest: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {q.shape} in the file, {expected} in the config")
         layers[name] = QLinear(q, nn.Parameter(torch.empty(q.shape[0], device="meta")) if meta["bias"] else None)
     swap(model, layers)
+    for name in manifest["derived"]:
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner).register_buffer(leaf, state.pop(name), persistent=False)
     model.load_state_dict(state, strict=True, assign=True)
     for alias, name in manifest["tied"].items():
         owner, _, leaf = alias.rpartition(".")

@@ -66,7 +66,9 @@ class Picture(Figure):
         """The picture as a PNG file; `compress_level` 1 is larger and quicker, for pictures that follow a slider."""
         buffer = io.BytesIO()
         self.canvas.draw()  # savefig would draw twice
-        Image.fromarray(np.asarray(self.canvas.buffer_rgba())).convert("RGB").save(buffer, "png", compress_level=compress_level)
+        Image.fromarray(np.asarray(self.canvas.buffer_rgba())).convert("RGB").save(
+            buffer, "png", compress_level=compress_level
+        )
         return buffer.getvalue()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
@@ -108,22 +110,18 @@ class WeightHistogram(Picture):
             ]
             self._rug.set(yticks=[0.5, 1.5], ylim=(0, 2), xlabel="value")
             self._rug.grid(False)
-            self._shown: Tensor | None = None
         self.show(weight, q, title)
         self.freeze()
 
     def show(self, weight: Tensor, q: QTensor, title: str) -> None:
         """Give the same picture other data."""
-        if weight is not self._shown:  # the original changes seldom, the sliders often
-            self._shown = weight
-            lo, hi = float(weight.min()), float(weight.max())
-            margin = 0.03 * (hi - lo) or 1.0
-            self._edges = np.linspace(lo - margin, hi + margin, 201)
-            counts = self._counts(weight)
-            self._before.set_data(counts, self._edges)
-            self._axes.set(xlim=(self._edges[0], self._edges[-1]), ylim=(0.7, 3 * weight.numel()))
         approximation = ops.dequantize(q)
-        self._after.set_data(self._counts(approximation), self._edges)
+        lo, hi = (float(f(f(weight), f(approximation))) for f in (torch.min, torch.max))
+        margin = 0.03 * (hi - lo) or 1.0
+        edges = np.linspace(lo - margin, hi + margin, 201)
+        self._before.set_data(_counts(weight, edges), edges)
+        self._after.set_data(_counts(approximation, edges), edges)
+        self._axes.set(xlim=(edges[0], edges[-1]), ylim=(0.7, 3 * weight.numel()))
         grids = [levels(q, *group_by_scale(q, quantile)) for quantile in (1.0, 0.5)]
         for row, (ticks, grid) in enumerate(zip(self._ticks, reversed(grids), strict=True)):
             ticks.set_segments([[(value, row + 0.12), (value, row + 0.88)] for value in grid])
@@ -139,9 +137,9 @@ class WeightHistogram(Picture):
             f"{float(q.scales.float().median()):.4f} in the median one; SQNR {error.sqnr_db:.1f} dB."
         )
 
-    def _counts(self, values: Tensor) -> np.ndarray:
-        lo, hi = self._edges[0], self._edges[-1]
-        return torch.histc(values.flatten(), bins=200, min=float(lo), max=float(hi)).numpy()
+
+def _counts(values: Tensor, edges: np.ndarray) -> np.ndarray:
+    return torch.histc(values.flatten(), bins=len(edges) - 1, min=float(edges[0]), max=float(edges[-1])).numpy()
 
 
 class ErrorCurve(Picture):

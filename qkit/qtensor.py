@@ -40,6 +40,7 @@ class QTensor:
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
+        object.__setattr__(self, "shape", tuple(self.shape))  # JSON makes lists of tuples
         out_features, in_features = self.shape
         self._require("packed", self.packed, (out_features, packed_length(in_features, self.bits)), {torch.uint8})
         floats = {torch.float16, torch.float32}

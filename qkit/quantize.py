@@ -62,6 +62,11 @@ def check_weight(weight: Tensor, scheme: RTN, name: str) -> None:
         )
     check_group_size(scheme.group_size, weight.shape[1], name)
     check_finite(weight, name)
+    limit = torch.finfo(torch.float32).max / 2
+    if (reach := float(weight.detach().abs().max())) > limit:
+        raise ValueError(
+            f"{name} reaches {reach:.2g}, float32 arithmetic needs |w| <= {limit:.2g}; divide the weight by it"
+        )
 
 
 def quantize(
@@ -92,19 +97,21 @@ def quantize(
     for target in targets:
         check_weight(target.weight, scheme, target.name)
 
-    start = time.perf_counter()
+    seconds = 0.0
     layers: dict[str, QLinear] = {}
     reports: list[LayerReport] = []
     twins: dict[int, QLinear] = {}  # a module that the model uses under two names is quantized once
     bar = tqdm(targets, desc=scheme.name, unit="layer", disable=None if progress is None else not progress)
     for target in bar:
         if id(target.module) not in twins:
+            start = time.perf_counter()
             q = rtn(target.weight, scheme, target.name)
+            seconds += time.perf_counter() - start
             twins[id(target.module)] = QLinear(q, target.module.bias).train(target.module.training)
             reports.append(_layer_report(target.name, target.kind, target.weight, q, scheme))
         layers[target.name] = twins[id(target.module)]
     swap(model, layers)
-    return QuantizationReport(scheme.to_dict(), tuple(reports), tuple(skipped), time.perf_counter() - start)
+    return QuantizationReport(scheme.to_dict(), tuple(reports), tuple(skipped), seconds)
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ class QuantizationReport:
     scheme: dict[str, Any]
     layers: tuple[LayerReport, ...]
     skipped: tuple[tuple[str, str], ...]  # (name, why)
-    seconds: float
+    seconds: float  # to quantize the layers, without measuring their error
 
     @property
     def nbytes(self) -> int:

@@ -47,7 +47,9 @@ class RTN:
     def name(self) -> str:
         """As tables and legends print it, e.g. "RTN W4 g128"."""
         group = {None: "per channel", "tensor": "per tensor"}.get(self.group_size, f"g{self.group_size}")
-        return f"RTN W{self.bits} {group}{' sym' if self.symmetric else ''}"
+        marks = [" sym"] * self.symmetric + [" min-max"] * (not self.include_zero)
+        marks += [f" {self.scale_dtype} scales"] * (self.scale_dtype != "float16")
+        return f"RTN W{self.bits} {group}{''.join(marks)}"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the fields, and the scheme's own name as "scheme"."""

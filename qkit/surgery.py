@@ -60,7 +60,7 @@ def find_targets(
         ValueError: a glob matches no layer, or nothing is left to quantize.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    layers = {name: m for name, m in model.named_modules(remove_duplicate=False) if weight_of(m) is not None}
+    layers = {name: m for name, m in model.named_modules(remove_duplicate=False) if name and weight_of(m) is not None}
     include, exclude = as_list(include), as_list(exclude)
     for role, globs in (("include", include), ("exclude", exclude)):
         for glob in globs:
@@ -82,6 +82,8 @@ def find_targets(
         else:
             targets.append(Target(name, module, weight_of(module)))
     if not targets:
+        if weight_of(model) is not None:
+            raise ValueError("the model is itself one Linear layer; quantize_tensor(model.weight, ...) does that")
         done = sum(isinstance(m, QLinear) for m in model.modules())
         why = (
             f"its {done} linear layers are quantized already" if done else f"{len(layers)} found, all of them left out"

@@ -39,7 +39,12 @@ def texts(name_or_path: str | os.PathLike) -> str:
         raise ValueError(
             f"text {str(name_or_path)!r} is no file and none of {', '.join(NAMES)}; check the path or use a name"
         )
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"text {str(path)!r} is not UTF-8 (byte {error.start}); convert it, e.g. with iconv"
+        ) from error
 
 
 def held_out(topic: str) -> bool:
@@ -57,7 +62,7 @@ def python_docs() -> str:
         if SKIPPED_FOLDERS.intersection(folders) or any(folder.startswith("test") for folder in folders):
             continue
         try:
-            tree = ast.parse(path.read_text())
+            tree = ast.parse(path.read_bytes())  # which heeds the encoding that a file declares
         except (SyntaxError, ValueError, OSError):
             continue  # the library keeps a few files that are broken on purpose
         for node in ast.walk(tree):

@@ -26,8 +26,10 @@ def token_chunks(
     if max_chunks is not None and max_chunks < 1:
         raise ValueError(f"max_chunks={max_chunks} leaves nothing to read; give at least 1, or None for all")
     if isinstance(text, Tensor):
-        if text.dim() != 2 or text.is_floating_point() or not text.numel():
-            raise ValueError(f"token ids are {text.dtype} {tuple(text.shape)}; give integers [sequences, length]")
+        if text.dim() != 2 or text.is_floating_point() or len(text) < 1 or text.shape[1] < 2:
+            raise ValueError(
+                f"token ids are {text.dtype} {tuple(text.shape)}; give integers [sequences, length] of at least 2 tokens each"
+            )
         return text[:max_chunks]
     if tokenizer is None:
         raise ValueError("a text needs a tokenizer; give tokenizer=, or token ids instead of the text")

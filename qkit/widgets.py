@@ -71,7 +71,11 @@ class Explorer(ipywidgets.VBox):
         self.symmetric = ipywidgets.Checkbox(value=symmetric, description="symmetric", indent=False)
         self._controls = (self.layer, self.bits, self.group_size, self.symmetric)
         self.picture = self.picture_class(*self._current(), dpi=DPI)
-        self._image = ipywidgets.Image(format="png", value=self.picture.png(compress_level=1))
+        self._image = ipywidgets.Image(
+            format="png",
+            value=self.picture.png(compress_level=1),
+            layout={"align_self": "flex-start"},  # its own size: stretched, it blurs
+        )
         rows = [
             ipywidgets.HBox([self.layer, self.symmetric]),
             ipywidgets.HBox([self.bits, self.group_size]),

@@ -114,7 +114,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     arguments = parser.parse_args()
 
-    books = lzma.open(arguments.corpus, "rt").read()
+    with lzma.open(arguments.corpus, "rt", encoding="utf-8") as file:
+        books = file.read()
     docs = qkit.texts("python-docs")
     pieces = [books[i : i + PIECE] for i in range(0, len(books), PIECE)]
     tokenizer = train_tokenizer([*pieces[::6], docs, docs])

@@ -87,8 +87,8 @@ def reveal(guess: float | None, truth: float, unit: str = "", digits: int = 2) -
     measured = f"measured: {truth:.{digits}f} {unit}".rstrip()
     if guess is None:
         return f"{measured} (you committed no guess)"
-    off = abs(guess - truth) / abs(truth) if truth else abs(guess)
-    word = "close" if off <= 0.1 else "within a factor of two" if 0.5 <= guess / (truth or 1) <= 2 else "a surprise"
+    ratio = guess / truth if truth else float(guess == 0)
+    word = "close" if abs(ratio - 1) <= 0.1 else "within a factor of two" if 0.5 <= ratio <= 2 else "a surprise"
     return f"you said: {guess:g} {unit}".rstrip() + f"; {measured}: {word}"
 
 

@@ -1,0 +1,196 @@
+"""A reader's JupyterLab: open a lesson, run it, move a slider, and see the picture follow.
+
+Run by `make test-browser`. It prints the time from key to picture and keeps screenshots in tests/browser/screenshots:
+look at them.
+"""
+
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCREENSHOTS = Path(__file__).parent / "screenshots"
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# Notes when a key goes down, and when an image in an output has been decoded after it.
+WATCH = """
+window.qkit = {pressed: 0, painted: []};
+document.addEventListener('keydown', () => { window.qkit.pressed = performance.now(); }, true);
+document.addEventListener('load', event => {
+  if (event.target.tagName === 'IMG' && event.target.closest('.jp-OutputArea'))
+    window.qkit.painted.push(performance.now());
+}, true);
+"""
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """The address of a JupyterLab on a copy of the lessons."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "lessons", folder / "lessons")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = [
+        f"--port={port}",
+        "--no-browser",
+        "--allow-root",
+        "--IdentityProvider.token=",
+        f"--notebook-dir={folder}",
+    ]
+    environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(folder / "config"), "HF_HUB_OFFLINE": "1"}
+    with (folder / "log").open("w") as log:
+        command = [sys.executable, "-m", "jupyterlab", *options]
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{address}/api")
+                break
+            except OSError:
+                assert server.poll() is None, (folder / "log").read_text()
+                time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    assert path, "no chromium: apt-get install chromium, or set CHROMIUM to a Chrome or Chromium"
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_lesson(lab, browser):
+    pages = []
+
+    def open_(name):
+        page = browser.new_page(viewport={"width": 1300, "height": 1100})
+        page.add_init_script(WATCH)
+        page.goto(f"{lab}/lab/tree/lessons/{name}.ipynb?reset")
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+        page.wait_for_timeout(2000)
+        for button in page.locator("text='No'").all():  # JupyterLab asks whether it may fetch news
+            button.click()
+        pages.append(page)
+        return page
+
+    yield open_
+    for page in pages:
+        page.close()
+
+
+def run_all(page, widget_line):
+    """Run every cell, wait until the last has run, and bring the widget of `widget_line` into view."""
+    page.click(".jp-Notebook .jp-Cell >> nth=0")
+    page.click("text=Run >> nth=0")
+    page.click("text=Run All Cells")
+    page.wait_for_function(
+        """() => {
+            const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(p => p.innerText);
+            return document.querySelectorAll('.noUi-handle').length && !prompts.some(p => p.includes('[*]'));
+        }""",
+        timeout=180_000,
+    )
+    cell = page.locator(".jp-CodeCell", has_text=widget_line).first
+    cell.scroll_into_view_if_needed()
+    page.wait_for_timeout(1000)
+    return cell
+
+
+@pytest.mark.parametrize(
+    ("lesson", "widget"),
+    [
+        ("00_start_here", "HistogramExplorer("),
+        ("01_fp32_to_int8", "ErrorExplorer("),
+        ("02_int4_and_groups", "HistogramExplorer("),
+    ],
+)
+def test_the_picture_follows_the_slider(open_lesson, lesson, widget):
+    page = open_lesson(lesson)
+    cell = run_all(page, widget)
+    image, slider = cell.locator("img").first, cell.locator(".noUi-handle").first
+    SCREENSHOTS.mkdir(exist_ok=True)
+    cell.screenshot(path=SCREENSHOTS / f"{lesson}_before.png")
+
+    slider.focus()
+    seen, latencies = {image.get_attribute("src")}, []
+    for key in ["ArrowLeft"] * 2 + ["ArrowRight"] * 6 + ["ArrowLeft"] * 6:
+        page.evaluate("window.qkit.painted = []")
+        slider.press(key)
+        page.wait_for_function("window.qkit.painted.length > 0", timeout=10_000, polling=5)
+        latencies.append(page.evaluate("window.qkit.painted[0] - window.qkit.pressed"))
+        seen.add(image.get_attribute("src"))
+        page.wait_for_timeout(150)
+    assert len(seen) > 5, "the picture does not change with the slider"
+
+    box = slider.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.evaluate("window.qkit.painted = []")
+    page.mouse.move(x, y)
+    page.mouse.down()
+    started = time.time()
+    for step in range(40):
+        page.mouse.move(x + (60 - abs(step * 6 - 120)), y)
+        page.wait_for_timeout(33)
+    seconds = time.time() - started
+    updates = page.evaluate("window.qkit.painted.length")
+    page.mouse.up()
+    page.wait_for_timeout(500)
+    cell.screenshot(path=SCREENSHOTS / f"{lesson}_after.png")
+    assert updates >= 3, "the picture does not follow a drag"
+
+    latencies.sort()
+    print(
+        f"\n{lesson} {widget}: key to picture median {statistics.median(latencies):.0f} ms, "
+        f"p90 {latencies[int(0.9 * len(latencies))]:.0f} ms; dragging {updates / seconds:.1f} pictures a second"
+    )
+
+
+def test_before_anything_is_run_the_stored_picture_of_the_widget_is_there(open_lesson):
+    page = open_lesson("02_int4_and_groups")
+    cell = page.locator(".jp-CodeCell", has_text="HistogramExplorer(").first
+    cell.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    image = cell.locator(".jp-OutputArea img").first
+    assert image.is_visible() and image.bounding_box()["width"] > 300
+
+
+def test_an_exercise_answered_in_the_notebook_is_checked(open_lesson):
+    page = open_lesson("01_fp32_to_int8")
+    run_all(page, "ErrorExplorer(")
+    cell = page.locator(".jp-CodeCell", has_text='exercises.check("01.2"').first
+    cell.scroll_into_view_if_needed()
+    page.wait_for_function("document.body.innerText.includes('01.2 not attempted')", timeout=20_000)
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Control+A")
+    page.keyboard.type(
+        "exercises.check('01.2', lambda w, s, z, b: (torch.floor(w / s) + z).clamp(0, 2**b - 1))", delay=5
+    )
+    page.keyboard.press("Shift+Enter")
+    page.wait_for_function("document.body.innerText.includes('takes the floor')", timeout=20_000)

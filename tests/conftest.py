@@ -1,0 +1,140 @@
+"""What the tests share: tiny random models of every supported type, the embedded model, and an RTN written apart."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import settings
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+
+import qkit
+
+settings.register_profile("qkit", max_examples=60, deadline=None, derandomize=True, database=None)
+settings.load_profile("qkit")
+
+KINDS = ("llama", "gpt2", "opt", "qwen2", "qwen3")
+
+
+def build(kind: str, tie: bool | None = None, **changes) -> transformers.PreTrainedModel:
+    """A random model with sizes that are no powers of two, with biases and norms that are not 0 and 1."""
+    common = {"vocab_size": 97, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12}
+    gated = {"hidden_size": 48, "intermediate_size": 100, "num_hidden_layers": 2, **heads}
+    gpt2 = {"n_embd": 48, "n_inner": 100, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    opt = {
+        "hidden_size": 48,
+        "ffn_dim": 100,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 48,
+    }
+    config_class, model_class, own, tied = {
+        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, gated, False),
+        "gpt2": (transformers.GPT2Config, transformers.GPT2LMHeadModel, gpt2, True),
+        "opt": (transformers.OPTConfig, transformers.OPTForCausalLM, opt, True),
+        "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, gated, True),
+        "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, {**gated, "head_dim": 16}, False),
+    }[kind]
+    if kind == "gpt2":
+        del common["max_position_embeddings"]
+    tied = tied if tie is None else tie
+    torch.manual_seed(0)
+    model = model_class(config_class(**{**common, **own, "tie_word_embeddings": tied, **changes}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    return build
+
+
+@pytest.fixture(params=KINDS)
+def kind(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model(kind):
+    """One model of each type in turn."""
+    return build(kind)
+
+
+@pytest.fixture
+def llama():
+    return build("llama")
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(0, 97, (2, 20), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def embedded():
+    """(bookworm-14m, its tokenizer), loaded once: copy the model before changing it."""
+    return qkit.load("bookworm-14m")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(embedded):
+    return embedded[1]
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer():
+    """Makes a tokenizer of 97 words w00 .. w96; special tokens as asked for."""
+
+    def make(**special):
+        words = WordLevel({f"w{i:02}": i for i in range(97)}, unk_token="w02")
+        backend = Tokenizer(words)
+        backend.pre_tokenizer = WhitespaceSplit()
+        return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def logits():
+    def compute(model, ids):
+        with torch.no_grad():
+            return model(input_ids=ids).logits
+
+    return compute
+
+
+def numpy_rtn(weight, bits, group_size=None, symmetric=False, scale_dtype="float16"):
+    """Round to nearest in float32 numpy, group by group: the weight as it comes back."""
+    weight = np.asarray(weight, np.float32)
+    steps = np.float32(2**bits - 1)
+    flat = weight.reshape(1, -1) if group_size == "tensor" else weight
+    size = flat.shape[1] if group_size in (None, "tensor") else group_size
+    groups = flat.reshape(-1, size)
+    low = np.minimum(groups.min(1, keepdims=True), np.float32(0))
+    high = np.maximum(groups.max(1, keepdims=True), np.float32(0))
+    if symmetric:
+        high = np.maximum(-low, high)
+        low = -high
+    scale = (high - low) / steps
+    scale[scale == 0] = 1
+    if scale_dtype == "float16" and scale.min() >= 2**-14 and scale.max() <= 65504:
+        half = scale.astype(np.float16)
+        half[half.astype(np.float32) < scale] = np.nextafter(half, np.float16(np.inf))[half.astype(np.float32) < scale]
+        scale = half.astype(np.float32)
+    zero = np.float32(2 ** (bits - 1)) if symmetric else np.rint(-low / scale)
+    codes = np.clip(np.rint(groups / scale) + zero, 0, steps)
+    return (scale * (codes - zero)).reshape(weight.shape)
+
+
+@pytest.fixture(scope="session")
+def reference_rtn():
+    return numpy_rtn

@@ -1,0 +1,85 @@
+"""What every lesson on the shelf has in common. (That its cells run and print what is stored is nbval's to check.)"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+SHELF = Path(__file__).parents[2] / "lessons"
+LESSONS = sorted(SHELF.glob("*.ipynb"))
+
+
+@pytest.fixture(params=LESSONS, ids=lambda path: path.stem)
+def lesson(request):
+    return request.param, json.loads(request.param.read_text())
+
+
+def sources(notebook, kind):
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+def outputs(notebook):
+    return [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+
+
+def test_the_shelf_holds_notebooks_and_nothing_else():
+    assert [path.name for path in LESSONS] == [
+        "00_start_here.ipynb",
+        "01_fp32_to_int8.ipynb",
+        "02_int4_and_groups.ipynb",
+    ]
+    assert {path.suffix for path in SHELF.iterdir() if not path.name.startswith(".")} == {".ipynb"}
+
+
+def test_it_says_what_one_can_do_after_it_how_long_it_takes_and_what_it_needs(lesson):
+    beginning = sources(lesson[1], "markdown")[0]
+    assert re.search(r"\*\*After these \d+ minutes you can\*\*", beginning) and "**You need**" in beginning
+
+
+def test_it_has_a_prediction_a_widget_asserts_three_exercises_and_a_summary(lesson):
+    path, notebook = lesson
+    code = "\n".join(sources(notebook, "code"))
+    assert "my_guess = None" in code and "exercises.reveal(my_guess" in code
+    assert "Explorer(model" in code
+    assert code.count("assert ") >= 3
+    assert set(re.findall(r'exercises\.check\("([\d.]+)"', code)) == {f"{path.stem[:2]}.{i}" for i in (1, 2, 3)}
+    assert "## Summary" in "\n".join(sources(notebook, "markdown"))
+
+
+def test_it_was_run_from_top_to_bottom_and_every_figure_is_stored_with_its_description(lesson):
+    _, notebook = lesson
+    counts = [cell["execution_count"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    assert not [o for o in outputs(notebook) if o["output_type"] == "error" or o.get("name") == "stderr"]
+    pictures = [o for o in outputs(notebook) if "image/png" in o.get("data", {})]
+    assert pictures and all(o["metadata"]["image/png"]["alt"] for o in pictures)
+
+
+def test_it_stores_no_widget_state_which_would_blank_the_page_for_readers_without_a_kernel(lesson):
+    assert "widgets" not in lesson[1]["metadata"]
+
+
+def test_it_reads_complete_as_html_without_a_kernel(lesson):
+    from nbconvert import HTMLExporter
+
+    path, notebook = lesson
+    html, _ = HTMLExporter().from_filename(str(path))
+    pictures = [o for o in outputs(notebook) if "image/png" in o.get("data", {})]
+    assert len(re.findall(r"<img[^>]+data:image/png", html)) == len(pictures)
+    assert "application/vnd.jupyter.widget-view+json" not in html
+
+
+def test_its_formulas_need_no_script_from_the_network_to_be_read(lesson):
+    assert not [text for text in sources(lesson[1], "markdown") if "$" in text]
+
+
+def test_links_to_other_lessons_lead_somewhere(lesson):
+    for target in re.findall(r"\]\(([^)#]+\.ipynb)\)", "\n".join(sources(lesson[1], "markdown"))):
+        assert (SHELF / target).is_file(), target
+
+
+def test_no_cell_installs_anything_and_no_line_runs_off_the_page(lesson):
+    for code in sources(lesson[1], "code"):
+        assert not re.search(r"^\s*[!%]", code, re.M)
+        assert max(map(len, code.splitlines())) <= 110, code

@@ -1,0 +1,85 @@
+"""The command line: what it prints, what it writes, and how it refuses."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import qkit
+from qkit.cli import app, main
+
+
+@pytest.fixture
+def run():
+    def invoke(*arguments: str) -> str:
+        result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    return invoke
+
+
+def test_compare_prints_the_table_and_writes_the_page(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = run("compare", "--scheme", "w8", "--scheme", "w4g128", "--chunks", "1", "--out", str(tmp_path))
+    for words in ("bookworm-14m on python-docs-heldout, 511 tokens", "FP32", "RTN W8 per channel", "RTN W4 g128"):
+        assert words in printed
+    assert "…" not in printed, "a column is cut off at 80 characters"
+    assert (tmp_path / "compare.html").is_file() and (tmp_path / "compare.png").is_file()
+
+
+def test_compare_as_json_says_what_the_library_says(run):
+    printed = json.loads(run("compare", "--scheme", "w4g128sym", "--chunks", "1", "--json"))
+    measured = qkit.compare("bookworm-14m", [qkit.RTN(4, 128, symmetric=True)], max_chunks=1).to_dict()
+    for record in (printed, measured):
+        del record["rows"][1]["seconds"]
+    assert printed == json.loads(json.dumps(measured))
+
+
+def test_quantize_saves_what_eval_and_load_read(run, tmp_path):
+    report = json.loads(run("quantize", "bookworm-14m", str(tmp_path), "--bits", "3", "--group-size", "64", "--json"))
+    assert len(report["layers"]) == 56 and report["scheme"]["bits"] == 3
+    value = json.loads(run("eval", str(tmp_path), "--chunks", "1", "--json"))["perplexity"]
+    model, tokenizer = qkit.load(tmp_path)
+    assert value == pytest.approx(qkit.perplexity(model, tokenizer, qkit.texts("python-docs-heldout"), max_chunks=1))
+
+
+def test_quantize_leaves_what_a_glob_excludes_and_says_so(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    printed = run("quantize", "bookworm-14m", str(tmp_path), "--exclude", "*.down_proj")
+    assert "48 layers" in printed and "excluded" in printed and f"qkit.load({str(tmp_path)!r})" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["eval", "./nowhere"], "folder './nowhere' does not exist"),
+        (["eval", "bookwrm-14m"], "'bookworm-14m' is; correct the name"),
+        (["compare", "--scheme", "w9"], "bits=9 is outside 2..8"),
+        (["compare", "--scheme", "four"], "scheme 'four' is not understood"),
+        (["compare", "--text", "nothing-here"], "is no file and none of"),
+        (["quantize", "bookworm-14m", "out", "--group-size", "100"], "group_size=100 does not divide"),
+        (["quantize", "bookworm-14m", "out", "--exclude", "typo*"], "exclude='typo*' matches none"),
+    ],
+)
+def test_an_error_is_one_sentence_on_stderr_and_status_2(arguments, words, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["qkit", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert captured.err.startswith("qkit: ") and words in captured.err and "Traceback" not in captured.err
+    assert captured.out == "" and not list(tmp_path.iterdir())
+
+
+def test_lab_opens_a_copy_of_the_lessons_and_never_overwrites_it(run, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(subprocess, "call", lambda command: opened.append(command) or 0)
+    (tmp_path / "00_start_here.ipynb").write_text("my notes")
+    run("lab", str(tmp_path))
+    assert opened == [[sys.executable, "-m", "jupyterlab", str(tmp_path)]]
+    assert (tmp_path / "00_start_here.ipynb").read_text() == "my notes"
+    assert (tmp_path / "02_int4_and_groups.ipynb").stat().st_size > 10_000

@@ -1,0 +1,256 @@
+"""Every checker: the right answers pass, and plausible wrong ones fail with a message that names the mistake."""
+
+import math
+
+import pytest
+import torch
+
+from qkit import exercises
+
+
+def right_megabytes(n, b):
+    return n / 1_000_000 * (b / 8)
+
+
+def right_perplexity(ps):
+    product = 1.0
+    for p in ps:
+        product *= p
+    return product ** (-1 / len(ps))
+
+
+def right_best(rows, budget):
+    best = None
+    for row in rows:
+        if row[1] <= budget and (best is None or row[2] < best[2]):
+            best = row
+    return best[0]
+
+
+def right_scale(lo, hi, bits):
+    if lo > 0:
+        lo = 0.0
+    if hi < 0:
+        hi = 0.0
+    s = (hi - lo) / (2**bits - 1)
+    return torch.tensor(s), torch.tensor(round(-lo / s))
+
+
+def right_codes(w, s, z, b):
+    return torch.clamp(torch.round(w / s) + z, min=0, max=2**b - 1).to(torch.uint8)
+
+
+def right_bits(lo, hi, tolerance):
+    bits = 1
+    while (hi - lo) / (2**bits - 1) / 2 > tolerance:
+        bits += 1
+    return bits
+
+
+def right_cost(bits, g, symmetric):
+    return (bits * g + 16 + (bits if not symmetric else 0)) / g
+
+
+def right_pack(codes):
+    out = []
+    for k in range(0, len(codes), 2):
+        high = int(codes[k + 1]) if k + 1 < len(codes) else 0
+        out.append(int(codes[k]) + 16 * high)
+    return torch.tensor(out, dtype=torch.uint8)
+
+
+def right_groups(w, bits, g):
+    out = torch.empty_like(w)
+    for row in range(w.shape[0]):
+        for k in range(0, w.shape[1], g):
+            part = w[row, k : k + g]
+            s = part.abs().max() / (2 ** (bits - 1) - 1)
+            out[row, k : k + g] = (part / s).round() * s
+    return out
+
+
+RIGHT = {
+    "00.1": right_megabytes,
+    "00.2": right_perplexity,
+    "00.3": right_best,
+    "01.1": right_scale,
+    "01.2": right_codes,
+    "01.3": right_bits,
+    "02.1": right_cost,
+    "02.2": right_pack,
+    "02.3": right_groups,
+}
+
+
+def forgets_groups_of_a_row(w, bits, g):
+    s = w.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return (w / s).round() * s
+
+
+def one_scale_for_all(w, bits, g):
+    s = w.abs().max() / (2 ** (bits - 1) - 1)
+    return (w / s).round() * s
+
+
+def divides_by_a_code_too_many(w, bits, g):
+    groups = w.reshape(-1, g)
+    s = groups.abs().amax(1, keepdim=True) / 2 ** (bits - 1)
+    return ((groups / s).round() * s).reshape(w.shape)
+
+
+def returns_the_codes(w, bits, g):
+    groups = w.reshape(-1, g)
+    s = groups.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return (groups / s).round().reshape(w.shape)
+
+
+def packs_high_first(codes):
+    if len(codes) % 2:
+        codes = torch.cat([codes, codes.new_zeros(1)])
+    return (codes[0::2] * 16 + codes[1::2]).to(torch.uint8)
+
+
+def loses_the_odd_one(codes):
+    even = codes[: len(codes) - len(codes) % 2]
+    return (even[0::2] + 16 * even[1::2]).to(torch.uint8)
+
+
+def shifts_by_three(codes):
+    if len(codes) % 2:
+        codes = torch.cat([codes, codes.new_zeros(1)])
+    return (codes[0::2] | codes[1::2] << 3).to(torch.uint8)
+
+
+def zero_point_of(lo, hi, bits, steps=None, sign=-1, whole=True):
+    lo, hi = min(lo, 0), max(hi, 0)
+    s = (hi - lo) / (steps or 2**bits - 1)
+    return s, round(sign * lo / s) if whole else sign * lo / s
+
+
+WRONG = [
+    ("00.1", lambda n, b: n * b / 10**6, "megabits"),
+    ("00.1", lambda n, b: n * b / 8 / 1024 / 1024, "mebibytes"),
+    ("00.1", lambda n, b: n * b / 8, "counts bytes"),
+    ("00.1", lambda n, b: n * b / 8e9, "gigabytes"),
+    ("00.2", lambda ps: 1 / (sum(ps) / len(ps)), "one over the mean probability"),
+    ("00.2", lambda ps: math.exp(-sum(math.log(p) for p in ps)), "divide by the number of tokens"),
+    ("00.2", lambda ps: -sum(math.log(p) for p in ps) / len(ps), "cross-entropy"),
+    ("00.2", lambda ps: sum(1 / p for p in ps) / len(ps), "mean of 1/p"),
+    ("00.2", lambda ps: math.exp(-sum(math.log2(p) for p in ps) / len(ps)), "log2"),
+    ("00.3", lambda rows, budget: sorted(rows, key=lambda r: r[2])[0][0], "ignores the budget"),
+    ("00.3", lambda rows, budget: sorted(rows, key=lambda r: r[1])[0][0], "smallest model"),
+    ("00.3", lambda rows, budget: sorted((r for r in rows if r[1] < budget), key=lambda r: r[2])[0][0], "<="),
+    (
+        "00.3",
+        lambda rows, budget: sorted((r for r in rows if r[1] <= budget), key=lambda r: -r[1])[0][0],
+        "largest model",
+    ),
+    (
+        "00.3",
+        lambda rows, budget: sorted((r for r in rows if r[1] <= budget), key=lambda r: -r[2])[0][0],
+        "lower is better",
+    ),
+    ("01.1", lambda lo, hi, b: zero_point_of(lo, hi, b, steps=2**b), "2^b - 1 steps"),
+    ("01.1", lambda lo, hi, b: ((hi - lo) / (2**b - 1), round(-lo * (2**b - 1) / (hi - lo))), "zero must be inside"),
+    ("01.1", lambda lo, hi, b: zero_point_of(lo, hi, b, sign=1), "wrong sign"),
+    ("01.1", lambda lo, hi, b: zero_point_of(lo, hi, b, whole=False), "whole number"),
+    ("01.1", lambda lo, hi, b: (max(abs(lo), abs(hi)) / ((2**b - 1) / 2), 2**b // 2), "symmetric"),
+    ("01.2", lambda w, s, z, b: ((w / s).trunc() + z).clamp(0, 2**b - 1), "truncates"),
+    ("01.2", lambda w, s, z, b: ((w / s).floor() + z).clamp(0, 2**b - 1), "floor"),
+    ("01.2", lambda w, s, z, b: (w / s).round() + z, "clamp after adding"),
+    ("01.2", lambda w, s, z, b: ((w / s + 0.5).floor() + z).clamp(0, 2**b - 1), "half to even"),
+    ("01.2", lambda w, s, z, b: ((w / s).round() - z).clamp(0, 2**b - 1), "added when quantizing"),
+    ("01.3", lambda lo, hi, t: math.ceil(math.log2((hi - lo) / t + 1)), "half a step at most"),
+    ("01.3", lambda lo, hi, t: int(math.log2((hi - lo) / (2 * t) + 1)), "rounding the bits down"),
+    ("01.3", lambda lo, hi, t: math.ceil(math.log2((hi - lo) / 2 / t)), "2^b - 1 steps"),
+    ("01.3", lambda lo, hi, t: round(math.log2((hi - lo) / (2 * t) + 1)), "to the nearest"),
+    ("02.1", lambda b, g, sym: b, "scales are missing"),
+    ("02.1", lambda b, g, sym: b + 16 / g, "zero points are missing"),
+    ("02.1", lambda b, g, sym: (b * g + 16 + b) / g, "no zero point"),
+    ("02.1", lambda b, g, sym: b + 32 / g + (b / g if not sym else 0), "not 32"),
+    ("02.1", lambda b, g, sym: b + (16 if sym else 32) / g, "not 16"),
+    ("02.2", packs_high_first, "low four bits"),
+    ("02.2", loses_the_odd_one, "odd length is lost"),
+    ("02.2", shifts_by_three, "shift of 4"),
+    ("02.2", lambda codes: codes.to(torch.uint8), "two codes share one"),
+    ("02.3", one_scale_for_all, "whole tensor"),
+    ("02.3", forgets_groups_of_a_row, "whole row"),
+    ("02.3", lambda w, b, g: right_groups(w.T.contiguous(), b, g).T, "along the outputs"),
+    ("02.3", divides_by_a_code_too_many, "does not exist"),
+    ("02.3", returns_the_codes, "those are the codes"),
+]
+
+
+def test_there_are_three_exercises_a_lesson_and_each_has_three_wrong_answers_here():
+    assert sorted(RIGHT) == sorted(exercises.ALL)
+    for name in exercises.ALL:
+        assert sum(name == wrong for wrong, _, _ in WRONG) >= 3, name
+
+
+@pytest.mark.parametrize("name", sorted(RIGHT))
+def test_a_right_answer_written_otherwise_passes(name):
+    verdict = exercises.check(name, RIGHT[name])
+    assert verdict.passed is True and "right" in repr(verdict)
+
+
+@pytest.mark.parametrize(("name", "answer", "words"), WRONG, ids=[f"{n}-{w}" for n, _, w in WRONG])
+def test_a_wrong_answer_fails_and_the_message_names_the_mistake(name, answer, words):
+    verdict = exercises.check(name, answer)
+    assert verdict.passed is False and not verdict
+    assert words in verdict.message
+
+
+@pytest.mark.parametrize("name", sorted(RIGHT))
+def test_an_empty_answer_is_not_attempted(name):
+    def raises(*arguments):
+        raise NotImplementedError
+
+    for answer in (None, ..., lambda *a: None, lambda *a: ..., raises):
+        verdict = exercises.check(name, answer)
+        assert verdict.passed is None and "not attempted" in verdict.message
+
+
+@pytest.mark.parametrize("name", sorted(RIGHT))
+def test_an_unknown_mistake_is_shown_the_first_input_where_it_differs(name):
+    verdict = exercises.check(name, lambda *a: 123456)
+    assert verdict.passed is False and "expected" in verdict.message and "123456" in verdict.message
+
+
+def test_an_answer_that_raises_is_told_what_it_raised_on_which_input():
+    verdict = exercises.check("00.2", lambda ps: math.log(-1))
+    assert verdict.passed is False and "ValueError" in verdict.message and "[0.1, 0.1]" in verdict.message
+
+
+def test_an_answer_that_is_no_function_is_refused():
+    assert "give the function itself" in exercises.check("00.1", 28.3).message
+
+
+def test_an_answer_that_writes_into_its_input_spoils_nothing():
+    def in_place(w, s, z, b):
+        return w.div_(s).round_().add_(z).clamp_(0, 2**b - 1)
+
+    assert exercises.check("01.2", in_place).passed
+    assert exercises.check("01.2", right_codes).passed
+
+
+def test_hints_and_solutions_are_printed(capsys):
+    exercises.hint("01.1")
+    exercises.hint("01.1", 3)
+    exercises.solution("01.1")
+    printed = capsys.readouterr().out
+    assert "Hint 1 of 3" in printed and "Hint 3 of 3" in printed and "def scale_and_zero_point" in printed
+
+
+def test_unknown_exercises_and_hints_say_which_exist():
+    with pytest.raises(ValueError, match=r"exercise '9\.9' does not exist; there are 00\.1"):
+        exercises.check("9.9", None)
+    with pytest.raises(ValueError, match="hint 7 of exercise"):
+        exercises.hint("01.1", 7)
+
+
+def test_reveal_stands_a_guess_beside_the_measurement():
+    assert exercises.reveal(None, 6.02, "dB") == "measured: 6.02 dB (you committed no guess)"
+    assert exercises.reveal(6, 6.02, "dB").endswith("close")
+    assert exercises.reveal(4, 6.02, "dB").endswith("within a factor of two")
+    assert exercises.reveal(1, 6.02, "dB").endswith("a surprise")
+    assert exercises.reveal(1.0, 0.0).endswith("a surprise")

@@ -1,0 +1,86 @@
+import hashlib
+import os
+import subprocess
+import sys
+from pydoc_data.topics import topics
+
+import pytest
+
+from qkit import texts
+
+
+def is_held_out(topic: str) -> bool:
+    return int(hashlib.sha1(topic.encode()).hexdigest(), 16) % 3 == 0
+
+
+def test_the_held_out_text_is_every_third_topic_by_sha1():
+    expected = "\n\n".join(topics[topic].strip() for topic in sorted(topics) if is_held_out(topic))
+    assert texts("python-docs-heldout") == expected
+
+
+def test_the_two_texts_do_not_overlap():
+    calibration = texts("python-docs")
+    long_lines = [line.strip() for line in texts("python-docs-heldout").splitlines() if len(line.strip()) > 60]
+    own = "\n".join(topics[topic] for topic in topics if not is_held_out(topic))
+    shared = [line for line in long_lines if line in calibration and line not in own]
+    # Docstrings may quote a line of the language reference; a topic that leaked would bring all of its lines.
+    assert len(shared) < 0.01 * len(long_lines)
+    for topic, text in topics.items():
+        assert (text.strip() in calibration) == (not is_held_out(topic)), topic
+
+
+def test_the_texts_are_as_large_as_python_makes_them():
+    assert 20_000 < len(texts("python-docs-heldout")) < 1_000_000
+    assert 500_000 < len(texts("python-docs")) < 20_000_000
+
+
+def test_the_calibration_text_holds_docstrings_of_the_standard_library_and_of_nothing_else():
+    calibration = texts("python-docs")
+    assert "JSON (JavaScript Object Notation) <https://json.org>" in calibration
+    assert "safetensors" not in calibration
+
+
+def test_a_path_is_read_as_utf_8(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes("Grüße, ŵ = s(q - z)\n".encode())
+    assert texts(path) == texts(str(path)) == "Grüße, ŵ = s(q - z)\n"
+
+
+@pytest.mark.parametrize("name", ["python-doc", "wikitext", "", "no/such/file.txt"])
+def test_an_unknown_name_is_refused_with_those_that_exist(name):
+    with pytest.raises(
+        ValueError, match=f"text '{name}' is no file and none of python-docs, python-docs-heldout, wikitext-2"
+    ):
+        texts(name)
+
+
+def test_a_folder_is_no_text(tmp_path):
+    with pytest.raises(ValueError, match=r"is no file and none of .*; check the path or use a name"):
+        texts(tmp_path)
+
+
+def test_a_file_that_is_not_utf_8_is_refused_by_name(tmp_path):
+    path = tmp_path / "latin.txt"
+    path.write_bytes("Grüße".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.txt.*UTF-8"):
+        texts(path)
+
+
+def test_wikitext_without_datasets_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(
+        ImportError, match=r"'wikitext-2' needs the package datasets.*pip install 'qkit\[wikitext\]'.*heldout"
+    ):
+        texts("wikitext-2")
+
+
+def test_the_calibration_text_does_not_depend_on_the_locale(tmp_path):
+    """As on Windows, where files are read in a code page unless their encoding is said."""
+    sentence = "Ångström, naïve and ŵ are words of this docstring. " * 4
+    (tmp_path / "module.py").write_text(f'"""{sentence}"""\n', encoding="utf-8")
+    script = (
+        f"import os; os.__file__ = {str(tmp_path / 'os.py')!r}; import qkit; print(ascii(qkit.texts('python-docs')))"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    shown = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert ascii(sentence.strip())[1:-1] in shown.stdout

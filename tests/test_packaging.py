@@ -1,0 +1,58 @@
+"""The package: what the wheel carries, and what importing it costs."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    subprocess.run([*command, str(folder), str(ROOT)], check=True)
+    return next(folder.glob("qkit-*.whl"))
+
+
+def test_the_wheel_carries_every_module_the_kernels_the_model_and_the_lessons(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "qkit").rglob("*.py")}
+    kernels = {path.relative_to(ROOT / "kernels").as_posix() for path in (ROOT / "kernels").rglob("*.py")}
+    lessons = {f"qkit/lessons/{path.name}" for path in (ROOT / "lessons").glob("*.ipynb")}
+    model = {
+        f"qkit/data/bookworm-14m/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md")
+    }
+    assert modules | kernels | lessons | model | {"qkit/page.html"} <= names
+    assert not [name for name in names if name.startswith(("tests/", "data/", "kernels/"))]
+
+
+def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    script = """
+import qkit, qkit_kernels, sys
+assert qkit.__file__.startswith(sys.argv[1]) and qkit_kernels.__file__.startswith(sys.argv[1])
+model, tokenizer = qkit.load("bookworm-14m")
+qkit.quantize(model, qkit.RTN(bits=4, group_size=128))
+print(round(qkit.perplexity(model, tokenizer, qkit.texts("python-docs-heldout"), max_chunks=1), 2))
+"""
+    site = str(tmp_path / "site")
+    command = [sys.executable, "-c", script, site]
+    done = subprocess.run(command, cwd=tmp_path, env=_environment(site), capture_output=True, text=True, check=True)
+    assert 1 < float(done.stdout) < 20
+
+
+def test_importing_qkit_imports_neither_transformers_nor_matplotlib_nor_numba():
+    heavy = "{'transformers', 'matplotlib', 'numba', 'ipywidgets', 'typer'}"
+    script = f"import sys, qkit; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def _environment(site: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": site, "HF_HUB_OFFLINE": "1"}
