@@ -38,7 +38,8 @@ def perplexity(
     progress: bool | None = None,
 ) -> float:
     """Perplexity of `model` on `text` (or on token ids [sequences, length]); `max_chunks` takes only the first chunks."""
-    return evaluate({"perplexity": model}, tokenizer, text, max_chunks, progress)["perplexity"].perplexity
+    name = type(model).__name__
+    return evaluate({name: model}, tokenizer, text, max_chunks, progress)[name].perplexity
 
 
 def kl_divergence(

@@ -34,7 +34,18 @@ from qkit.surgery import swap
 
 EMBEDDED = {"bookworm-14m": "87817cfded41ecbd81ecb885458e45248d909912d179cf9c70a06c8a27b40b5b"}  # sha256 of the weights
 FORMAT_VERSION = 1
-MANIFEST_KEYS = {"class", "config", "generation_config", "weights", "layers", "tied", "widened", "derived"}
+MANIFEST_KEYS = {
+    "class",
+    "config",
+    "attention",
+    "generation_config",
+    "weights",
+    "tokenizer",
+    "layers",
+    "tied",
+    "widened",
+    "derived",
+}
 
 
 def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
@@ -119,15 +130,18 @@ def save(model: nn.Module, folder: str | os.PathLike, tokenizer=None) -> Path:
     Returns:
         The folder.
     """
-    if not hasattr(model, "config") or not hasattr(model.config, "to_json_file"):
+    import transformers
+
+    name = type(model).__name__
+    if getattr(transformers, name, None) is not type(model):
         raise ValueError(
-            f"{type(model).__name__} has no transformers config to build it from again; save its state_dict"
+            f"{name} is no class of transformers, so load could not build it again; save its state_dict instead"
         )
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".qkit-", dir=folder))
     try:
-        manifest = _write_weights(model, draft)
+        manifest = {**_write_weights(model, draft), "tokenizer": tokenizer is not None}
         model.config.to_json_file(draft / "config.json")
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
@@ -185,6 +199,7 @@ def _write_weights(model: nn.Module, draft: Path) -> dict[str, Any]:
         "version": FORMAT_VERSION,
         "class": type(model).__name__,
         "config": model.config.to_dict(),
+        "attention": model.config._attn_implementation,  # to_dict leaves it out, and it decides the last bits
         "generation_config": model.generation_config.to_dict() if getattr(model, "generation_config", None) else None,
         "weights": {"file": final.name, "bytes": final.stat().st_size, "sha256": digest},
         "layers": {
@@ -225,6 +240,8 @@ def _load_saved(folder: Path) -> tuple[nn.Module, Any]:
         )
     try:
         config = dict(manifest["config"])
+        if manifest["attention"] in ("eager", "sdpa"):  # the ones that every machine has
+            config["attn_implementation"] = manifest["attention"]
         config = AutoConfig.for_model(config.pop("model_type"), **config)
         with _parameters_without_memory():
             model = cls(config)
@@ -236,8 +253,7 @@ def _load_saved(folder: Path) -> tuple[nn.Module, Any]:
             f"{folder}: qkit.json and {weights.name} do not fit each other ({_line(error, -1)}); "
             f"one of them was altered: save the model again"
         ) from error
-    has_tokenizer = (folder / "tokenizer_config.json").exists()
-    return model.eval(), AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
+    return model.eval(), AutoTokenizer.from_pretrained(folder) if manifest["tokenizer"] else None
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

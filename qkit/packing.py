@@ -26,19 +26,21 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """Pack each row of `codes`.
 
     Args:
-        codes: integers 0 .. 2^bits - 1, [rows, length].
+        codes: whole numbers 0 .. 2^bits - 1 of any dtype, [rows, length].
         bits: 2 .. 8.
 
     Returns:
         uint8 [rows, ceil(length * bits / 8)].
 
     Raises:
-        ValueError: a code does not fit in `bits` bits.
+        ValueError: a code is no whole number, or does not fit in `bits` bits.
     """
     check_bits(bits)
+    if codes.is_floating_point() and not torch.equal(codes, codes.round()):
+        raise ValueError(f"codes are whole numbers 0..{2**bits - 1}, some of these are not; round them")
     if codes.numel() and (codes.min() < 0 or codes.max() >= 2**bits):
         raise ValueError(
-            f"codes run from {int(codes.min())} to {int(codes.max())}, {bits} bits hold 0..{2**bits - 1}; "
+            f"codes run from {float(codes.min()):g} to {float(codes.max()):g}, {bits} bits hold 0..{2**bits - 1}; "
             f"clamp them, or subtract the lowest signed code first"
         )
     rows, length = codes.shape

@@ -62,7 +62,7 @@ def check_weight(weight: Tensor, scheme: RTN, name: str) -> None:
         )
     check_group_size(scheme.group_size, weight.shape[1], name)
     check_finite(weight, name)
-    limit = torch.finfo(torch.float32).max / 2
+    limit = torch.finfo(torch.float32).max / 4
     if (reach := float(weight.detach().abs().max())) > limit:
         raise ValueError(
             f"{name} reaches {reach:.2g}, float32 arithmetic needs |w| <= {limit:.2g}; divide the weight by it"

@@ -121,7 +121,7 @@ def test_nan_logits_are_an_error_that_names_the_model(llama, ids):
         broken.lm_head.weight[3, 3] = float("nan")
     with pytest.raises(ValueError, match="model 'RTN W2' puts out NaN or infinite logits; check its weights"):
         evaluate({"FP32": llama, "RTN W2": broken}, None, ids)
-    with pytest.raises(ValueError, match="puts out NaN or infinite logits; check its weights"):
+    with pytest.raises(ValueError, match="model 'LlamaForCausalLM' puts out NaN or infinite logits; check its weights"):
         perplexity(broken, None, ids)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 import qkit
 from qkit import RTN, QLinear, disk_bytes, load, quantize, save
@@ -262,9 +262,16 @@ def test_saving_leaves_the_model_as_it_was(llama, tmp_path, ids, logits):
     assert torch.equal(logits(llama, ids), expected)
 
 
-def test_a_model_without_a_config_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"Linear has no transformers config .*; save its state_dict"):
-        save(torch.nn.Linear(4, 4), tmp_path / "out")
+class OfMyOwn(LlamaForCausalLM):
+    pass
+
+
+@pytest.mark.parametrize("make", [lambda llama: torch.nn.Linear(4, 4), lambda llama: OfMyOwn(llama.config)])
+def test_a_model_that_load_could_not_build_is_refused(llama, make, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"is no class of transformers, so load could not build it again; save its state"
+    ):
+        save(make(llama), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -422,6 +429,13 @@ def test_a_pickle_is_never_loaded(llama, tmp_path, name):
     assert not mark.exists()
 
 
+def test_genuine_weights_in_a_pickle_are_not_loaded_either(llama, tmp_path):
+    llama.config.save_pretrained(tmp_path)
+    torch.save(llama.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="qkit reads safetensors only"):
+        load(tmp_path)
+
+
 def test_a_truncated_model_of_transformers_is_refused(llama, tmp_path):
     llama.save_pretrained(tmp_path)
     truncate(tmp_path / "model.safetensors")
@@ -433,6 +447,20 @@ def test_a_broken_config_of_transformers_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config"):
         load(tmp_path)
+
+
+def test_the_attention_that_a_model_was_made_with_comes_back(make_model, tmp_path, ids, logits):
+    eager = make_model("llama", attn_implementation="eager")
+    loaded, _ = load(save(eager, tmp_path))
+    assert loaded.config._attn_implementation == "eager"
+    assert torch.equal(logits(loaded, ids), logits(eager, ids))
+
+
+def test_a_model_saved_without_a_tokenizer_does_not_inherit_one(llama, tokenizer, tmp_path):
+    save(llama, tmp_path, tokenizer=tokenizer)
+    assert load(tmp_path)[1] is not None
+    save(llama, tmp_path)
+    assert load(tmp_path)[1] is None
 
 
 def test_an_empty_folder_is_refused(tmp_path):

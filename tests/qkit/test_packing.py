@@ -95,3 +95,9 @@ def test_bits_outside_the_range_are_refused(bits):
         pack(torch.zeros(1, 1), bits)
     with pytest.raises(ValueError, match=rf"bits={bits} is outside 2\.\.8"):
         unpack(torch.zeros(1, 1, dtype=torch.uint8), bits, 1)
+
+
+@pytest.mark.parametrize("value", [1.5, float("nan"), float("inf")])
+def test_what_is_no_whole_number_is_refused(value):
+    with pytest.raises(ValueError, match=r"codes are whole numbers|codes run from"):
+        pack(torch.tensor([[0.0, value]]), 4)

@@ -199,14 +199,21 @@ def test_tiny_weights_keep_their_steps_in_float32_scales(scheme, magnitude):
 
 @pytest.mark.parametrize("scheme", SCHEMES[::5], ids=repr)
 def test_huge_weights_stay_within_half_a_step(scheme):
-    assert_within_half_a_step(normal(3, 36).clamp(-3, 3) / 3 * 1e38, scheme)
+    assert_within_half_a_step(normal(3, 36).clamp(-3, 3) / 3 * 8e37, scheme)
 
 
 @pytest.mark.parametrize("scheme", [RTN(2), RTN(8, symmetric=True), RTN(8, include_zero=False)], ids=repr)
 def test_weights_near_the_largest_float32_are_refused(scheme):
     weight = torch.tensor([[-2e38, 2e38, 0.0, 1.0]])
-    with pytest.raises(ValueError, match=r"w reaches 2e\+38, float32 arithmetic needs \|w\| <= 1\.7e\+38"):
+    with pytest.raises(ValueError, match=r"w reaches 2e\+38, float32 arithmetic needs \|w\| <= 8\.5e\+37"):
         quantize_tensor(weight, scheme, name="w")
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("options", [{}, {"symmetric": True}, {"include_zero": False}], ids=str)
+def test_the_largest_weights_that_are_accepted_stay_within_half_a_step(bits, options):
+    largest = torch.finfo(torch.float32).max / 4
+    assert_within_half_a_step(torch.tensor([[-largest, largest, 0.0, 1.0]]), RTN(bits, **options))
 
 
 def test_float64_weights_beyond_float32_are_refused():
