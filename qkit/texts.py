@@ -1,9 +1,13 @@
 """Real text that is present on every machine with Python, and the doors to other text.
 
 CPython ships megabytes of English documentation: the docstrings of its standard library, and `pydoc_data.topics`, the
-language reference that `help("topic")` prints. Nobody here wrote it, no network is needed for it, and bookworm-14m was
-trained on the part that "python-docs" returns and never saw the part that "python-docs-heldout" returns. Another minor
-version of Python ships slightly other words, so compare perplexities within one version.
+language reference that `help("topic")` prints. Nobody here wrote it, and no network is needed for it. bookworm-14m was
+trained on what "python-docs" returns; the topics that "python-docs-heldout" returns were held out.
+
+Held out by name, that is: Python's topics repeat each other. Of the words of "python-docs-heldout" (CPython 3.11) 62% lie
+in runs of 13 words that also stand in "python-docs", nearly all of them in six topics ("class" stands whole in
+"compound"). So its perplexities are good for comparing models on it, and say little of text that is new to the model.
+Another minor version of Python ships slightly other words: compare within one version.
 """
 
 import ast

@@ -37,7 +37,9 @@ def token_chunks(
     ids = tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"]
     count = len(ids) // length
     if not count:
-        raise ValueError(f"the text has {len(ids)} tokens, one chunk takes {length}; give a longer text")
+        raise ValueError(
+            f"the text has {len(ids)} tokens, one chunk takes {length}; give a longer text (a file: qkit.texts(path))"
+        )
     chunks = torch.tensor(ids[: count * length]).reshape(count, length)[:max_chunks]
     return torch.cat([torch.full((len(chunks), 1), begin_token(tokenizer)), chunks], 1)
 

@@ -1,6 +1,7 @@
 """The package: what the wheel carries, and what importing it costs."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,8 +15,12 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
+    ignored = shutil.ignore_patterns(
+        ".*", "build", "out", "*.egg-info", "__pycache__"
+    )  # setuptools packs old builds too
+    shutil.copytree(ROOT, folder / "source", ignore=ignored)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
-    subprocess.run([*command, str(folder), str(ROOT)], check=True)
+    subprocess.run([*command, str(folder), str(folder / "source")], check=True)
     return next(folder.glob("qkit-*.whl"))
 
 
@@ -28,6 +33,7 @@ def test_the_wheel_carries_every_module_the_kernels_the_model_and_the_lessons(wh
         f"qkit/data/bookworm-14m/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md")
     }
     assert modules | kernels | lessons | model | {"qkit/page.html"} <= names
+    assert {name for name in names if name.endswith(".py") and not name.startswith("qkit/data/")} == modules | kernels
     assert not [name for name in names if name.startswith(("tests/", "data/", "kernels/"))]
 
 

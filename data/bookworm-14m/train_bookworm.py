@@ -4,7 +4,7 @@
 
 CORPUS is an xz-compressed text file of public-domain prose (185 MB when unpacked). To it is added, three times, what
 `qkit.texts("python-docs")` returns: the documentation that ships inside every CPython, without the topics that are held
-out for evaluation.
+out for evaluation (what that is worth, `qkit/texts.py` says).
 
 What it gave on an H200 (torch 2.11, bf16 autocast, 6,300 steps of 256 x 512 tokens = 826M tokens, 360 s) stands in
 README.md. The schedule follows the clock, so another GPU gives a slightly other model.

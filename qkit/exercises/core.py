@@ -79,11 +79,15 @@ class Exercise:
         return Verdict(False, f"{self.name} not yet: for ({called}) it gives {_show(got)}, expected {_show(wanted)}.")
 
     def _not_attempted(self) -> Verdict:
-        return Verdict(None, f"{self.name} not attempted yet: write the function, then run this cell again.")
+        return Verdict(
+            None, f"{self.name} not attempted yet: write the function, end it with return, run this cell again."
+        )
 
 
 def reveal(guess: float | None, truth: float, unit: str = "", digits: int = 2) -> str:
     """The sentence that stands beside a measurement: what you said, what was measured."""
+    if guess is not None and not isinstance(guess, int | float):
+        raise ValueError(f"my_guess = {guess!r} is no number; write it without its unit")
     measured = f"measured: {truth:.{digits}f} {unit}".rstrip()
     if guess is None:
         return f"{measured} (you committed no guess)"
@@ -98,7 +102,9 @@ def _copies(arguments: tuple) -> list:
 
 
 def _same(got: Any, wanted: Any) -> bool:
-    """Equal up to float rounding, whatever mixture of tensors, numbers and sequences both are."""
+    """Equal up to float rounding, whatever mixture of tensors, numbers and sequences both are; bytes must be bytes."""
+    if isinstance(wanted, Tensor) and wanted.dtype == torch.uint8 and getattr(got, "dtype", None) != torch.uint8:
+        return False
     if isinstance(wanted, tuple):
         return isinstance(got, tuple | list) and len(got) == len(wanted) and all(map(_same, got, wanted))
     if isinstance(wanted, str):

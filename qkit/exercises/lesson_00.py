@@ -21,13 +21,13 @@ def best_that_fits(rows: list[tuple[str, float, float]], budget: float) -> str:
 
 
 ROWS = [
-    ("A", 56.6, 6.4),
-    ("B", 15.9, 6.5),
-    ("C", 9.9, 8.0),
-    ("D", 9.6, 10.5),
-    ("E", 10.5, 9.0),
+    ("D", 56.6, 6.4),
+    ("G", 15.9, 6.5),
+    ("E", 9.9, 8.0),
+    ("A", 9.6, 10.5),
+    ("C", 10.5, 9.0),
     ("F", 6.8, 1900.0),
-    ("G", 8.1, 4000.0),
+    ("B", 8.1, 4000.0),
 ]
 
 EXERCISES = (
@@ -65,6 +65,10 @@ EXERCISES = (
                 "that sums the -log p; divide by the number of tokens.",
             ),
             (
+                lambda ps: math.exp(sum(math.log(p) for p in ps) / len(ps)),
+                "that is the (geometric) mean of p: the minus is missing.",
+            ),
+            (
                 lambda ps: sum(-math.log(p) for p in ps) / len(ps),
                 "that is the mean -log p, the cross-entropy; take its exp.",
             ),
@@ -86,6 +90,10 @@ EXERCISES = (
             (
                 lambda rows, budget: min(rows, key=lambda r: r[2])[0],
                 "that ignores the budget: keep the rows that fit first.",
+            ),
+            (
+                lambda rows, budget: min(r for r in rows if r[1] <= budget)[0],
+                "min of whole rows compares the names first: say key=lambda row: row[2].",
             ),
             (
                 lambda rows, budget: min(rows, key=lambda r: r[1])[0],

@@ -29,6 +29,11 @@ def _wrong_zero(lo: float, hi: float, bits: int, sign: int = 1) -> tuple[float, 
     return scale, round(sign * min(lo, 0.0) / scale)
 
 
+def _zero_by(rounding, lo: float, hi: float, bits: int) -> tuple[float, int]:
+    scale = scale_and_zero_point(lo, hi, bits)[0]
+    return scale, rounding(-min(lo, 0.0) / scale)
+
+
 def _from(lo: float, hi: float, steps: int) -> tuple[float, int]:
     scale = (hi - lo) / steps
     return scale, round(-lo / scale)
@@ -38,20 +43,32 @@ EXERCISES = (
     Exercise(
         name="01.1",
         hints=(
-            "Widen the range first: lo is never above 0, hi never below.",
+            "Widen the range first: lo is never above 0, hi never below. They are plain numbers: min(lo, 0.0), max(hi, 0.0).",
             "2^b codes have 2^b - 1 steps between them.",
             "z is the code on which 0.0 falls: lo falls on 0, so 0.0 falls on -lo / s, rounded.",
         ),
         solution=scale_and_zero_point,
-        cases=((-1.0, 1.0, 8), (-0.5, 1.5, 4), (0.25, 1.0, 4), (-3.0, -1.0, 3), (-0.72, 0.49, 2)),
+        cases=((-1.0, 0.9, 8), (-0.3, 1.0, 4), (-0.5, 1.5, 4), (0.25, 1.0, 4), (-3.0, -1.0, 3), (-0.72, 0.49, 2)),
         mistakes=(
             (
                 lambda lo, hi, bits: _from(min(lo, 0.0), max(hi, 0.0), 2**bits),
-                "2^b codes have 2^b - 1 steps between them; dividing by 2^b leaves the last code unused.",
+                "2^b codes have 2^b - 1 steps between them; divided by 2^b the step is too small: hi falls on a code too many.",
             ),
             (
                 lambda lo, hi, bits: _from(lo, hi, 2**bits - 1),
                 "zero must be inside the range: without min(lo, 0) and max(hi, 0) the zero point falls off the codes.",
+            ),
+            (
+                lambda lo, hi, bits: _zero_by(math.floor, lo, hi, bits),
+                "the zero point is cut off there: round it to the nearest.",
+            ),
+            (
+                lambda lo, hi, bits: _zero_by(math.ceil, lo, hi, bits),
+                "the zero point is rounded up there: round to the nearest.",
+            ),
+            (
+                lambda lo, hi, bits: scale_and_zero_point(lo, hi, bits)[::-1],
+                "the two are swapped: return the scale first, then the zero point.",
             ),
             (_wrong_zero, "the zero point has the wrong sign: lo falls on code 0, so 0.0 falls on -lo / s."),
             (
@@ -90,6 +107,11 @@ EXERCISES = (
                 "that takes the floor: every error points the same way. Round to the nearest.",
             ),
             (
+                lambda w, s, z, b: torch.round(w / s + z).clamp(0, 2**b - 1),
+                "round w / s first, then add the zero point: with an odd zero point the two differ at ties.",
+            ),
+            (lambda w, s, z, b: (w / s + z).clamp(0, 2**b - 1), "codes are whole numbers: round w / s."),
+            (
                 lambda w, s, z, b: torch.round(w / s) + z,
                 "codes outside 0 .. 2^bits - 1 do not exist: clamp after adding the zero point.",
             ),
@@ -125,11 +147,15 @@ EXERCISES = (
         mistakes=(
             (
                 lambda lo, hi, t: math.ceil(math.log2((hi - lo) / t + 1)),
-                "that allows only a whole step of 2 * tolerance / 2: rounding errs by half a step at most.",
+                "that keeps a whole step within the tolerance; rounding errs by half a step, so you ask for a bit too many.",
             ),
             (
                 lambda lo, hi, t: math.floor(math.log2((hi - lo) / (2 * t) + 1)),
                 "rounding the bits down misses the tolerance: round up.",
+            ),
+            (
+                lambda lo, hi, t: math.floor(math.log2((hi - lo) / (2 * t) + 1)) + 1,
+                "an error of exactly the tolerance is allowed: at most is <=, not <.",
             ),
             (
                 lambda lo, hi, t: round(math.log2((hi - lo) / (2 * t) + 1)),

@@ -18,12 +18,13 @@ def pack_int4(codes: torch.Tensor) -> torch.Tensor:
 
 
 def fake_quantize_groups(w: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
-    """Quantize w [out, in] symmetrically and dequantize: every `group_size` weights along a row share a scale.
+    """Quantize w [out, in] symmetrically and come back: every `group_size` weights along a row share a scale.
 
-    The scale is s = absmax / (2^(bits-1) - 1) and the codes are round(w / s).
+    The scale is s = absmax / (2^(bits-1) - 1), 1 for a group of zeros, and the codes are round(w / s).
     """
     groups = w.reshape(len(w), -1, group_size)
     scale = groups.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    scale[scale == 0] = 1
     return (torch.round(groups / scale) * scale).reshape(w.shape)
 
 
@@ -31,8 +32,25 @@ def _pairs(codes: torch.Tensor) -> torch.Tensor:
     return F.pad(codes.long(), (0, len(codes) % 2)).reshape(-1, 2)
 
 
+def _high_first_unpadded(codes: torch.Tensor) -> torch.Tensor:
+    return ((codes[0::2] << 4) | codes[1::2]).to(torch.uint8)
+
+
+def _with_reach(
+    w: torch.Tensor, group_size: int, reach: float, q_min: int = -999, q_max: int = 999, rounding=torch.round
+) -> torch.Tensor:
+    groups = w.reshape(len(w), -1, group_size)
+    scale = groups.abs().amax(-1, keepdim=True) / reach
+    return (rounding(groups / scale).clamp(q_min, q_max) * scale).reshape(w.shape)
+
+
+def _codes(w: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
+    groups = w.reshape(len(w), -1, group_size)
+    return torch.round(groups / (groups.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1))).reshape(w.shape)
+
+
 _W = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 4, 8)[:, None]
-_V = torch.randn(4, 12, generator=torch.Generator().manual_seed(1)) * torch.linspace(3, 0.2, 12)
+_V = torch.randn(12, 12, generator=torch.Generator().manual_seed(1)) * torch.linspace(3, 0.2, 12)
 
 EXERCISES = (
     Exercise(
@@ -42,11 +60,16 @@ EXERCISES = (
             "b + (16 + b) / g.",
         ),
         solution=bits_per_weight,
-        cases=((4, 128, True), (4, 128, False), (3, 64, False), (2, 32, True), (8, 4096, False)),
+        cases=((4, 128, True), (4, 128, False), (4, 16, False), (3, 64, False), (2, 32, True), (8, 4096, False)),
         mistakes=(
             (
                 lambda b, g, sym: float(b),
                 "the scales are missing: each group stores one of 16 bits, shared by its g weights.",
+            ),
+            (lambda b, g, sym: b + (16 + (0 if sym else b)) // g, "// drops the fraction: divide with /."),
+            (
+                lambda b, g, sym: b + (16 + (b if sym else 0)) / g,
+                "that is the wrong way round: it is the asymmetric group that stores a zero point.",
             ),
             (
                 lambda b, g, sym: b + 16 / g,
@@ -88,6 +111,15 @@ EXERCISES = (
                 ),
                 "the last code of an odd length is lost: fill the end with a 0.",
             ),
+            (
+                _high_first_unpadded,
+                "the first code of each pair belongs in the low four bits; yours is in the high ones.",
+            ),
+            (
+                lambda c: (c[0::2] | (c[1::2] << 4)).to(torch.uint8),
+                "with an odd length codes[1::2] is one shorter, and torch repeats its only value or raises: append a 0 first.",
+            ),
+            (lambda c: pack_int4(c).long(), "the numbers are right; return bytes: .to(torch.uint8)."),
             (lambda c: c.to(torch.uint8), "that still takes a byte a code: two codes share one."),
             (
                 lambda c: (c[: (len(c) + 1) // 2] | (F.pad(c, (0, len(c) % 2))[(len(c) + 1) // 2 :] << 4)).to(
@@ -123,6 +155,26 @@ EXERCISES = (
                 "the groups run along the outputs (down a column); they run along a row, the inputs.",
             ),
             (
+                lambda w, b, g: _with_reach(w, g, (2**b - 1) / 2),
+                "that is lesson 01's symmetric scale, with its clamp missing; here s = max|w| / (2^(bits-1) - 1).",
+            ),
+            (
+                lambda w, b, g: _with_reach(w, g, (2**b - 1) / 2, -(2 ** (b - 1)), 2 ** (b - 1) - 1),
+                "that is lesson 01's symmetric scale, right there; here s = max|w| / (2^(bits-1) - 1).",
+            ),
+            (
+                lambda w, b, g: _with_reach(w, g, 2 ** (b - 1), -(2 ** (b - 1)), 2 ** (b - 1) - 1),
+                "the scale divides by 2^(bits-1), and the largest positive weight is clamped; divide by 2^(bits-1) - 1.",
+            ),
+            (
+                lambda w, b, g: _with_reach(w, g, 2 ** (b - 1) - 1, rounding=torch.trunc),
+                "that truncates: round to the nearest.",
+            ),
+            (
+                lambda w, b, g: fake_quantize_groups(w, b, g).reshape(len(w), -1, g),
+                "the numbers are right; give them the shape of w again.",
+            ),
+            (
                 lambda w, b, g: _with_reach(w, g, 2 ** (b - 1)),
                 "the scale divides by 2^(bits-1), whose positive code does not exist; divide by 2^(bits-1) - 1.",
             ),
@@ -133,14 +185,3 @@ EXERCISES = (
         ),
     ),
 )
-
-
-def _with_reach(w: torch.Tensor, group_size: int, reach: int) -> torch.Tensor:
-    groups = w.reshape(len(w), -1, group_size)
-    scale = groups.abs().amax(-1, keepdim=True) / reach
-    return (torch.round(groups / scale) * scale).reshape(w.shape)
-
-
-def _codes(w: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
-    groups = w.reshape(len(w), -1, group_size)
-    return torch.round(groups / (groups.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1))).reshape(w.shape)

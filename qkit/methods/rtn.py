@@ -8,9 +8,10 @@ Formula
     s, z from min and max of the group, q = clamp(round(w / s) + z): see `qkit.mapping`.
 
 Trade-off
-    It minimises the error of each weight, blind to what the weight is multiplied with: a large error on a weight whose
-    input is always zero costs nothing, and rounding errors of a row may add up instead of cancelling. GPTQ and AWQ spend
-    data and time on just that. At 8 bits there is nothing left for them to win; at 3 bits there is everything.
+    On the grid that it is given it minimises the error of each weight. But minimum and maximum need not make the best grid
+    (a slightly narrower range clips a few weights and serves all others), and it is blind to what a weight is multiplied
+    with: an error on a weight whose input is always zero costs nothing, and the errors of a row may add up instead of
+    cancelling. GPTQ and AWQ spend data and time on just that.
 """
 
 import torch

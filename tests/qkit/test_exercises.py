@@ -104,6 +104,12 @@ def returns_the_codes(w, bits, g):
     return (groups / s).round().reshape(w.shape)
 
 
+def lesson_01_symmetric(w, bits, g):
+    groups = w.reshape(-1, g)
+    s = 2 * groups.abs().amax(1, keepdim=True) / (2**bits - 1)
+    return ((groups / s).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * s).reshape(w.shape)
+
+
 def packs_high_first(codes):
     if len(codes) % 2:
         codes = torch.cat([codes, codes.new_zeros(1)])
@@ -160,7 +166,7 @@ WRONG = [
     ("01.2", lambda w, s, z, b: (w / s).round() + z, "clamp after adding"),
     ("01.2", lambda w, s, z, b: ((w / s + 0.5).floor() + z).clamp(0, 2**b - 1), "half to even"),
     ("01.2", lambda w, s, z, b: ((w / s).round() - z).clamp(0, 2**b - 1), "added when quantizing"),
-    ("01.3", lambda lo, hi, t: math.ceil(math.log2((hi - lo) / t + 1)), "half a step at most"),
+    ("01.3", lambda lo, hi, t: math.ceil(math.log2((hi - lo) / t + 1)), "a bit too many"),
     ("01.3", lambda lo, hi, t: int(math.log2((hi - lo) / (2 * t) + 1)), "rounding the bits down"),
     ("01.3", lambda lo, hi, t: math.ceil(math.log2((hi - lo) / 2 / t)), "2^b - 1 steps"),
     ("01.3", lambda lo, hi, t: round(math.log2((hi - lo) / (2 * t) + 1)), "to the nearest"),
@@ -178,6 +184,21 @@ WRONG = [
     ("02.3", lambda w, b, g: right_groups(w.T.contiguous(), b, g).T, "along the outputs"),
     ("02.3", divides_by_a_code_too_many, "does not exist"),
     ("02.3", returns_the_codes, "those are the codes"),
+    ("00.2", lambda ps: math.prod(ps) ** (1 / len(ps)), "minus is missing"),
+    ("00.3", lambda rows, budget: min([r for r in rows if r[1] <= budget])[0], "compares the names"),
+    ("01.1", lambda lo, hi, b: zero_point_of(lo, hi, b)[::-1], "swapped"),
+    ("01.1", lambda lo, hi, b: ((s := zero_point_of(lo, hi, b)[0]), int(-min(lo, 0) / s)), "cut off"),
+    ("01.1", lambda lo, hi, b: ((s := zero_point_of(lo, hi, b)[0]), math.ceil(-min(lo, 0) / s)), "rounded up"),
+    ("01.2", lambda w, s, z, b: (w / s + z).round().clamp(0, 2**b - 1), "round w / s first"),
+    ("01.2", lambda w, s, z, b: (w / s + z).clamp(0, 2**b - 1), "whole numbers"),
+    ("01.3", lambda lo, hi, t: next(b for b in range(1, 32) if (hi - lo) / (2**b - 1) / 2 < t), "<="),
+    ("02.1", lambda b, g, sym: b + (16 + (not sym) * b) // g, "drops the fraction"),
+    ("02.1", lambda b, g, sym: b + (16 + b * sym) / g, "wrong way round"),
+    ("02.2", lambda codes: (codes[0::2] + 16 * codes[1::2]).to(torch.uint8), "append a 0 first"),
+    ("02.2", lambda codes: right_pack(codes).int(), "return bytes"),
+    ("02.3", lambda w, b, g: right_groups(w, b, g).reshape(w.shape[0], -1, g), "shape of w"),
+    ("02.3", lesson_01_symmetric, "lesson 01's symmetric scale, right there"),
+    ("02.3", lambda w, b, g: right_groups(w.T.contiguous(), b, g).T.contiguous(), "along the outputs"),
 ]
 
 
@@ -231,6 +252,16 @@ def test_an_answer_that_writes_into_its_input_spoils_nothing():
 
     assert exercises.check("01.2", in_place).passed
     assert exercises.check("01.2", right_codes).passed
+
+
+def test_a_group_of_zeros_comes_back_as_zeros():
+    fake_quantize = exercises.ALL["02.3"].solution
+    assert fake_quantize(torch.zeros(2, 8), 4, 4).tolist() == [[0.0] * 8] * 2
+
+
+def test_a_guess_with_its_unit_is_refused():
+    with pytest.raises(ValueError, match="my_guess = '7 MB' is no number; write it without its unit"):
+        exercises.reveal("7 MB", 10.5, "MB")
 
 
 def test_hints_and_solutions_are_printed(capsys):

@@ -84,3 +84,11 @@ def test_the_calibration_text_does_not_depend_on_the_locale(tmp_path):
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     shown = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert ascii(sentence.strip())[1:-1] in shown.stdout
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="another minor version ships other words")
+def test_as_much_of_the_held_out_text_was_trained_on_as_the_docstring_says():
+    seen, words = texts("python-docs").split(), texts("python-docs-heldout").split()
+    runs = {tuple(seen[i : i + 13]) for i in range(len(seen) - 12)}
+    repeated = {j for i in range(len(words) - 12) if tuple(words[i : i + 13]) in runs for j in range(i, i + 13)}
+    assert len(repeated) / len(words) == pytest.approx(0.62, abs=0.01)
