@@ -34,6 +34,7 @@ from qkit.surgery import swap
 
 EMBEDDED = {"bookworm-14m": "87817cfded41ecbd81ecb885458e45248d909912d179cf9c70a06c8a27b40b5b"}  # sha256 of the weights
 FORMAT_VERSION = 1
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 MANIFEST_KEYS = {
     "class",
     "config",
@@ -109,7 +110,7 @@ def _from_transformers(source: Path | str) -> tuple[nn.Module, Any]:
     finally:
         if bars:
             logging.enable_progress_bar()
-    has_tokenizer = not local or any((source / file).exists() for file in ("tokenizer.json", "tokenizer_config.json"))
+    has_tokenizer = not local or any((source / file).exists() for file in TOKENIZER_FILES)
     return model.eval(), AutoTokenizer.from_pretrained(source) if has_tokenizer else None
 
 
