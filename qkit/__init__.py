@@ -14,13 +14,14 @@ from qkit.compare import compare
 from qkit.error import ErrorStatistics, error_statistics, sqnr_db
 from qkit.evaluate import kl_divergence, perplexity
 from qkit.generate import complete
-from qkit.models import disk_bytes, load, save
+from qkit.models import load, save
 from qkit.modules import QLinear
 from qkit.ops import linear
 from qkit.qtensor import QTensor
 from qkit.quantize import quantize, quantize_tensor
 from qkit.report import Comparison, LayerReport, QuantizationReport
 from qkit.schemes import RTN
+from qkit.sizes import disk_bytes, memory_bytes
 from qkit.texts import texts
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "kl_divergence",
     "linear",
     "load",
+    "memory_bytes",
     "perplexity",
     "quantize",
     "quantize_tensor",

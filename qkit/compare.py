@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from qkit.evaluate import evaluate
-from qkit.models import disk_bytes, load
+from qkit.models import load
 from qkit.quantize import check_scheme, quantize
 from qkit.report import Comparison, ComparisonRow, QuantizationReport
 from qkit.schemes import RTN
+from qkit.sizes import disk_bytes, float32_bytes, memory_bytes
 from qkit.surgery import clone
 from qkit.texts import texts
 
@@ -44,7 +45,7 @@ def compare(
         max_chunks: evaluate on the first chunks only.
         progress: show bars; None: on a terminal only.
     """
-    name = model if isinstance(model, str) else type(model).__name__
+    title = model if isinstance(model, str) else type(model).__name__
     for scheme in schemes:
         check_scheme(scheme)
     if isinstance(model, str):
@@ -60,26 +61,22 @@ def compare(
         reports[scheme.name] = quantize(copies[scheme.name], scheme, progress=progress)
     evaluations = evaluate(copies, tokenizer, text, max_chunks, progress)
     full = float32_bytes(model)
-    rows = [ComparisonRow("FP32", None, evaluations["FP32"].perplexity, 0.0, full, 32.0, 1.0, 0.0, None)]
-    for scheme in schemes:
-        report, evaluation = reports[scheme.name], evaluations[scheme.name]
-        size = disk_bytes(copies[scheme.name])
+    rows = []
+    for name, copied in copies.items():
+        report = reports.get(name)
+        size = disk_bytes(copied) if report else full
         rows.append(
             ComparisonRow(
-                name=scheme.name,
-                scheme=scheme.to_dict(),
-                perplexity=evaluation.perplexity,
-                kl=evaluation.kl,
+                name=name,
+                scheme=report.scheme if report else None,
+                perplexity=evaluations[name].perplexity,
+                kl=evaluations[name].kl,
                 disk_bytes=size,
-                bits_per_weight=report.bits_per_weight,
+                memory_bytes=memory_bytes(copied),
+                bits_per_weight=report.bits_per_weight if report else 32.0,
                 compression=full / size,
-                seconds=report.seconds,
+                seconds=report.seconds if report else 0.0,
                 report=report,
             )
         )
-    return Comparison(name, text_name or "your text", evaluations["FP32"].tokens, tuple(rows))
-
-
-def float32_bytes(model: nn.Module) -> int:
-    """What the parameters take as float32, 4 bytes each, tied ones once: the size that compression is counted from."""
-    return 4 * sum(p.numel() for p in model.parameters())
+    return Comparison(title, text_name or "your text", evaluations["FP32"].tokens, tuple(rows))

@@ -163,13 +163,6 @@ def save(model: nn.Module, folder: str | os.PathLike, tokenizer=None) -> Path:
     return folder
 
 
-def disk_bytes(model: nn.Module) -> int:
-    """Bytes of the weights and the manifest that `save` writes for `model`: they are written, and weighed."""
-    with tempfile.TemporaryDirectory() as folder:
-        save(model, folder)
-        return sum(path.stat().st_size for path in Path(folder).iterdir() if path.name != "config.json")
-
-
 def _write_weights(model: nn.Module, draft: Path) -> dict[str, Any]:
     """Write the weights file into `draft` and return the manifest."""
     tensors: dict[str, Tensor] = {}

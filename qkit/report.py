@@ -103,6 +103,7 @@ class ComparisonRow:
     perplexity: float
     kl: float  # nats per token, from the original
     disk_bytes: int
+    memory_bytes: int  # while it computes
     bits_per_weight: float  # over the quantized layers
     compression: float  # bytes of the original in FP32 / disk_bytes
     seconds: float  # to quantize

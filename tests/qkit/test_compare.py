@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from qkit import RTN, compare, disk_bytes, kl_divergence, perplexity, quantize, texts
-from qkit.compare import TOUR, float32_bytes
+from qkit.compare import TOUR
+from qkit.sizes import float32_bytes
 from qkit.surgery import clone
 
 SCHEMES = [RTN(8), RTN(4, 4), RTN(2, symmetric=True)]

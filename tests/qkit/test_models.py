@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 import qkit
-from qkit import RTN, QLinear, disk_bytes, load, quantize, save
+from qkit import RTN, QLinear, load, quantize, save
 from qkit.modules import quantized_layers
 
 SCHEMES = [None, RTN(4, 4), RTN(3, symmetric=True), RTN(8, include_zero=False, scale_dtype="float32")]
@@ -136,11 +136,6 @@ def test_nbytes_are_the_bytes_of_the_tensors_in_the_file(model, scheme, tmp_path
     for row in report.layers:
         parts = [stored[f"{row.name}.{part}"]["data_offsets"] for part in quantized_layers(model)[row.name].parts]
         assert sum(end - start for start, end in parts) == row.nbytes
-
-
-def test_disk_bytes_are_those_of_the_saved_weights_and_manifest(saved):
-    expected = weights_of(saved).stat().st_size + (saved / "qkit.json").stat().st_size
-    assert disk_bytes(load(saved)[0]) == expected
 
 
 def test_numbers_that_16_bits_hold_are_stored_in_16_bits_and_widened_again(llama, tmp_path):

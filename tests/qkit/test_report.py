@@ -18,6 +18,7 @@ def row(name="RTN W4 g128", perplexity=9.2, **changes):
         "scheme": RTN().to_dict(),
         "kl": 0.3,
         "disk_bytes": 9_550_000,
+        "memory_bytes": 12_000_000,
         "bits_per_weight": 4.156,
         "compression": 5.9,
     }
