@@ -44,7 +44,7 @@ def _obstacle(op: str, backend: str, device: torch.device) -> str | None:
     """Why `backend` cannot run `op` on `device`, or None when it can."""
     if (op, backend) not in BACKENDS:
         have = ", ".join(name for known, name in BACKENDS if known == op)
-        return f"it has no kernel for {op}; use one of: {have}, or None"
+        return f"there is no such kernel; use one of: {have}, or None"
     if backend == "numba" and device.type != "cpu":
         return f'it runs on the CPU and the weight is on {device}; use backend="torch" or move the weight'
     if backend == "numba" and not (_installed("numba") and _installed("qkit_kernels")):
@@ -88,6 +88,8 @@ def linear(
     Returns:
         [..., out], in the dtype of `x`.
     """
+    if not isinstance(q, QTensor):
+        raise TypeError(f"the weight is a {type(q).__name__}, linear takes a QTensor; make one with quantize_tensor")
     out_features, in_features = q.shape
     if x.dim() == 0 or x.shape[-1] != in_features:
         raise ValueError(

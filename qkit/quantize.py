@@ -56,6 +56,8 @@ def check_scheme(scheme: RTN) -> None:
 
 def check_weight(weight: Tensor, scheme: RTN, name: str) -> None:
     """Refuse a weight that `scheme` cannot quantize."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{name} is a {type(weight).__name__}; give a torch tensor [out, in]")
     if weight.dim() != 2 or not weight.is_floating_point() or not weight.numel():
         raise ValueError(
             f"{name} is {weight.dtype} of shape {tuple(weight.shape)}; give a float weight [out, in] that is not empty"
@@ -93,6 +95,8 @@ def quantize(
         What was swapped with which error, what was left and why.
     """
     check_scheme(scheme)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give a module: model, tokenizer = qkit.load(name)")
     targets, skipped = find_targets(model, include, exclude)
     for target in targets:
         check_weight(target.weight, scheme, target.name)

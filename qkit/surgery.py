@@ -86,7 +86,9 @@ def find_targets(
             raise ValueError("the model is itself one Linear layer; quantize_tensor(model.weight, ...) does that")
         done = sum(isinstance(m, QLinear) for m in model.modules())
         why = (
-            f"its {done} linear layers are quantized already" if done else f"{len(layers)} found, all of them left out"
+            f"its {done} linear layers are quantized already"
+            if done
+            else f"it has {len(layers)}, {'all left out' if layers else 'none at all'}"
         )
         raise ValueError(
             f"{type(model).__name__} has no Linear or Conv1D layer left to quantize ({why}); "

@@ -168,7 +168,7 @@ def test_the_picture_follows_the_slider(open_lesson, lesson, widget):
     latencies.sort()
     print(
         f"\n{lesson} {widget}: key to picture median {statistics.median(latencies):.0f} ms, "
-        f"p90 {latencies[int(0.9 * len(latencies))]:.0f} ms; dragging {updates / seconds:.1f} pictures a second"
+        f"p90 {latencies[int(0.9 * len(latencies))]:.0f} ms; {updates} pictures in a drag of {seconds:.1f} s"
     )
 
 

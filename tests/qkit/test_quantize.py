@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from qkit import RTN, QLinear, error_statistics, quantize, quantize_tensor
+from qkit import RTN, QLinear, error_statistics, linear, quantize, quantize_tensor
 from qkit.modules import quantized_layers
 from qkit.surgery import weight_of
 
@@ -241,7 +241,9 @@ def test_a_quantized_model_is_not_quantized_again(model):
 
 
 def test_a_model_with_no_linear_is_refused():
-    with pytest.raises(ValueError, match=r"Sequential has no Linear or Conv1D layer left to quantize \(0 found"):
+    with pytest.raises(
+        ValueError, match=r"Sequential has no Linear or Conv1D layer left to quantize \(it has 0, none at all"
+    ):
         quantize(nn.Sequential(nn.Embedding(4, 4), nn.LayerNorm(4)), RTN(4))
 
 
@@ -258,3 +260,16 @@ def test_progress_is_shown_when_asked_for(llama, capfd):
 def test_progress_is_silent_when_not_asked_for(llama, capfd):
     quantize(llama, RTN(4), progress=False)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: quantize("bookworm-14m", RTN(4)), r"model is a str; give a module: model, tokenizer = qkit\.load"),
+        (lambda: quantize_tensor([[1.0]], bits=4), r"the weight is a list; give a torch tensor"),
+        (lambda: linear(torch.randn(2, 4), torch.randn(3, 4)), r"is a Tensor, linear takes a QTensor; make one with"),
+    ],
+)
+def test_what_is_of_another_kind_is_a_type_error(call, match):
+    with pytest.raises(TypeError, match=match):
+        call()
