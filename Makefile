@@ -7,6 +7,8 @@ else
 BIN := .venv/bin
 endif
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# In a container one is root, and JupyterLab refuses to start for root unless it is told.
+ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 LESSONS := $(wildcard lessons/*.ipynb)
 
 .PHONY: demo test test-browser lab lessons lint clean
@@ -24,7 +26,7 @@ test-browser: .venv/installed-browser
 	$(BIN)/python -m pytest -m browser -s
 
 lab: .venv/installed-lab
-	$(BIN)/python -m jupyterlab lessons
+	$(BIN)/python -m jupyterlab lessons $(ALLOW_ROOT)
 
 # Run the lessons again and store what they print; no widget state (it blanks the page for readers without a kernel).
 lessons: .venv/installed-lab

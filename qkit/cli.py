@@ -1,6 +1,7 @@
 """qkit on the command line: compare, quantize, eval, lab."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -100,7 +101,9 @@ def lab(
     for lesson in sorted(resource_folder("lessons").glob("*.ipynb")):
         if not (folder / lesson.name).exists():
             shutil.copy(lesson, folder)
-    raise typer.Exit(subprocess.call([sys.executable, "-m", "jupyterlab", str(folder)]))
+    is_root = hasattr(os, "geteuid") and os.geteuid() == 0  # as in a container: JupyterLab refuses unless it is told
+    command = [sys.executable, "-m", "jupyterlab", str(folder), *["--allow-root"] * is_root]
+    raise typer.Exit(subprocess.call(command))
 
 
 def _print_comparison(comparison: Comparison) -> None:

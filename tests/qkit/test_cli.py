@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and how it refuses."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -79,7 +80,10 @@ def test_lab_opens_a_copy_of_the_lessons_and_never_overwrites_it(run, tmp_path, 
     opened = []
     monkeypatch.setattr(subprocess, "call", lambda command: opened.append(command) or 0)
     (tmp_path / "00_start_here.ipynb").write_text("my notes")
-    run("lab", str(tmp_path))
-    assert opened == [[sys.executable, "-m", "jupyterlab", str(tmp_path)]]
+    for user in (1000, 0):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user, raising=False)
+        run("lab", str(tmp_path))
+    command = [sys.executable, "-m", "jupyterlab", str(tmp_path)]
+    assert opened == [command, [*command, "--allow-root"]]
     assert (tmp_path / "00_start_here.ipynb").read_text() == "my notes"
     assert (tmp_path / "02_int4_and_groups.ipynb").stat().st_size > 10_000
