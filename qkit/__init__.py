@@ -10,11 +10,12 @@
 
 from importlib import import_module
 
+from qkit.checkpoint import save
 from qkit.compare import compare
 from qkit.error import ErrorStatistics, error_statistics, sqnr_db
 from qkit.evaluate import kl_divergence, perplexity
 from qkit.generate import complete
-from qkit.models import load, save
+from qkit.models import load
 from qkit.modules import QLinear
 from qkit.ops import linear
 from qkit.qtensor import QTensor

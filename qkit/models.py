@@ -1,52 +1,19 @@
-"""Models in and out: the embedded one, a folder, a hub id; and quantized models saved as safetensors and JSON.
+"""Models in: the embedded one, a folder, a hub id."""
 
-A saved model is a folder:
-
-    qkit.json                       what it is: format version, class, config, layers, and size and sha256 of the weights
-    weights-<sha256>.safetensors    every tensor; a quantized layer as <layer>.packed, <layer>.scales, ...
-    config.json, tokenizer files    as transformers writes them
-
-qkit.json is written last and by rename, and it names the weights that it belongs to, so a save that is interrupted leaves
-the model that was there. The weights are not called model.safetensors on purpose: transformers would load packed codes as
-if they were floats and only warn; so it says that there is no such file. Nothing is ever unpickled.
-"""
-
-import hashlib
-import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from qkit import resources
-from qkit.modules import QLinear, quantized_layers
-from qkit.qtensor import QTensor
-from qkit.surgery import swap
+from qkit.checkpoint import load_checkpoint
+from qkit.integrity import check_sha256, line_of
 
 EMBEDDED = {"bookworm-14m": "87817cfded41ecbd81ecb885458e45248d909912d179cf9c70a06c8a27b40b5b"}  # sha256 of the weights
-FORMAT_VERSION = 1
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
-MANIFEST_KEYS = {
-    "class",
-    "config",
-    "attention",
-    "generation_config",
-    "weights",
-    "tokenizer",
-    "layers",
-    "tied",
-    "widened",
-    "derived",
-}
 
 
 def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
@@ -64,17 +31,17 @@ def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
     name = str(name_or_path)
     if name in EMBEDDED:
         folder = resources.folder("data") / name
-        _check_sha256(folder / "model.safetensors", EMBEDDED[name])
+        check_sha256(folder / "model.safetensors", EMBEDDED[name])
         return _from_transformers(folder)
     folder = Path(name).expanduser()
     if (folder / "qkit.json").is_file():
-        return _load_saved(folder)
+        return load_checkpoint(folder)
     if (folder / "config.json").is_file():
         try:
             return _from_transformers(folder)
         except Exception as error:  # whatever transformers makes of a file that is missing, cut off or altered
             raise ValueError(
-                f"folder {name!r} cannot be loaded by transformers ({_line(error, 0)}); "
+                f"folder {name!r} cannot be loaded by transformers ({line_of(error, 0)}); "
                 f"qkit reads safetensors only, whole and unaltered: copy or convert the model again"
             ) from error
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
@@ -87,14 +54,8 @@ def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model {name!r} is not embedded ({', '.join(EMBEDDED)}), is no folder here, and the hub gave none "
-            f"({_line(error, 0)}); check the spelling, or the network"
+            f"({line_of(error, 0)}); check the spelling, or the network"
         ) from error
-
-
-def _line(error: Exception, number: int) -> str:
-    """One line of what an error says: the first (0) or the last (-1)."""
-    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
-    return lines[number] if lines else type(error).__name__
 
 
 def _from_transformers(source: Path | str) -> tuple[nn.Module, Any]:
@@ -112,236 +73,3 @@ def _from_transformers(source: Path | str) -> tuple[nn.Module, Any]:
             logging.enable_progress_bar()
     has_tokenizer = not local or any((source / file).exists() for file in TOKENIZER_FILES)
     return model.eval(), AutoTokenizer.from_pretrained(source) if has_tokenizer else None
-
-
-# ---- saving
-
-
-def save(model: nn.Module, folder: str | os.PathLike, tokenizer=None) -> Path:
-    """Save a model, quantized or not, so that `load` returns the same one, bit for bit.
-
-    Float32 tensors whose every number a 16-bit float holds exactly (the untouched embeddings of a model that was trained
-    or published in 16 bits) are written in 16 bits and widened again by `load`.
-
-    Args:
-        model: a transformers model.
-        folder: made if need be; other files in it are left alone, a model that was saved there is replaced.
-        tokenizer: saved beside it.
-
-    Returns:
-        The folder.
-    """
-    import transformers
-
-    name = type(model).__name__
-    if getattr(transformers, name, None) is not type(model):
-        raise ValueError(
-            f"{name} is no class of transformers, so load could not build it again; save its state_dict instead"
-        )
-    folder = Path(folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".qkit-", dir=folder))
-    try:
-        manifest = {**_write_weights(model, draft), "tokenizer": tokenizer is not None}
-        model.config.to_json_file(draft / "config.json")
-        if tokenizer is not None:
-            tokenizer.save_pretrained(draft)
-        with (draft / "qkit.json").open("w") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.copymode(
-            draft / "qkit.json", draft / manifest["weights"]["file"]
-        )  # safetensors lets only the owner read
-        for path in sorted(draft.iterdir(), key=lambda path: path.name == "qkit.json"):  # qkit.json last: it commits
-            path.replace(folder / path.name)
-        for stale in folder.glob("weights-*.safetensors"):
-            if stale.name != manifest["weights"]["file"]:
-                stale.unlink()
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return folder
-
-
-def _write_weights(model: nn.Module, draft: Path) -> dict[str, Any]:
-    """Write the weights file into `draft` and return the manifest."""
-    tensors: dict[str, Tensor] = {}
-    first_name: dict[int, str] = {}
-    tied: dict[str, str] = {}
-    widened: dict[str, str] = {}
-    codes = {f"{name}.{part}" for name, layer in quantized_layers(model).items() for part in layer.parts}
-    state = model.state_dict(keep_vars=True)
-    derived = {name: buffer for name, buffer in model.named_buffers() if name not in state}
-    for name, tensor in {**state, **derived}.items():
-        if id(tensor) in first_name:
-            tied[name] = first_name[id(tensor)]
-            continue
-        first_name[id(tensor)] = name
-        stored = tensor.detach() if name in codes else _narrowest(tensor.detach())
-        if stored.dtype != tensor.dtype:
-            widened[name] = str(tensor.dtype).removeprefix("torch.")
-        tensors[name] = stored.contiguous().cpu()
-    path = draft / "weights.safetensors"
-    save_file(tensors, path)
-    digest = _sha256(path)
-    final = path.with_name(f"weights-{digest[:12]}.safetensors")
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-    path.rename(final)
-    return {
-        "format": "qkit",
-        "version": FORMAT_VERSION,
-        "class": type(model).__name__,
-        "config": model.config.to_dict(),
-        "attention": model.config._attn_implementation,  # to_dict leaves it out, and it decides the last bits
-        "generation_config": model.generation_config.to_dict() if getattr(model, "generation_config", None) else None,
-        "weights": {"file": final.name, "bytes": final.stat().st_size, "sha256": digest},
-        "layers": {
-            name: {**module.qtensor.meta(), "parts": list(module.parts), "bias": module.bias is not None}
-            for name, module in model.named_modules(remove_duplicate=False)
-            if isinstance(module, QLinear)
-        },
-        "tied": tied,
-        "widened": widened,
-        "derived": sorted(derived),  # buffers that a state dict leaves out (rotary frequencies), in the dtype they had
-    }
-
-
-def _narrowest(tensor: Tensor) -> Tensor:
-    """`tensor` in a 16-bit float format that holds every one of its numbers exactly, if there is one."""
-    if tensor.dtype == torch.float32:
-        for dtype in (torch.float16, torch.bfloat16):
-            narrow = tensor.to(dtype)
-            if torch.equal(narrow.float(), tensor):
-                return narrow
-    return tensor
-
-
-# ---- loading
-
-
-def _load_saved(folder: Path) -> tuple[nn.Module, Any]:
-    import transformers
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
-
-    manifest = _read_manifest(folder)
-    weights = folder / manifest["weights"]["file"]
-    _check_weights(weights, manifest["weights"])
-    cls = getattr(transformers, str(manifest["class"]), None)
-    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
-        raise ValueError(
-            f"{folder} holds a {manifest['class']!r}, which this transformers does not have; upgrade transformers"
-        )
-    try:
-        config = dict(manifest["config"])
-        if manifest["attention"] in ("eager", "sdpa"):  # the ones that every machine has
-            config["attn_implementation"] = manifest["attention"]
-        config = AutoConfig.for_model(config.pop("model_type"), **config)
-        with _parameters_without_memory():
-            model = cls(config)
-        if manifest["generation_config"]:
-            model.generation_config = GenerationConfig.from_dict(manifest["generation_config"])
-        _fill(model, weights, manifest)
-    except Exception as error:  # an altered manifest may break anything between the config and the last tensor
-        raise ValueError(
-            f"{folder}: qkit.json and {weights.name} do not fit each other ({_line(error, -1)}); "
-            f"one of them was altered: save the model again"
-        ) from error
-    return model.eval(), AutoTokenizer.from_pretrained(folder) if manifest["tokenizer"] else None
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "qkit.json"
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): truncated or altered; copy or save the model again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != "qkit":
-        raise ValueError(f"{path} is not a manifest of qkit's; give a folder that qkit.save wrote")
-    if manifest.get("version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {manifest.get('version')!r}, this qkit reads {FORMAT_VERSION}; "
-            f"load it with the qkit that wrote it, or save it again with this one"
-        )
-    missing = MANIFEST_KEYS - set(manifest)
-    weights = manifest.get("weights")
-    if missing or not isinstance(weights, dict) or not {"file", "bytes", "sha256"} <= set(weights):
-        what = ", ".join(sorted(missing)) or "parts of weights"
-        raise ValueError(f"{path} lacks {what}; it was altered: save the model again")
-    if Path(str(weights["file"])).name != weights["file"]:
-        raise ValueError(f"{path} names the weights {weights['file']!r}, no file of its own folder; it was altered")
-    return manifest
-
-
-def _check_weights(path: Path, expected: dict[str, Any]) -> None:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; copy the whole folder again")
-    size = path.stat().st_size
-    if size != expected["bytes"]:
-        what = "truncated" if size < expected["bytes"] else "altered"
-        raise ValueError(f"{path} has {size:,} bytes where qkit.json says {expected['bytes']:,}: {what}; copy it again")
-    _check_sha256(path, expected["sha256"])
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _check_sha256(path: Path, expected: str) -> None:
-    found = _sha256(path)
-    if found != expected:
-        raise ValueError(
-            f"{path} has sha256 {found[:12]}..., expected {expected[:12]}...: it was altered; copy it again"
-        )
-
-
-@contextmanager
-def _parameters_without_memory() -> Iterator[None]:
-    """Inside, new parameters have a shape and no memory, while buffers (rotary frequencies) are computed as always.
-
-    A 7B model in float32 is 28 GB: it must not be allocated only to be thrown away for 4 GB of codes.
-    """
-    register = nn.Module.register_parameter
-
-    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
-            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-        register(module, name, parameter)
-
-    nn.Module.register_parameter = register_on_meta
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register
-
-
-def _fill(model: nn.Module, weights: Path, manifest: dict[str, Any]) -> None:
-    """Put the quantized layers and every tensor of the file in their places; anything missing or left over is an error."""
-    with safe_open(weights, "pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
-    for name, dtype in manifest["widened"].items():
-        state[name] = state[name].to(getattr(torch, dtype))
-    for alias, name in manifest["tied"].items():
-        state[alias] = state[name]
-    layers = {}
-    for name, meta in manifest["layers"].items():
-        parts = {part: state[f"{name}.{part}"] for part in meta["parts"]}
-        q = QTensor(**parts, bits=meta["bits"], shape=tuple(meta["shape"]))
-        old = model.get_submodule(name)
-        expected = tuple(old.weight.shape) if isinstance(old, nn.Linear) else tuple(old.weight.shape)[::-1]
-        if q.shape != expected:
-            raise ValueError(f"{name} is {q.shape} in the file, {expected} in the config")
-        layers[name] = QLinear(q, nn.Parameter(torch.empty(q.shape[0], device="meta")) if meta["bias"] else None)
-    swap(model, layers)
-    for name in manifest["derived"]:
-        owner, _, leaf = name.rpartition(".")
-        model.get_submodule(owner).register_buffer(leaf, state.pop(name), persistent=False)
-    model.load_state_dict(state, strict=True, assign=True)
-    for alias, name in manifest["tied"].items():
-        owner, _, leaf = alias.rpartition(".")
-        source, _, source_leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, getattr(model.get_submodule(source), source_leaf))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from qkit.models import save
+from qkit.checkpoint import save
 
 
 def memory_bytes(model: nn.Module) -> int:
