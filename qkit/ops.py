@@ -6,7 +6,7 @@ cannot; the automatic one takes the first backend of `ORDER` that can run where 
 
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
+from importlib import import_module
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +36,12 @@ BACKENDS: dict[tuple[str, str], Callable] = {
 
 
 @cache
-def _installed(package: str) -> bool:
-    return find_spec(package) is not None
+def _why_not_importable(module: str) -> str | None:
+    try:
+        import_module(module)
+    except (ImportError, RuntimeError) as error:  # not installed; or Numba finds no folder to keep compiled code in
+        return str(error)
+    return None
 
 
 def _obstacle(op: str, backend: str, device: torch.device) -> str | None:
@@ -47,8 +51,8 @@ def _obstacle(op: str, backend: str, device: torch.device) -> str | None:
         return f"there is no such kernel; use one of: {have}, or None"
     if backend == "numba" and device.type != "cpu":
         return f'it runs on the CPU and the weight is on {device}; use backend="torch" or move the weight'
-    if backend == "numba" and not (_installed("numba") and _installed("qkit_kernels")):
-        return 'numba or qkit_kernels is not installed; pip install qkit, or use backend="torch"'
+    if backend == "numba" and (why := _why_not_importable(f"qkit_kernels.{op}")):
+        return f'its kernel cannot be imported ({why}); pip install qkit, set NUMBA_CACHE_DIR, or use backend="torch"'
     return None
 
 

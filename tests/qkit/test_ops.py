@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from qkit import RTN, linear, quantize_tensor
+from qkit import RTN, linear, ops, quantize_tensor
 from qkit.ops import dequantize, quantize_activations, select
 
 SHAPES = [(1, 1), (1, 12), (7, 1), (5, 36), (3, 100)]
@@ -51,12 +51,20 @@ def test_a_backend_that_does_not_exist_is_refused_with_those_that_do(backend):
         linear(normal(1, 8), q, backend=backend)
 
 
-def test_numba_is_refused_where_it_is_not_installed(monkeypatch):
-    monkeypatch.setattr("qkit.ops._installed", lambda package: package != "numba")
+@pytest.mark.parametrize("error", [ImportError("No module named 'numba'"), RuntimeError("cannot cache function")])
+def test_where_the_kernel_cannot_be_imported_numba_is_refused_and_the_automatic_choice_is_torch(monkeypatch, error):
+    def fail(module):
+        raise error
+
+    monkeypatch.setattr("qkit.ops.import_module", fail)
+    ops._why_not_importable.cache_clear()
     q = quantize_tensor(normal(2, 8), bits=4)
-    with pytest.raises(ValueError, match=r"backend='numba' cannot be used: numba or .* pip install qkit"):
+    with pytest.raises(
+        ValueError, match=rf"backend='numba' cannot be used: its kernel cannot be imported \({error}\); pip"
+    ):
         dequantize(q, "numba")
     assert torch.equal(dequantize(q), q.dequantize())
+    ops._why_not_importable.cache_clear()
 
 
 def test_numba_is_refused_for_a_weight_that_is_not_on_the_cpu():
