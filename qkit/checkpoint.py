@@ -78,9 +78,8 @@ def save(model: nn.Module, folder: str | os.PathLike, tokenizer=None) -> Path:
             json.dump(manifest, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        shutil.copymode(
-            draft / "qkit.json", draft / manifest["weights"]["file"]
-        )  # safetensors lets only the owner read
+        # safetensors lets only the owner read what it writes
+        shutil.copymode(draft / "qkit.json", draft / manifest["weights"]["file"])
         for path in sorted(draft.iterdir(), key=lambda path: path.name == "qkit.json"):  # qkit.json last: it commits
             path.replace(folder / path.name)
         for stale in folder.glob("weights-*.safetensors"):
@@ -97,7 +96,8 @@ def _write_weights(model: nn.Module, draft: Path) -> dict[str, Any]:
     first_name: dict[int, str] = {}
     tied: dict[str, str] = {}
     widened: dict[str, str] = {}
-    codes = {f"{name}.{part}" for name, layer in quantized_layers(model).items() for part in layer.parts}
+    layers = quantized_layers(model)
+    codes = {f"{name}.{part}" for name, layer in layers.items() for part in layer.parts}
     state = model.state_dict(keep_vars=True)
     derived = {name: buffer for name, buffer in model.named_buffers() if name not in state}
     for name, tensor in {**state, **derived}.items():
@@ -125,9 +125,8 @@ def _write_weights(model: nn.Module, draft: Path) -> dict[str, Any]:
         "generation_config": model.generation_config.to_dict() if getattr(model, "generation_config", None) else None,
         "weights": {"file": final.name, "bytes": final.stat().st_size, "sha256": digest},
         "layers": {
-            name: {**module.qtensor.meta(), "parts": list(module.parts), "bias": module.bias is not None}
-            for name, module in model.named_modules(remove_duplicate=False)
-            if isinstance(module, QLinear)
+            name: {**layer.qtensor.meta(), "parts": list(layer.parts), "bias": layer.bias is not None}
+            for name, layer in layers.items()
         },
         "tied": tied,
         "widened": widened,

@@ -64,6 +64,11 @@ def check_group_size(group_size: GroupSize, in_features: int | None = None, name
         )
 
 
+def granularity_name(group_size: GroupSize) -> str:
+    """How tables and reprs call it: "g128", "per channel" for None, "per tensor"."""
+    return {None: "per channel", "tensor": "per tensor"}.get(group_size, f"g{group_size}")
+
+
 def integer_range(bits: int, signed: bool = False, narrow: bool = False) -> tuple[int, int]:
     """(q_min, q_max) of a b-bit code: unsigned 0 .. 2^b - 1, signed -2^(b-1) .. 2^(b-1) - 1, narrow without -2^(b-1)."""
     check_bits(bits)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from qkit import ops
@@ -49,10 +48,6 @@ class QLinear(nn.Module):
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QLinear]:
-    """Every QLinear of `model` by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, QLinear)}
-
-
-def float_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype that `model` computes in: that of its first floating-point parameter (float32 if it has none)."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    """Every QLinear of `model` by name; one that the model uses under two names stands under both."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {name: module for name, module in modules if isinstance(module, QLinear)}

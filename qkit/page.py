@@ -26,7 +26,8 @@ def write_page(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
         version=version("qkit"),
         python=platform.python_version(),
         torch=torch.__version__,
-        pictures=[{"png": base64.b64encode(png).decode(), "alt": picture.alt}],
+        png=base64.b64encode(png).decode(),
+        alt=picture.alt,
     )
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "compare.html", folder / "compare.png"

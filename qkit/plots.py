@@ -165,9 +165,7 @@ class ErrorCurve(Picture):
         members = weight.reshape(rows, groups, -1)[row, group]
         errors = (ops.dequantize(q).reshape(rows, groups, -1)[row, group] - members).numpy()
         grid, step = levels(q, row, group), float(q.scales[row, group])
-        sweep = (
-            grid[:, None] + (-step / 2, step / 2)
-        ).ravel()  # from the left end of each level's interval to the right
+        sweep = (grid[:, None] + (-step / 2, step / 2)).ravel()  # both ends of the interval of each level
         few = slice(None, None, max(1, len(members) // 4000))  # more dots would only hide each other
         self._tooth.set_data(sweep, np.tile((step / 2, -step / 2), len(grid)))
         self._dots.set_data(members.numpy()[few], errors[few])

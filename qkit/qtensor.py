@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qkit.mapping import GroupSize, check_bits, dequantize
+from qkit.mapping import GroupSize, check_bits, dequantize, granularity_name
 from qkit.packing import pack, packed_length, unpack
 
 
@@ -139,9 +139,8 @@ class QTensor:
         return QTensor(**{name: t.to(device) for name, t in self.tensors().items()}, bits=self.bits, shape=self.shape)
 
     def __repr__(self) -> str:
-        group = {None: "per channel", "tensor": "per tensor"}.get(self.group_size, f"g{self.group_size}")
         kind = "offsets" if self.offsets is not None else "symmetric" if self.symmetric else "zero points"
         return (
-            f"QTensor({self.shape[0]}x{self.shape[1]}, {self.bits} bits, {group}, {kind}, "
+            f"QTensor({self.shape[0]}x{self.shape[1]}, {self.bits} bits, {granularity_name(self.group_size)}, {kind}, "
             f"{self.nbytes:,} bytes = {self.bits_per_weight:.3f} bits per weight)"
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from qkit.mapping import GroupSize, check_bits, check_group_size
+from qkit.mapping import GroupSize, check_bits, check_group_size, granularity_name
 
 FLOATS = {"float16": torch.float16, "float32": torch.float32}
 
@@ -46,10 +46,9 @@ class RTN:
     @property
     def name(self) -> str:
         """As tables and legends print it, e.g. "RTN W4 g128"."""
-        group = {None: "per channel", "tensor": "per tensor"}.get(self.group_size, f"g{self.group_size}")
         marks = [" sym"] * self.symmetric + [" min-max"] * (not self.include_zero)
         marks += [f" {self.scale_dtype} scales"] * (self.scale_dtype != "float16")
-        return f"RTN W{self.bits} {group}{''.join(marks)}"
+        return f"RTN W{self.bits} {granularity_name(self.group_size)}{''.join(marks)}"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the fields, and the scheme's own name as "scheme"."""

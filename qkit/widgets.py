@@ -5,7 +5,6 @@ drawing a new figure takes 600. For readers without a kernel its output also car
 (image/png) and a line of text that is the same on every machine.
 """
 
-import base64
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,12 +100,9 @@ class Explorer(ipywidgets.VBox):
         )
         return f"{type(self).__name__}({settings})"
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any] | tuple[dict[str, Any], dict[str, Any]]:
-        bundle = super()._repr_mimebundle_(**kwargs)
-        data = dict(bundle[0] if isinstance(bundle, tuple) else bundle)
-        data["text/plain"] = repr(self)
-        data["image/png"] = base64.b64encode(self.picture.png()).decode()
-        return data, {"image/png": {"alt": self.picture.alt}}
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        data, metadata = self.picture._repr_mimebundle_()
+        return {**super()._repr_mimebundle_(**kwargs), **data, "text/plain": repr(self)}, metadata
 
 
 class HistogramExplorer(Explorer):

@@ -15,9 +15,8 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    ignored = shutil.ignore_patterns(
-        ".*", "build", "out", "*.egg-info", "__pycache__"
-    )  # setuptools packs old builds too
+    # setuptools would pack what an old build left
+    ignored = shutil.ignore_patterns(".*", "build", "out", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, folder / "source", ignore=ignored)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
     subprocess.run([*command, str(folder), str(folder / "source")], check=True)

@@ -24,11 +24,6 @@ def bits_needed(lo: float, hi: float, tolerance: float) -> int:
     return math.ceil(math.log2((hi - lo) / (2 * tolerance) + 1))
 
 
-def _wrong_zero(lo: float, hi: float, bits: int, sign: int = 1) -> tuple[float, int]:
-    scale = scale_and_zero_point(lo, hi, bits)[0]
-    return scale, round(sign * min(lo, 0.0) / scale)
-
-
 def _zero_by(rounding, lo: float, hi: float, bits: int) -> tuple[float, int]:
     scale = scale_and_zero_point(lo, hi, bits)[0]
     return scale, rounding(-min(lo, 0.0) / scale)
@@ -70,12 +65,12 @@ EXERCISES = (
                 lambda lo, hi, bits: scale_and_zero_point(lo, hi, bits)[::-1],
                 "the two are swapped: return the scale first, then the zero point.",
             ),
-            (_wrong_zero, "the zero point has the wrong sign: lo falls on code 0, so 0.0 falls on -lo / s."),
             (
-                lambda lo, hi, bits: (
-                    scale_and_zero_point(lo, hi, bits)[0],
-                    -min(lo, 0.0) / scale_and_zero_point(lo, hi, bits)[0],
-                ),
+                lambda lo, hi, bits: _zero_by(lambda z: -round(z), lo, hi, bits),
+                "the zero point has the wrong sign: lo falls on code 0, so 0.0 falls on -lo / s.",
+            ),
+            (
+                lambda lo, hi, bits: _zero_by(lambda z: z, lo, hi, bits),
                 "the zero point is a code, a whole number: round it, or 0.0 is not exact.",
             ),
             (

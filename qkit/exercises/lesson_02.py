@@ -147,11 +147,7 @@ EXERCISES = (
                 "one scale serves a whole row there; every group_size weights of the row get their own.",
             ),
             (
-                lambda w, b, g: fake_quantize_groups(w.T.contiguous(), b, g if len(w) % g == 0 else len(w)).T,
-                "the groups run along the outputs (down a column); they run along a row, the inputs.",
-            ),
-            (
-                lambda w, b, g: fake_quantize_groups(w.T.reshape(-1, g), b, g).reshape(w.T.shape).T,
+                lambda w, b, g: fake_quantize_groups(w.T, b, g).T,
                 "the groups run along the outputs (down a column); they run along a row, the inputs.",
             ),
             (
@@ -179,7 +175,7 @@ EXERCISES = (
                 "the scale divides by 2^(bits-1), whose positive code does not exist; divide by 2^(bits-1) - 1.",
             ),
             (
-                lambda w, b, g: _codes(w, b, g),
+                _codes,
                 "those are the codes; multiply them by their scales to come back to weights.",
             ),
         ),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from qkit import RTN, QLinear, linear, quantize_tensor
-from qkit.modules import float_dtype, quantized_layers
+from qkit.modules import quantized_layers
 
 SCHEMES = [RTN(4), RTN(3, 4, symmetric=True), RTN(8, scale_dtype="float32"), RTN(2, 4, include_zero=False)]
 
@@ -87,8 +87,3 @@ def test_repr_says_sizes_bias_and_bits():
 def test_quantized_layers_are_found_by_name():
     model = nn.Sequential(nn.Linear(12, 12), nn.Sequential(layer()))
     assert quantized_layers(model) == {"1.0": model[1][0]}
-
-
-def test_the_float_dtype_is_that_of_the_first_float_parameter():
-    assert float_dtype(nn.Sequential(layer().half())) == torch.float16
-    assert float_dtype(layer(bias=False)) == torch.float32
