@@ -11,19 +11,22 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 LESSONS := $(wildcard lessons/*.ipynb)
 
-.PHONY: demo test test-browser lab lessons lint clean
+.PHONY: demo test test-browser test-peers lab lessons claims lint clean
 
 demo: .venv/installed
 	$(BIN)/qkit compare bookworm-14m --out out
 
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest -m "not browser"
+	$(BIN)/python -m pytest -m "not browser and not peers"
 	$(BIN)/python -m pytest --nbval --nbval-cell-timeout=120 $(LESSONS)
 
 # Debian's chromium; elsewhere set CHROMIUM to a Chrome or Chromium.
 test-browser: .venv/installed-browser
 	command -v chromium > /dev/null || test -n "$(CHROMIUM)" || (apt-get update -qq && apt-get install -y -qq chromium)
 	$(BIN)/python -m pytest -m browser -s
+
+test-peers: .venv/installed-peers
+	$(BIN)/python -m pytest -m peers
 
 lab: .venv/installed-lab
 	$(BIN)/python -m jupyterlab lessons $(ALLOW_ROOT)
@@ -32,6 +35,11 @@ lab: .venv/installed-lab
 lessons: .venv/installed-lab
 	$(BIN)/python -m jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.store_widget_state=False \
 		--ExecutePreprocessor.record_timing=False $(LESSONS)
+	$(BIN)/python tests/claims.py
+
+# The ledger of claims, lessons/claims.md, from the cells' metadata.
+claims: .venv/created
+	$(BIN)/python tests/claims.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

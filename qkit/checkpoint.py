@@ -25,12 +25,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qkit.codebook_qtensor import qtensor_from
 from qkit.integrity import check_sha256, line_of, sha256
-from qkit.modules import QLinear, quantized_layers
-from qkit.qtensor import QTensor
+from qkit.modules import MODULES, QLinear, quantized_layers
 from qkit.surgery import swap
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 knew QLinear and QTensor only, and is read as well
 MANIFEST_KEYS = {
     "class",
     "config",
@@ -124,14 +124,33 @@ def _write_weights(model: nn.Module, draft: Path) -> dict[str, Any]:
         "attention": model.config._attn_implementation,  # to_dict leaves it out, and it decides the last bits
         "generation_config": model.generation_config.to_dict() if getattr(model, "generation_config", None) else None,
         "weights": {"file": final.name, "bytes": final.stat().st_size, "sha256": digest},
-        "layers": {
-            name: {**layer.qtensor.meta(), "parts": list(layer.parts), "bias": layer.bias is not None}
-            for name, layer in layers.items()
-        },
+        "layers": {name: layer_record(layer) for name, layer in layers.items()},
         "tied": tied,
         "widened": widened,
         "derived": sorted(derived),  # buffers that a state dict leaves out (rotary frequencies), in the dtype they had
     }
+
+
+def layer_record(layer: QLinear) -> dict[str, Any]:
+    """A quantized layer without its tensors; `layer_from` is the inverse."""
+    return {
+        "module": type(layer).__name__,
+        **layer.qtensor.meta(),
+        "parts": list(layer.parts),
+        "bias": layer.bias is not None,
+        "settings": layer.settings(),
+    }
+
+
+def layer_from(record: dict[str, Any], state: dict[str, Tensor], name: str) -> QLinear:
+    """The layer `name` of a record and the tensors of the file; the bias has no memory yet. Version 1 knew no modules."""
+    meta = dict(record)
+    module, settings = MODULES[meta.pop("module", "QLinear")], meta.pop("settings", {})
+    parts, bias = {part: state[f"{name}.{part}"] for part in meta.pop("parts")}, meta.pop("bias")
+    q = qtensor_from(parts, meta)
+    if f"{name}.input_scale" in state:
+        settings = {**settings, "input_scale": state[f"{name}.input_scale"]}
+    return module(q, nn.Parameter(torch.empty(q.shape[0], device="meta")) if bias else None, **settings)
 
 
 def _narrowest(tensor: Tensor) -> Tensor:
@@ -183,9 +202,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}): truncated or altered; copy or save the model again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != "qkit":
         raise ValueError(f"{path} is not a manifest of qkit's; give a folder that qkit.save wrote")
-    if manifest.get("version") != FORMAT_VERSION:
+    if manifest.get("version") not in (1, FORMAT_VERSION):
         raise ValueError(
-            f"{path} has format version {manifest.get('version')!r}, this qkit reads {FORMAT_VERSION}; "
+            f"{path} has format version {manifest.get('version')!r}, this qkit reads 1 and {FORMAT_VERSION}; "
             f"load it with the qkit that wrote it, or save it again with this one"
         )
     missing = MANIFEST_KEYS - set(manifest)
@@ -237,14 +256,12 @@ def _fill(model: nn.Module, weights: Path, manifest: dict[str, Any]) -> None:
     for alias, name in manifest["tied"].items():
         state[alias] = state[name]
     layers = {}
-    for name, meta in manifest["layers"].items():
-        parts = {part: state[f"{name}.{part}"] for part in meta["parts"]}
-        q = QTensor(**parts, bits=meta["bits"], shape=tuple(meta["shape"]))
+    for name, record in manifest["layers"].items():
+        layers[name] = layer = layer_from(record, state, name)
         old = model.get_submodule(name)
         expected = tuple(old.weight.shape) if isinstance(old, nn.Linear) else tuple(old.weight.shape)[::-1]
-        if q.shape != expected:
-            raise ValueError(f"{name} is {q.shape} in the file, {expected} in the config")
-        layers[name] = QLinear(q, nn.Parameter(torch.empty(q.shape[0], device="meta")) if meta["bias"] else None)
+        if layer.qtensor.shape != expected:
+            raise ValueError(f"{name} is {layer.qtensor.shape} in the file, {expected} in the config")
     swap(model, layers)
     for name in manifest["derived"]:
         owner, _, leaf = name.rpartition(".")

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qkit.codebook_qtensor import CodebookQTensor
 from qkit.mapping import choose_scale, integer_range, quantize
 from qkit.qtensor import QTensor
 
@@ -32,6 +33,7 @@ def _dequantize_numba(q: QTensor) -> Tensor:
 BACKENDS: dict[tuple[str, str], Callable] = {
     ("dequantize", "torch"): QTensor.dequantize,
     ("dequantize", "numba"): _dequantize_numba,
+    ("dequantize_codebook", "torch"): CodebookQTensor.dequantize,
 }
 
 
@@ -67,7 +69,8 @@ def select(op: str, backend: str | None, device: torch.device) -> Callable:
 
 def dequantize(q: QTensor, backend: str | None = None) -> Tensor:
     """ŵ, float32 [out, in]; every backend returns the same bits."""
-    return select("dequantize", backend, q.packed.device)(q)
+    op = "dequantize_codebook" if isinstance(q, CodebookQTensor) else "dequantize"
+    return select(op, backend, q.packed.device)(q)
 
 
 def quantize_activations(x: Tensor) -> Tensor:
@@ -92,6 +95,16 @@ def linear(
     Returns:
         [..., out], in the dtype of `x`.
     """
+    _check_linear(x, q, bias)
+    if activations not in (None, "int8"):
+        raise ValueError(f'activations={activations!r} is not known; use None or "int8"')
+    weight = dequantize(q, backend).to(x.dtype)
+    if activations == "int8":
+        x = quantize_activations(x)
+    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
+def _check_linear(x: Tensor, q: QTensor, bias: Tensor | None) -> None:
     if not isinstance(q, QTensor):
         raise TypeError(f"the weight is a {type(q).__name__}, linear takes a QTensor; make one with quantize_tensor")
     out_features, in_features = q.shape
@@ -105,9 +118,98 @@ def linear(
         raise ValueError(
             f"bias has shape {tuple(bias.shape)}, the weight has {out_features} outputs; give [{out_features}]"
         )
-    if activations not in (None, "int8"):
-        raise ValueError(f'activations={activations!r} is not known; use None or "int8"')
-    weight = dequantize(q, backend).to(x.dtype)
-    if activations == "int8":
-        x = quantize_activations(x)
-    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
+# ---- INT8 times INT8: the activations are integers too, and so is the sum
+
+INT8_MAX_FEATURES = 2**17  # so many products of up to 128 * 127 stay inside int32
+
+
+def check_int8_weight(q: QTensor) -> None:
+    """Refuse a weight that integer arithmetic cannot take: it must be 8 bits, symmetric, one scale a row (or for all)."""
+    if q.bits != 8 or not q.symmetric or q.scales.shape[1] != 1:
+        raise ValueError(f"INT8 arithmetic takes 8 bits, symmetric, one scale a row, this is {q!r}; use int8_rows")
+    if q.shape[1] > INT8_MAX_FEATURES:
+        raise ValueError(f"in_features={q.shape[1]} may overflow int32; the limit is {INT8_MAX_FEATURES}: use QLinear")
+
+
+def quantize_activations_int8(x: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """INT8 codes -127 .. 127 of activations, and what one step of them is worth.
+
+    Args:
+        x: float [tokens, in].
+        scale: float32 [], the same for all tokens, and larger values are clamped; None: absmax / 127 of each token.
+
+    Returns:
+        codes int8 [tokens, in], scales float32 [tokens, 1]. int8 has no NaN, so a token that holds NaN gets the scale NaN
+        and comes out of a product as NaN; so does one that holds infinity, unless `scale` is given, which clamps it.
+    """
+    x = x.float()
+    if scale is None:
+        reach = x.abs().amax(-1, keepdim=True)
+        scales, _ = choose_scale(-reach, reach, bits=8, symmetric=True, signed=True, narrow=True)
+        bad = ~reach.isfinite()
+    else:
+        bad = x.isnan().any(-1, keepdim=True)
+        scales = scale.float().expand(bad.shape)
+    codes = torch.round(x / scales).clamp(-127, 127).nan_to_num(0).to(torch.int8)
+    return codes, scales.masked_fill(bad, torch.nan)
+
+
+def int8_codes(q: QTensor) -> Tensor:
+    """The codes of an 8-bit symmetric weight as int8 [out, in]: q - 128."""
+    return (q.packed ^ 128).view(torch.int8)
+
+
+def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a bᵀ exactly: int8 [M, K] and int8 [N, K] to int32 [M, N], for any M, N and K up to `INT8_MAX_FEATURES`.
+
+    torch._int_mm returns wrong sums on the CPU for K = 1 (torch 2.13), and on CUDA takes no M below 17 and no N or K that
+    is not a multiple of 8: zeros fill up what is missing.
+    """
+    m, n = len(a), len(b)
+    columns = -a.shape[1] % 8
+    rows_a, rows_b = (max(17 - m, 0), -n % 8) if a.is_cuda else (0, 0)
+    a = F.pad(a, (0, columns, 0, rows_a)) if columns or rows_a else a
+    b = F.pad(b, (0, columns, 0, rows_b)) if columns or rows_b else b
+    return torch._int_mm(a, b.T)[:m, :n]
+
+
+def outlier_columns(x: Tensor, threshold: float) -> Tensor:
+    """Which input columns hold any |x| >= threshold in any token: bool [in] of x [..., in]."""
+    return (x.abs() >= threshold).reshape(-1, x.shape[-1]).any(0)
+
+
+@torch.no_grad()
+def int8_linear(
+    x: Tensor, q: QTensor, bias: Tensor | None = None, input_scale: Tensor | None = None, threshold: float = 0.0
+) -> Tensor:
+    """x ŵᵀ + bias in integers: y[t, o] = s_x[t] s_w[o] sum_k (x codes)[t, k] (w codes)[o, k] + bias[o].
+
+    The sum is exact in int32; scales, outliers and bias are float32. No gradient flows: rounding has none.
+
+    Args:
+        x: float [..., in].
+        q: 8 bits, symmetric, one scale a row (`qkit.methods.bitsandbytes.int8_rows`).
+        bias: [out] or None.
+        input_scale: float32 [], a fixed step of the activations; None: absmax / 127 of each token.
+        threshold: above 0, LLM.int8() (2208.07339, eq. 8): columns of x with any |x| >= threshold are multiplied as
+            floats with the dequantized weight, and only the others are quantized.
+
+    Returns:
+        [..., out], in the dtype of `x`.
+    """
+    _check_linear(x, q, bias)
+    check_int8_weight(q)
+    tokens, weight = x.reshape(-1, q.shape[1]).float(), int8_codes(q)
+    weight_scales = q.scales.float().reshape(1, -1)
+    floats = 0.0
+    if threshold:
+        outliers = outlier_columns(tokens, threshold)
+        floats = tokens[:, outliers] @ (weight[:, outliers].float() * weight_scales.T).T
+        tokens = tokens.masked_fill(outliers, 0)
+    codes, scales = quantize_activations_int8(tokens, input_scale)
+    y = int8_matmul(codes, weight).float() * scales * weight_scales + floats
+    if bias is not None:
+        y += bias.float()
+    return y.to(x.dtype).reshape(*x.shape[:-1], q.shape[0])

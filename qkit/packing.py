@@ -38,7 +38,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     check_bits(bits)
     if codes.is_floating_point() and not torch.equal(codes, codes.round()):
         raise ValueError(f"codes are whole numbers 0..{2**bits - 1}, some of these are not; round them")
-    if codes.numel() and (codes.min() < 0 or codes.max() >= 2**bits):
+    if codes.numel() and not 0 <= float(codes.min()) <= float(codes.max()) < 2**bits:  # in uint8, 256 would be 0
         raise ValueError(
             f"codes run from {float(codes.min()):g} to {float(codes.max()):g}, {bits} bits hold 0..{2**bits - 1}; "
             f"clamp them, or subtract the lowest signed code first"

@@ -7,7 +7,7 @@ where s, z and the offset are those of the group that weight k of row o belongs 
 A plain frozen dataclass of tensors, not a torch.Tensor subclass: it says what it holds, and every byte is counted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -106,8 +106,8 @@ class QTensor:
 
     def tensors(self) -> dict[str, Tensor]:
         """The stored tensors by name, without the absent ones."""
-        names = ("packed", "scales", "zero_points", "offsets")
-        return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def meta(self) -> dict[str, Any]:
         """What is not a tensor, for JSON: `QTensor(**tensors, **meta)` is the same weight again."""
@@ -136,7 +136,7 @@ class QTensor:
 
     def to(self, device: torch.device | str) -> "QTensor":
         """The same weight on another device."""
-        return QTensor(**{name: t.to(device) for name, t in self.tensors().items()}, bits=self.bits, shape=self.shape)
+        return type(self)(**{name: t.to(device) for name, t in self.tensors().items()}, **self.meta())
 
     def __repr__(self) -> str:
         kind = "offsets" if self.offsets is not None else "symmetric" if self.symmetric else "zero points"

@@ -8,7 +8,10 @@ from transformers import LlamaForCausalLM
 
 from damage import flip, refused, truncate
 from qkit import RTN, QLinear, load, quantize, save
-from qkit.modules import quantized_layers
+from qkit.methods.bitsandbytes import codebook_quantize, int8_rows
+from qkit.modules import Int8Linear, quantized_layers
+from qkit.schemes import FP4, NF4
+from qkit.surgery import find_targets, swap
 
 SCHEMES = [None, RTN(4, 4), RTN(3, symmetric=True), RTN(8, include_zero=False, scale_dtype="float32")]
 
@@ -66,6 +69,59 @@ def test_a_model_in_another_dtype_comes_back_bit_for_bit(model, cast, tmp_path, 
     loaded, _ = load(save(model, tmp_path))
     assert loaded.dtype == model.dtype
     assert torch.equal(logits(loaded, ids), logits(model, ids))
+
+
+def static(q, bias):
+    return Int8Linear(q, bias, "per-tensor", torch.tensor(0.1))
+
+
+LAYERS = {
+    "nf4": lambda w, bias: QLinear(codebook_quantize(w, NF4()), bias),
+    "fp4": lambda w, bias: QLinear(codebook_quantize(w, FP4(32, double_quant=False)), bias),
+    "w8a8": lambda w, bias: Int8Linear(int8_rows(w), bias),
+    "w8a8 static": lambda w, bias: static(int8_rows(w), bias),
+    "llm.int8": lambda w, bias: Int8Linear(int8_rows(w), bias, threshold=1.5),
+}
+
+
+def replace_linears(model, make):
+    targets, _ = find_targets(model)
+    swap(model, {target.name: make(target.weight, target.module.bias) for target in targets})
+    return model
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_every_kind_of_layer_comes_back_bit_for_bit(model, make, tmp_path, ids, logits):
+    replace_linears(model, make)
+    loaded, _ = load(save(model, tmp_path))
+    assert torch.equal(logits(loaded, ids), logits(model, ids))
+    before, after = model.state_dict(), loaded.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) and after[name].dtype == before[name].dtype for name in before)
+    found = quantized_layers(loaded)
+    for name, layer in quantized_layers(model).items():
+        assert type(found[name]) is type(layer)
+        assert type(found[name].qtensor) is type(layer.qtensor)
+        assert (found[name].settings(), found[name].meta) == (layer.settings(), layer.meta)
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_every_kind_of_layer_comes_back_in_float16_too(make_model, make, tmp_path, ids, logits):
+    model = replace_linears(make_model("llama"), make).half()
+    loaded, _ = load(save(model, tmp_path))
+    assert torch.equal(logits(loaded, ids), logits(model, ids))
+
+
+def test_a_folder_of_version_1_is_read(saved, ids, logits):
+    """Version 1 had neither the module of a layer nor its settings; all were QLinear."""
+    expected = logits(load(saved)[0], ids)
+    manifest = manifest_of(saved)
+    manifest["version"] = 1
+    for record in manifest["layers"].values():
+        assert (record.pop("module"), record.pop("settings")) == ("QLinear", {})
+        assert record.keys() == {"bits", "shape", "parts", "bias"}
+    (saved / "qkit.json").write_text(json.dumps(manifest))
+    assert torch.equal(logits(load(saved)[0], ids), expected)
 
 
 @pytest.mark.parametrize("tie", [True, False])
@@ -311,8 +367,11 @@ def edit_layer(**changes):
 
 
 EDITS = {
-    "version 99": (edit(version=99), r"has format version 99, this qkit reads 1; load it with the qkit that wrote it"),
-    "no version": (lambda m: m.pop("version"), r"has format version None, this qkit reads 1"),
+    "version 99": (
+        edit(version=99),
+        r"has format version 99, this qkit reads 1 and 2; load it with the qkit that wrote it",
+    ),
+    "no version": (lambda m: m.pop("version"), r"has format version None, this qkit reads 1 and 2"),
     "other format": (edit(format="gguf"), r"is not a manifest of qkit's; give a folder that qkit\.save wrote"),
     "no layers": (lambda m: m.pop("layers"), r"lacks layers; it was altered"),
     "no sha256": (lambda m: m["weights"].pop("sha256"), r"lacks parts of weights; it was altered"),
@@ -326,6 +385,10 @@ EDITS = {
     "shape": (edit_layer(shape=[100, 48]), "do not fit each other"),
     "parts": (edit_layer(parts=["packed", "scales"]), "do not fit each other"),
     "bias": (edit_layer(bias=True), "do not fit each other"),
+    "module": (edit_layer(module="Int8Linear"), "do not fit each other .*INT8 arithmetic takes 8 bits"),
+    "unknown module": (edit_layer(module="Linear"), "do not fit each other"),
+    "settings": (edit_layer(settings={"threshold": 6.0}), "do not fit each other"),
+    "codebook": (edit_layer(codebook="nf4", block_size=64), "do not fit each other"),
     "a layer removed": (lambda m: m["layers"].pop(LAYER), "do not fit each other"),
     "a layer renamed": (lambda m: m["layers"].update(x=m["layers"].pop(LAYER)), "do not fit each other"),
     "no layer left": (edit(layers={}), "do not fit each other"),

@@ -71,6 +71,12 @@ def test_whole_numbers_of_any_dtype_are_packed(dtype):
     assert pack(torch.tensor([[3, 0, 2]], dtype=dtype), 2).tolist() == [[0b10_00_11]]
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float16, torch.float64])
+def test_all_256_codes_of_8_bits_are_packed_from_any_dtype_that_holds_them(dtype):
+    codes = torch.arange(256).reshape(2, 128)
+    assert torch.equal(pack(codes.to(dtype), 8).long(), codes)
+
+
 def test_packed_bytes_are_contiguous_uint8_that_own_nothing_else():
     packed = pack(torch.zeros(3, 5, dtype=torch.long), 3)
     assert packed.dtype == torch.uint8
