@@ -20,6 +20,7 @@ settings.register_profile("qkit", max_examples=60, deadline=None, derandomize=Tr
 settings.load_profile("qkit")
 
 KINDS = ("llama", "gpt2", "opt", "qwen2", "qwen3")
+ALL_KINDS = (*KINDS, "mistral", "neox", "bloom", "phi")
 
 
 def build(kind: str, tie: bool | None = None, **changes) -> transformers.PreTrainedModel:
@@ -35,14 +36,20 @@ def build(kind: str, tie: bool | None = None, **changes) -> transformers.PreTrai
         "num_attention_heads": 4,
         "word_embed_proj_dim": 48,
     }
+    plain = {"hidden_size": 48, "intermediate_size": 100, "num_hidden_layers": 2, "num_attention_heads": 4}
+    bloom = {"hidden_size": 48, "n_layer": 2, "n_head": 4}
     config_class, model_class, own, tied = {
         "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, gated, False),
         "gpt2": (transformers.GPT2Config, transformers.GPT2LMHeadModel, gpt2, True),
         "opt": (transformers.OPTConfig, transformers.OPTForCausalLM, opt, True),
         "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, gated, True),
         "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, {**gated, "head_dim": 16}, False),
+        "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, gated, False),
+        "neox": (transformers.GPTNeoXConfig, transformers.GPTNeoXForCausalLM, plain, False),
+        "bloom": (transformers.BloomConfig, transformers.BloomForCausalLM, bloom, True),
+        "phi": (transformers.PhiConfig, transformers.PhiForCausalLM, plain, False),
     }[kind]
-    if kind == "gpt2":
+    if kind in ("gpt2", "bloom"):
         del common["max_position_embeddings"]
     tied = tied if tie is None else tie
     torch.manual_seed(0)
@@ -60,6 +67,11 @@ def make_model():
 
 @pytest.fixture(params=KINDS)
 def kind(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=ALL_KINDS)
+def any_kind(request) -> str:
     return request.param
 
 
