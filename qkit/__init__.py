@@ -10,31 +10,48 @@
 
 from importlib import import_module
 
+from qkit.advice import Recommendation, recommend
 from qkit.checkpoint import save
 from qkit.compare import compare
 from qkit.error import ErrorStatistics, error_statistics, sqnr_db
 from qkit.evaluate import kl_divergence, perplexity
 from qkit.generate import complete
+from qkit.mixed_precision import mixed_precision
 from qkit.models import load
-from qkit.modules import QLinear
+from qkit.modules import Int8Linear, QLinear
 from qkit.ops import linear
+from qkit.outliers import plant_outliers
 from qkit.qtensor import QTensor
 from qkit.quantize import quantize, quantize_tensor
 from qkit.report import Comparison, LayerReport, QuantizationReport
-from qkit.schemes import RTN
+from qkit.scale_search import search_scales
+from qkit.scaling import Scaling
+from qkit.schemes import AWQ, FP4, GPTQ, NF4, RTN, W8A8, LLMInt8, SmoothQuant
+from qkit.sensitivity import sensitivity
 from qkit.sizes import disk_bytes, memory_bytes
 from qkit.texts import texts
+from qkit.tune import tune
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AWQ",
+    "FP4",
+    "GPTQ",
+    "NF4",
     "RTN",
+    "W8A8",
     "Comparison",
     "ErrorStatistics",
+    "Int8Linear",
+    "LLMInt8",
     "LayerReport",
     "QLinear",
     "QTensor",
     "QuantizationReport",
+    "Recommendation",
+    "Scaling",
+    "SmoothQuant",
     "compare",
     "complete",
     "disk_bytes",
@@ -43,12 +60,18 @@ __all__ = [
     "linear",
     "load",
     "memory_bytes",
+    "mixed_precision",
     "perplexity",
+    "plant_outliers",
     "quantize",
     "quantize_tensor",
+    "recommend",
     "save",
+    "search_scales",
+    "sensitivity",
     "sqnr_db",
     "texts",
+    "tune",
 ]
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -15,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 import qkit
-from qkit.compare import TOUR
+from qkit.calibration import CHUNKS
+from qkit.compare import ALL, TOUR
 from qkit.report import Comparison, QuantizationReport
 from qkit.resources import folder as resource_folder
-from qkit.schemes import RTN, parse_scheme
+from qkit.schemes import Scheme, parse_scheme
 
 app = typer.Typer(
     help="Make language models small, and see what it costs.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -27,21 +29,48 @@ app = typer.Typer(
 Model = Annotated[str, typer.Argument(help="The embedded model, a folder, or a hub id.")]
 Text = Annotated[str, typer.Option(help="python-docs-heldout, python-docs, wikitext-2, or a file.")]
 Chunks = Annotated[int | None, typer.Option(min=1, help="Evaluate on the first so many chunks of 511 tokens.")]
+SPELLINGS = "w8, w4g128, w4g128sym, gptq-w4g128, awq-w3g128, nf4, fp4, llm.int8, w8a8, w8a8-static, smoothquant-0.5"
+Calibration = Annotated[
+    list[str] | None, typer.Option(help="What methods that need data learn from: python-docs or a file; repeat it.")
+]
+CalibrationChunks = Annotated[int, typer.Option(min=1, help="At most so many chunks of 511 tokens of it.")]
+OUTLIER_CHANNELS = [7, 200]  # of the embedded model's 384: any two would do
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.command()
 def compare(
     model: Model = "bookworm-14m",
-    scheme: Annotated[list[str] | None, typer.Option(help="w8, w4g128, w4g128sym, w8tensor; repeat it.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help=f"{SPELLINGS}; repeat it.")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every method at every setting that the lessons speak of.")
+    ] = False,
+    calibration: Calibration = None,
+    calibration_chunks: CalibrationChunks = CHUNKS,
+    planted: Annotated[
+        float | None, typer.Option(help="First multiply two channels of every block's norms: outliers, same function.")
+    ] = None,
     text: Text = "python-docs-heldout",
     chunks: Chunks = None,
     out: Annotated[Path | None, typer.Option(help="Folder for compare.html and compare.png.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Quantize a model by several schemes and put all of them in one table."""
-    schemes = [parse_scheme(one) for one in scheme] if scheme else TOUR
-    comparison = qkit.compare(model, schemes, qkit.texts(text), text_name=text, max_chunks=chunks)
+    schemes = [parse_scheme(one) for one in scheme] if scheme else ALL if every else TOUR
+    network, tokenizer = qkit.load(model)
+    if planted is not None:
+        qkit.plant_outliers(network, OUTLIER_CHANNELS, planted)
+    comparison = qkit.compare(
+        network,
+        schemes,
+        qkit.texts(text),
+        tokenizer=tokenizer,
+        name=model if planted is None else f"{model} with outliers planted (x{planted:g})",
+        text_name=text,
+        max_chunks=chunks,
+        calibration=_calibration(calibration, schemes),
+        calibration_chunks=calibration_chunks,
+    )
     if as_json:
         print(json.dumps(comparison.to_dict(), indent=1))
     else:
@@ -57,22 +86,36 @@ def compare(
 def quantize(
     model: Model,
     folder: Annotated[Path, typer.Argument(help="Where to save the quantized model.")],
-    bits: Annotated[int, typer.Option(help="2 to 8.")] = 4,
-    group_size: Annotated[int | None, typer.Option(help="Weights that share a scale; left out: a row.")] = None,
-    symmetric: Annotated[bool, typer.Option(help="No zero points.")] = False,
+    scheme: Annotated[str, typer.Option(help=SPELLINGS)] = "w4g128",
+    calibration: Calibration = None,
+    calibration_chunks: CalibrationChunks = CHUNKS,
     include: Annotated[list[str] | None, typer.Option(help="Globs on layer names, instead of the rule.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Globs on layer names that stay in float.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Folder that keeps finished blocks, to go on after Ctrl-C.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Quantize a model by rounding to nearest and save it."""
-    scheme = RTN(bits=bits, group_size=group_size, symmetric=symmetric)
+    """Quantize a model and save it."""
+    chosen = parse_scheme(scheme)
     network, tokenizer = qkit.load(model)
-    report = qkit.quantize(network, scheme, include=include, exclude=exclude)
+    report = qkit.quantize(
+        network,
+        chosen,
+        calibration=_calibration(calibration, [chosen]),
+        tokenizer=tokenizer,
+        max_chunks=calibration_chunks,
+        include=include,
+        exclude=exclude,
+        resume=resume,
+    )
     qkit.save(network, folder, tokenizer=tokenizer)
     if as_json:
         print(json.dumps(report.to_dict(), indent=1))
     else:
         _print_report(report)
+        for warning in report.warnings:
+            print(f"note: {warning}")
         print(f"\nsaved in {folder}; qkit.load({str(folder)!r}) brings it back")
 
 
@@ -106,6 +149,13 @@ def lab(
     raise typer.Exit(subprocess.call(command))
 
 
+def _calibration(names: list[str] | None, schemes: Sequence[Scheme]) -> list[str] | None:
+    """The texts by these names; by default python-docs where a scheme needs data, which takes seconds to read."""
+    if names is None and not any(scheme.calibrated for scheme in schemes):
+        return None
+    return [qkit.texts(name) for name in names or ["python-docs"]]
+
+
 def _print_comparison(comparison: Comparison) -> None:
     table = Table(title=comparison.caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column, title in enumerate(comparison.header):
@@ -131,7 +181,7 @@ def main() -> None:
     """The entry point: an error that qkit explains is one sentence on stderr and exit status 2, not a traceback."""
     try:
         app()
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, MemoryError) as error:
         Console(stderr=True, soft_wrap=True).print(f"qkit: {error}", style="red", markup=False, highlight=False)
         raise SystemExit(2) from error
 

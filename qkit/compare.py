@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from qkit.calibration import CHUNKS
 from qkit.evaluate import evaluate
 from qkit.models import load
-from qkit.quantize import check_scheme, quantize
+from qkit.plan import check_plan
+from qkit.quantize import quantize
 from qkit.report import Comparison, ComparisonRow, QuantizationReport
-from qkit.schemes import RTN
+from qkit.schemes import AWQ, FP4, GPTQ, NF4, RTN, W8A8, LLMInt8, Scheme, SmoothQuant
 from qkit.sizes import disk_bytes, float32_bytes, memory_bytes
 from qkit.surgery import clone
 from qkit.texts import texts
@@ -23,15 +25,48 @@ TOUR = (
     RTN(bits=2, group_size=64),
 )
 
+# Every method at every setting that the lessons speak of: `qkit compare --all`.
+ALL = (
+    *TOUR,
+    LLMInt8(),
+    LLMInt8(threshold=0),
+    W8A8(),
+    W8A8("per-tensor"),
+    W8A8("per-tensor", "percentile"),
+    W8A8("per-tensor", "mse"),
+    SmoothQuant(0.5),
+    SmoothQuant(0.8),
+    SmoothQuant(None),
+    SmoothQuant(0.5, "per-tensor"),
+    SmoothQuant(0.8, "per-tensor"),
+    SmoothQuant(None, "per-tensor"),
+    NF4(double_quant=False),
+    NF4(),
+    FP4(),
+    *(
+        scheme
+        for bits, group_size in ((4, 128), (3, 128), (2, 64))
+        for scheme in (
+            GPTQ.paper(bits, group_size),
+            GPTQ(bits, group_size),
+            AWQ(bits, group_size),
+            AWQ(bits, group_size, rounding=GPTQ(bits, group_size)),
+        )
+    ),
+)
+
 
 def compare(
     model: str | nn.Module = "bookworm-14m",
-    schemes: Sequence[RTN] = TOUR,
+    schemes: Sequence[Scheme] = TOUR,
     text: str | list[str] | Tensor | None = None,
     *,
     tokenizer=None,
+    name: str | None = None,
     text_name: str | None = None,
     max_chunks: int | None = None,
+    calibration: str | Sequence[str] | Tensor | None = None,
+    calibration_chunks: int = CHUNKS,
     progress: bool | None = None,
 ) -> Comparison:
     """Quantize a model by each scheme and measure every copy beside the original.
@@ -41,36 +76,47 @@ def compare(
             tensor with it that they do not replace.
         schemes: any number; by default the tour from 8 bits down to 2.
         text: what to evaluate on; by default "python-docs-heldout".
-        text_name: how the table calls the text.
+        name, text_name: how the table calls the model and the text.
         max_chunks: evaluate on the first chunks only.
+        calibration: what schemes that need data learn from; by default "python-docs".
+        calibration_chunks: how much of it, in chunks of 511 tokens.
         progress: show bars; None: on a terminal only.
     """
-    title = model if isinstance(model, str) else type(model).__name__
+    title = name or (model if isinstance(model, str) else type(model).__name__)
     for scheme in schemes:
-        check_scheme(scheme)
+        check_plan(scheme)
     if isinstance(model, str):
         model, tokenizer = load(model)
     if text is None:
         text, text_name = texts("python-docs-heldout"), "python-docs-heldout"
+    if calibration is None and any(scheme.calibrated for scheme in schemes):
+        calibration = texts("python-docs")
     copies: dict[str, nn.Module] = {"FP32": model}
     reports: dict[str, QuantizationReport] = {}
     for scheme in schemes:
         if scheme.name in reports:
             raise ValueError(f"scheme {scheme.name!r} is given twice; leave one out")
         copies[scheme.name] = clone(model)
-        reports[scheme.name] = quantize(copies[scheme.name], scheme, progress=progress)
+        reports[scheme.name] = quantize(
+            copies[scheme.name],
+            scheme,
+            calibration=calibration,
+            tokenizer=tokenizer,
+            max_chunks=calibration_chunks,
+            progress=progress,
+        )
     evaluations = evaluate(copies, tokenizer, text, max_chunks, progress)
     full = float32_bytes(model)
     rows = []
-    for name, copied in copies.items():
-        report = reports.get(name)
+    for scheme_name, copied in copies.items():
+        report = reports.get(scheme_name)
         size = disk_bytes(copied) if report else full
         rows.append(
             ComparisonRow(
-                name=name,
+                name=scheme_name,
                 scheme=report.scheme if report else None,
-                perplexity=evaluations[name].perplexity,
-                kl=evaluations[name].kl,
+                perplexity=evaluations[scheme_name].perplexity,
+                kl=evaluations[scheme_name].kl,
                 disk_bytes=size,
                 memory_bytes=memory_bytes(copied),
                 bits_per_weight=report.bits_per_weight if report else 32.0,

@@ -1,11 +1,12 @@
 """What happened, as frozen records: one line for `print`, a table for a notebook, a dictionary for JSON."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
 from qkit.error import ErrorStatistics
+from qkit.scaling import Scaling
 
 
 def html_table(header: list[str], rows: list[list[str]], caption: str) -> str:
@@ -34,6 +35,10 @@ class LayerReport:
     bits_per_weight: float
     nbytes: int
     error: ErrorStatistics
+    tokens: int | None = None  # calibration tokens that reached it; None: none were asked for
+    damp: float | None = None  # of its Hessian, as a share of the mean of the diagonal
+    damped_more: bool = False  # than the scheme said, because the Hessian was not positive definite
+    outlier_columns: int | None = None  # inputs that LLM.int8 keeps in floating point somewhere in the calibration text
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -47,7 +52,9 @@ class QuantizationReport:
     scheme: dict[str, Any]
     layers: tuple[LayerReport, ...]
     skipped: tuple[tuple[str, str], ...]  # (name, why)
-    seconds: float  # to quantize the layers, without measuring their error
+    seconds: float  # to quantize the layers, calibration included, without measuring their error
+    scaling: Scaling = field(default_factory=Scaling)  # the scales that AWQ or SmoothQuant folded in
+    warnings: tuple[str, ...] = ()  # layers that calibration did not reach, that it saw too little of, ...
 
     @property
     def nbytes(self) -> int:
@@ -68,6 +75,7 @@ class QuantizationReport:
             "nbytes": self.nbytes,
             "layers": [layer.to_dict() for layer in self.layers],
             "skipped": [list(row) for row in self.skipped],
+            "warnings": list(self.warnings),
         }
 
     def __repr__(self) -> str:

@@ -9,12 +9,11 @@ A checker calls the answer and the solution on the same inputs. A wrong answer t
 which; any other is shown the first input where it differs.
 """
 
-from qkit.exercises import lesson_00, lesson_01, lesson_02
+from qkit.exercises import lesson_00, lesson_01, lesson_02, lesson_03, lesson_05, lesson_07
 from qkit.exercises.core import Exercise, Verdict, reveal
 
-ALL: dict[str, Exercise] = {
-    exercise.name: exercise for lesson in (lesson_00, lesson_01, lesson_02) for exercise in lesson.EXERCISES
-}
+LESSONS = (lesson_00, lesson_01, lesson_02, lesson_03, lesson_05, lesson_07)
+ALL: dict[str, Exercise] = {exercise.name: exercise for lesson in LESSONS for exercise in lesson.EXERCISES}
 
 __all__ = ["ALL", "Exercise", "Verdict", "check", "hint", "reveal", "solution"]
 

@@ -40,11 +40,26 @@ def test_compare_as_json_says_what_the_library_says(run):
 
 
 def test_quantize_saves_what_eval_and_load_read(run, tmp_path):
-    report = json.loads(run("quantize", "bookworm-14m", str(tmp_path), "--bits", "3", "--group-size", "64", "--json"))
+    report = json.loads(run("quantize", "bookworm-14m", str(tmp_path), "--scheme", "w3g64", "--json"))
     assert len(report["layers"]) == 56 and report["scheme"]["bits"] == 3
     value = json.loads(run("eval", str(tmp_path), "--chunks", "1", "--json"))["perplexity"]
     model, tokenizer = qkit.load(tmp_path)
     assert value == pytest.approx(qkit.perplexity(model, tokenizer, qkit.texts("python-docs-heldout"), max_chunks=1))
+
+
+def test_methods_that_need_data_learn_from_the_texts_that_are_named(run, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(qkit.texts("python-docs")[:20_000])
+    arguments = ("quantize", "bookworm-14m", str(tmp_path / "out"), "--scheme", "gptq-w3g128")
+    report = json.loads(run(*arguments, "--calibration", str(text), "--calibration-chunks", "2", "--json"))
+    assert report["scheme"]["scheme"] == "GPTQ" and {layer["tokens"] for layer in report["layers"]} == {1024}
+
+
+def test_planted_outliers_break_plain_int8_and_not_llm_int8(run):
+    arguments = ("--scheme", "w8a8", "--scheme", "llm.int8", "--planted", "64", "--chunks", "2", "--json")
+    rows = json.loads(run("compare", *arguments))["rows"]
+    fp32, plain, decomposed = (row["perplexity"] for row in rows)
+    assert plain > 1.3 * fp32 > 1.2 * decomposed
 
 
 def test_quantize_leaves_what_a_glob_excludes_and_says_so(run, tmp_path, monkeypatch):
@@ -61,8 +76,10 @@ def test_quantize_leaves_what_a_glob_excludes_and_says_so(run, tmp_path, monkeyp
         (["compare", "--scheme", "w9"], "bits=9 is outside 2..8"),
         (["compare", "--scheme", "four"], "scheme 'four' is not understood"),
         (["compare", "--text", "nothing-here"], "is no file and none of"),
-        (["quantize", "bookworm-14m", "out", "--group-size", "100"], "group_size=100 does not divide"),
+        (["quantize", "bookworm-14m", "out", "--scheme", "w4g100"], "group_size=100 does not divide"),
         (["quantize", "bookworm-14m", "out", "--exclude", "typo*"], "exclude='typo*' matches none"),
+        (["quantize", "bookworm-14m", "out", "--scheme", "nf4", "--calibration", "nothing"], "is no file and none of"),
+        (["compare", "--scheme", "w8", "--planted", "-1"], "factor=-1"),
     ],
 )
 def test_an_error_is_one_sentence_on_stderr_and_status_2(arguments, words, monkeypatch, capsys, tmp_path):

@@ -69,6 +69,55 @@ def right_groups(w, bits, g):
     return out
 
 
+def right_int8_product(x, w):
+    out = torch.zeros(len(x), len(w))
+    for i, token in enumerate(x):
+        for j, row in enumerate(w):
+            s, r = token.abs().max() / 127, row.abs().max() / 127
+            out[i, j] = s * r * ((token / s).round() * (row / r).round()).sum()
+    return out
+
+
+def right_llm_int8(x, w, threshold):
+    rest, floats = x.clone(), torch.zeros_like(x)
+    for j in range(x.shape[1]):
+        if x[:, j].abs().max() >= threshold:
+            floats[:, j], rest[:, j] = x[:, j], 0
+    return floats @ w.T + right_int8_product(rest, w)
+
+
+def right_table(w, table, block_size):
+    out = []
+    for block in w.split(block_size):
+        reach = block.abs().max()
+        out += [min(table, key=lambda level: abs(level - v / reach)) * reach for v in block]
+    return torch.stack(out)
+
+
+def right_unbeaten(rows):
+    def beats(a, b):
+        return a[1] <= b[1] and a[2] <= b[2] and a[1:] != b[1:]
+
+    kept = [row for row in rows if not any(beats(other, row) for other in rows)]
+    return [name for name, _, _ in sorted(kept, key=lambda row: row[1])]
+
+
+def right_speed(parameters, bits, memory, bandwidth):
+    bytes_read = parameters * bits / 8
+    return 0 if bytes_read > memory * 1e9 else bandwidth * 1e9 / bytes_read
+
+
+def right_spending(layers, budget):
+    waiting, bought = list(layers), []
+    while waiting:
+        best = max(waiting, key=lambda layer: (layer[2] - layer[3]) / layer[1])
+        waiting.remove(best)
+        if best[1] <= budget:
+            budget -= best[1]
+            bought.append(best[0])
+    return bought
+
+
 RIGHT = {
     "00.1": right_megabytes,
     "00.2": right_perplexity,
@@ -79,6 +128,12 @@ RIGHT = {
     "02.1": right_cost,
     "02.2": right_pack,
     "02.3": right_groups,
+    "03.1": right_int8_product,
+    "03.2": right_llm_int8,
+    "03.3": right_table,
+    "07.1": right_unbeaten,
+    "07.2": right_speed,
+    "07.3": right_spending,
 }
 
 
@@ -131,6 +186,44 @@ def zero_point_of(lo, hi, bits, steps=None, sign=-1, whole=True):
     lo, hi = min(lo, 0), max(hi, 0)
     s = (hi - lo) / (steps or 2**bits - 1)
     return s, round(sign * lo / s) if whole else sign * lo / s
+
+
+def with_scales(x, w, sx, sw):
+    return ((x / sx).round() @ (w / sw).round().T) * sx * sw.reshape(1, -1)
+
+
+def row_reach(t):
+    return t.abs().amax(1, keepdim=True) / 127
+
+
+def splits_by(x, w, large):
+    return (x * large) @ w.T + right_int8_product(x * ~large, w)
+
+
+def drops_columns_of_w(x, w, t):
+    o = x.abs().amax(0) >= t
+    return x[:, o] @ w[:, o].T + right_int8_product(x[:, ~o], w[:, ~o])
+
+
+def scales_with_outliers(x, w, t):
+    o = x.abs().amax(0) >= t
+    return x[:, o] @ w[:, o].T + with_scales(x * ~o, w, row_reach(x), row_reach(w))
+
+
+def table_by(w, table, size, reach):
+    blocks = w.reshape(-1, size)
+    return (table[(blocks[..., None] / reach(blocks) - table).abs().argmin(-1)] * reach(blocks)[..., 0]).flatten()
+
+
+def buys(layers, budget, order, stop=False):
+    bought = []
+    for name, weights, _, _ in sorted(layers, key=order):
+        if weights > budget and stop:
+            break
+        if weights <= budget:
+            bought.append(name)
+            budget -= weights
+    return bought
 
 
 WRONG = [
@@ -199,6 +292,33 @@ WRONG = [
     ("02.3", lambda w, b, g: right_groups(w, b, g).reshape(w.shape[0], -1, g), "shape of w"),
     ("02.3", lesson_01_symmetric, "lesson 01's symmetric scale, right there"),
     ("02.3", lambda w, b, g: right_groups(w.T.contiguous(), b, g).T.contiguous(), "along the outputs"),
+    ("03.1", lambda x, w: with_scales(x, w, x.abs().max() / 127, row_reach(w)), "one scale serves all tokens"),
+    ("03.1", lambda x, w: with_scales(x, w, row_reach(x), w.abs().max() / 127), "one scale serves the whole weight"),
+    ("03.1", lambda x, w: with_scales(x, w, row_reach(x) * 127 / 128, row_reach(w) * 127 / 128), "absmax / 127"),
+    ("03.1", lambda x, w: (x / row_reach(x)).round() @ (w / row_reach(w)).round().T, "integer sum"),
+    ("03.1", lambda x, w: x @ ((w / row_reach(w)).round() * row_reach(w)).T, "only w is quantized"),
+    ("03.2", lambda x, w, t: right_int8_product(x, w), "nothing is kept in float"),
+    ("03.2", lambda x, w, t: splits_by(x, w, (x.abs() > t).any(0)), ">=, not >"),
+    ("03.2", lambda x, w, t: splits_by(x, w, x.abs() >= t), "whole columns"),
+    ("03.2", drops_columns_of_w, "quantized once"),
+    ("03.2", scales_with_outliers, "what is left"),
+    ("03.3", lambda w, t, b: right_table(w, t, len(w)), "each block has its own"),
+    ("03.3", lambda w, t, b: table_by(w, t, b, lambda x: x.amax(1)[:, None, None]), ".abs() is missing"),
+    ("03.3", lambda w, t, b: table_by(w, t, b, lambda x: x.std(1)[:, None, None]), "standard deviation"),
+    ("03.3", lambda w, t, b: right_table(w, t, b).reshape(-1, b), "shape of w"),
+    ("07.1", lambda rows: [r[0] for r in sorted(rows, key=lambda r: r[1])], "sorts all of them"),
+    ("07.1", lambda rows: right_unbeaten(rows)[::-1], "begin with the smallest"),
+    ("07.1", lambda rows: [min(rows, key=lambda r: r[2])[0]], "only the best of all"),
+    ("07.1", lambda rows: sorted(right_unbeaten(rows)), "alphabetical"),
+    ("07.2", lambda p, b, m, w: w * 1e9 / (p * b) if p * b / 8 <= m * 1e9 else 0, "gigabits"),
+    ("07.2", lambda p, b, m, w: 0 if p * b / 8 > m * 1e9 else p * b / 8 / w / 1e9, "seconds a token"),
+    ("07.2", lambda p, b, m, w: w * 8e9 / p / b, "does not fit"),
+    ("07.2", lambda p, b, m, w: w * 8e9 / p / b if p * b < m * 8e9 else 0, "at most is <="),
+    ("07.3", lambda layers, budget: buys(layers, budget, lambda x: x[3] - x[2]), "divide by its weights"),
+    ("07.3", lambda layers, budget: buys(layers, budget, lambda x: -x[2]), "loss at 3 bits"),
+    ("07.3", lambda layers, budget: buys(layers, budget, lambda x: (x[3] - x[2]) / x[1], True), "pass over it"),
+    ("07.3", lambda layers, budget: buys(layers, budget, lambda x: x[1]), "smallest layers first"),
+    ("07.3", lambda layers, budget: sorted(right_spending(layers, budget)), "order they are bought"),
 ]
 
 

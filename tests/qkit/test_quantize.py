@@ -199,15 +199,15 @@ def test_a_group_size_that_one_layer_refuses_leaves_the_model_as_it_was(kind, mo
 def test_an_interrupt_at_the_third_layer_leaves_the_model_as_it_was(model, monkeypatch, error):
     calls = []
     driver = import_module("qkit.quantize")  # the name qkit.quantize is that of the function
-    rtn = driver.rtn
+    solve_layer = driver.solve_layer
 
-    def interrupted(weight, scheme, name):
+    def interrupted(weight, bias, scheme, inputs, name):
         calls.append(name)
         if len(calls) == 3:
             raise error
-        return rtn(weight, scheme, name)
+        return solve_layer(weight, bias, scheme, inputs, name)
 
-    monkeypatch.setattr(driver, "rtn", interrupted)
+    monkeypatch.setattr(driver, "solve_layer", interrupted)
     before = snapshot(model)
     with pytest.raises(error):
         quantize(model, RTN(4))

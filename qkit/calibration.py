@@ -1,0 +1,245 @@
+"""Calibration: what a layer's inputs look like, as statistics that do not grow with the text.
+
+A method that looks at data needs, for each layer, sums over all calibration tokens: the Hessian of the layer's squared
+output error, the largest and the mean |x| of each input channel. They are gathered while the model runs block by block
+(`qkit.blocks`), by listening at the layers; the activations themselves are gone when the batch is.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qkit.blocks import Block
+from qkit.mapping import check_finite
+from qkit.tokens import CHUNK_LENGTH, token_chunks
+
+CHUNKS = 128  # as in the GPTQ, AWQ and SmoothQuant papers: 128 sequences
+SAMPLE = 1024  # tokens
+TOKENS_AT_ONCE = 4096  # in one batch: enough to keep the cores busy, few enough for a laptop
+
+
+def calibration_chunks(
+    calibration: str | Sequence[str] | Tensor, tokenizer=None, length: int = CHUNK_LENGTH, max_chunks: int = CHUNKS
+) -> Tensor:
+    """At most `max_chunks` chunks of `length` tokens behind a BOS, int64 [chunks, 1 + length].
+
+    They are spread evenly over each text, and several texts get equal shares, so that neither the first pages nor the
+    longest text decide alone. The same arguments give the same chunks. Token ids [sequences, length] are taken as they are.
+    """
+    if isinstance(calibration, Tensor):
+        return token_chunks(calibration)
+    texts = [calibration] if isinstance(calibration, str) else list(calibration)
+    if not texts or not any(text.strip() for text in texts):
+        raise ValueError(
+            "calibration is empty; give a text of the kind the model will read, e.g. qkit.texts('python-docs')"
+        )
+    if len(texts) > max_chunks:
+        texts = ["\n\n".join(texts)]  # many short samples: one text
+    share = [max_chunks // len(texts) + (i < max_chunks % len(texts)) for i in range(len(texts))]
+    picked = []
+    for text, count in zip(texts, share, strict=True):
+        chunks = token_chunks(text, tokenizer, length)
+        picked.append(chunks[torch.linspace(0, len(chunks) - 1, min(count, len(chunks))).round().long()])
+    return torch.cat(picked)
+
+
+def batches_of(ids: Tensor) -> tuple[Tensor, ...]:
+    """`ids` [sequences, length] in batches of about `TOKENS_AT_ONCE` tokens."""
+    return ids.split(max(1, TOKENS_AT_ONCE // ids.shape[1]))
+
+
+WANTS = frozenset({"square", "drift", "magnitudes", "sample"})  # what costs time or memory to gather
+BINS_PER_OCTAVE, OCTAVES = 32, 24  # of the histogram of |x|, which reaches from 2^-24 to 2^24
+
+
+def magnitude_edges(device: torch.device | str = "cpu") -> Tensor:
+    """Edges of the histogram of |x|: 32 bins from each power of two to the next, whatever the range will turn out to be."""
+    return 2.0 ** torch.linspace(-OCTAVES, OCTAVES, 2 * OCTAVES * BINS_PER_OCTAVE + 1, device=device)
+
+
+@dataclass(eq=False)
+class InputStatistics:
+    """Sums over the calibration tokens x [in] that one layer (or several with the same input) has seen.
+
+    Attributes:
+        tokens: how many.
+        absmax: [in], the largest |x| of each channel.
+        abssum: [in], the sum of |x|.
+        square: [in, in], the sum of x xᵀ: half the Hessian of the squared output error, times `tokens`.
+        drift: [in, in], the sum of (x₀ - x) xᵀ, where x₀ is what the original model puts in the place of x; None when it
+            was not asked for.
+        magnitudes: how many |x| fell into each bin of `magnitude_edges`, over all channels.
+        sample: [tokens, in], the inputs of the first batch, at most `SAMPLE` of them; for searches that need the
+            activations themselves.
+    """
+
+    tokens: int
+    absmax: Tensor
+    abssum: Tensor
+    square: Tensor | None = None
+    drift: Tensor | None = None
+    magnitudes: Tensor | None = None
+    sample: Tensor | None = None
+
+    @classmethod
+    def empty(
+        cls, in_features: int, device: torch.device | str = "cpu", wants: frozenset[str] = WANTS
+    ) -> "InputStatistics":
+        """Nothing seen yet; `wants` names which of the costly sums are to be gathered."""
+        statistics = cls(0, *(torch.zeros(in_features, device=device) for _ in range(2)))
+        for name in ("square", "drift"):
+            if name in wants:
+                setattr(statistics, name, torch.zeros(in_features, in_features, device=device))
+        if "magnitudes" in wants:
+            statistics.magnitudes = torch.zeros(2 * OCTAVES * BINS_PER_OCTAVE, dtype=torch.int64, device=device)
+        if "sample" in wants:
+            statistics.sample = torch.zeros(0, in_features, device=device)
+        return statistics
+
+    @property
+    def hessian(self) -> Tensor:
+        """The mean of x xᵀ, float32 [in, in]. Constant factors of H change nothing in GPTQ."""
+        return self.square / max(self.tokens, 1)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean |x| of each channel, [in]."""
+        return self.abssum / max(self.tokens, 1)
+
+    def add(self, x: Tensor, original: Tensor | None = None) -> None:
+        """Take in x [tokens, in], and what the original model had in its place."""
+        x = x.float()
+        if not len(x):
+            return
+        self.tokens += len(x)
+        magnitude = x.abs()
+        self.absmax = torch.maximum(self.absmax, magnitude.amax(0))
+        self.abssum += magnitude.sum(0)
+        if self.square is not None:
+            self.square.addmm_(x.T, x)
+        if self.drift is not None and original is not None:
+            self.drift.addmm_((original.float() - x).T, x)
+        if self.magnitudes is not None:
+            bins = ((magnitude.clamp(min=2.0**-OCTAVES).log2() + OCTAVES) * BINS_PER_OCTAVE).long().flatten()
+            count = len(self.magnitudes)
+            self.magnitudes += torch.bincount(bins.clamp(max=count - 1), minlength=count)
+        if self.sample is not None and not len(self.sample):
+            self.sample = x[:SAMPLE].clone()
+
+    def scaled(self, scale: Tensor) -> "InputStatistics":
+        """What they would be had every input been divided by `scale` [in] (without the magnitudes, which do not tell)."""
+        both = scale[:, None] * scale
+        return InputStatistics(
+            self.tokens,
+            self.absmax / scale,
+            self.abssum / scale,
+            None if self.square is None else self.square / both,
+            None if self.drift is None else self.drift / both,
+            sample=None if self.sample is None else self.sample / scale,
+        )
+
+    def check(self, name: str) -> None:
+        """Refuse NaN and infinity, naming the layer. (Any in an input shows in the sum of its channel.)"""
+        check_finite(self.abssum, f"the calibration statistics of {name} (sums of |x| by input channel)")
+
+
+class _Reached(Exception):
+    """The layers that were listened to have been reached; the rest of the block need not run."""
+
+
+@contextmanager
+def _listening(block: nn.Module, names: Sequence[str], stop: bool) -> Iterator[dict[str, list[Tensor]]]:
+    """Inside, every run of `block` leaves the inputs of the layers `names`, [tokens, in], in the dictionary."""
+    heard: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def hook(name: str):
+        def hear(_module, args):
+            heard[name].append(args[0].detach().flatten(0, -2))
+            if stop and all(heard.values()):
+                raise _Reached
+
+        return hear
+
+    handles = [block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def input_groups(block: Block, hidden: Tensor, names: Sequence[str]) -> list[list[str]]:
+    """The layers `names` of a block in the order they run, those that share one input together.
+
+    `hidden` is a small sample, the block's first batch. Layers that do not run on it (experts without a token), or run
+    more than once, come last, each alone.
+    """
+    runs: list[tuple[str, Tensor]] = []
+    handles = [
+        block.module.get_submodule(name).register_forward_pre_hook(
+            lambda _module, args, name=name: runs.append((name, args[0]))
+        )
+        for name in names
+    ]
+    try:
+        block.run(hidden, 0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    order = [name for name, _ in runs]
+    groups: list[list[str]] = []
+    previous = None
+    for name, x in runs:
+        if order.count(name) > 1:
+            continue
+        if x is previous:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+        previous = x
+    return groups + [[name] for name in names if order.count(name) != 1]
+
+
+@torch.no_grad()
+def collect(
+    block: Block,
+    module: nn.Module,
+    hidden: Sequence[Tensor],
+    names: Sequence[str],
+    wants: frozenset[str] = WANTS - {"drift"},
+    original: nn.Module | None = None,
+    original_hidden: Sequence[Tensor] = (),
+    stop: bool = True,
+) -> dict[str, InputStatistics]:
+    """Run `module` (a partly quantized copy of the block) on `hidden`, and gather the statistics of the layers `names`.
+
+    The drift is measured against `original` on `original_hidden`: both copies run side by side, batch by batch. A run ends
+    when every layer has been reached (with `stop`), so that nothing is computed for nobody. Layers that were never
+    reached are missing in the result.
+    """
+    statistics: dict[str, InputStatistics] = {}
+    for batch, states in enumerate(hidden):
+        heard = _inputs(block, module, states, batch, names, stop)
+        drifts = "drift" in wants and original is not None
+        twins = _inputs(block, original, original_hidden[batch], batch, names, stop) if drifts else {}
+        for name, inputs in heard.items():
+            if not inputs:
+                continue
+            x, twin = torch.cat(inputs), torch.cat(twins[name]) if twins.get(name) else None
+            if name not in statistics:
+                statistics[name] = InputStatistics.empty(x.shape[1], x.device, wants)
+            # A router may send other tokens to an expert when it sees quantized inputs: then there are no pairs.
+            statistics[name].add(x, twin if twin is not None and twin.shape == x.shape else None)
+    return statistics
+
+
+def _inputs(
+    block: Block, module: nn.Module, hidden: Tensor, batch: int, names: Sequence[str], stop: bool
+) -> dict[str, list[Tensor]]:
+    with _listening(module, names, stop) as heard, suppress(_Reached):
+        block.run(hidden, batch, module)
+    return heard

@@ -1,0 +1,41 @@
+"""A better grid than minimum to maximum: shrink each group's range, and keep the range with the least cost.
+
+Clipping the few largest weights makes the steps of all others smaller. What an error costs is the caller's to say: GPTQ
+weighs it by the Hessian's diagonal, AWQ by the Hessian of the group.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from qkit.mapping import choose_scale, dequantize, integer_range, quantize, value_range
+
+SHRINKS = 25  # how many ranges are tried
+NARROWEST = 0.4  # the narrowest of them, as a share of the full range
+
+
+def search_grid(
+    groups: Tensor, bits: int, symmetric: bool, scale_dtype: torch.dtype, cost: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point [out, groups, 1] of least cost.
+
+    Args:
+        groups: float [out, groups, g].
+        cost: from the errors ŵ - w, shaped like `groups`, to what they cost, [out, groups, 1].
+    """
+    groups = groups.float()
+    lo, hi = value_range(groups)
+    limits = integer_range(bits)
+    scale = zero = least = None
+    for share in torch.linspace(1, NARROWEST, SHRINKS).tolist():
+        s, z = choose_scale(lo * share, hi * share, bits, symmetric, scale_dtype=scale_dtype)
+        s = s.float()
+        now = cost(dequantize(quantize(groups, s, z, *limits), s, z) - groups)
+        if least is None:
+            scale, zero, least = s, z, now
+        else:
+            better = now < least
+            scale, zero, least = (torch.where(better, *pair) for pair in ((s, scale), (z, zero), (now, least)))
+    stored = scale.to(scale_dtype)
+    return (stored if torch.equal(stored.float(), scale) else scale), zero

@@ -1,0 +1,67 @@
+"""Figures, one file a subject; what they draw is computed by the functions a reader can call."""
+
+from qkit.plots.awq import AlphaSearch, alpha_search, consumers_weight, fold_label, scale_at
+from qkit.plots.base import BLUE, BOUND, GREEN, GREY, METHOD_COLOURS, ORANGE, ORIGINAL, QUANTIZED, RED, STYLE, Picture
+from qkit.plots.bitsandbytes import (
+    CodebookLevels,
+    OutlierMap,
+    codebook_levels,
+    four_bit_levels,
+    four_bit_sqnr,
+    input_label,
+    outlier_map,
+)
+from qkit.plots.choosing import LossAgainstBytes, best_that_fits, frontier, layer_choices, loss_against_bytes
+from qkit.plots.weights import (
+    ErrorCurve,
+    WeightHistogram,
+    comparison_picture,
+    error_curve,
+    group_by_scale,
+    layer_errors,
+    levels,
+    perplexity_against_bytes,
+    sqnr_curves,
+    weight_histogram,
+)
+
+__all__ = [
+    "BLUE",
+    "BOUND",
+    "GREEN",
+    "GREY",
+    "METHOD_COLOURS",
+    "ORANGE",
+    "ORIGINAL",
+    "QUANTIZED",
+    "RED",
+    "STYLE",
+    "AlphaSearch",
+    "CodebookLevels",
+    "ErrorCurve",
+    "LossAgainstBytes",
+    "OutlierMap",
+    "Picture",
+    "WeightHistogram",
+    "alpha_search",
+    "best_that_fits",
+    "codebook_levels",
+    "comparison_picture",
+    "consumers_weight",
+    "error_curve",
+    "fold_label",
+    "four_bit_levels",
+    "four_bit_sqnr",
+    "frontier",
+    "group_by_scale",
+    "input_label",
+    "layer_choices",
+    "layer_errors",
+    "levels",
+    "loss_against_bytes",
+    "outlier_map",
+    "perplexity_against_bytes",
+    "scale_at",
+    "sqnr_curves",
+    "weight_histogram",
+]

@@ -1,0 +1,105 @@
+"""Figures of lesson 05: the channels that AWQ protects, and the loss over alpha."""
+
+import torch
+from matplotlib import rc_context
+from torch import Tensor, nn
+
+from qkit.mapping import GroupSize
+from qkit.methods.awq import awq_scale, relative_magnitude
+from qkit.plots.base import BOUND, GREY, METHOD_COLOURS, STYLE, Picture
+from qkit.scaling import LayerScale
+from qkit.surgery import weight_of
+
+
+def consumers_weight(model: nn.Module, one: LayerScale) -> Tensor:
+    """The weights of the layers that `one` scales, one below the other, float32 [out, in]."""
+    block = model.get_submodule(one.block)
+    return torch.cat([weight_of(block.get_submodule(name)).detach().float() for name in one.fold.consumers])
+
+
+def fold_label(one: LayerScale) -> str:
+    """A fold in short: "layers.2: mlp.up_proj → mlp.down_proj"."""
+    return f"{one.block.removeprefix('model.')}: {one.fold.producer} → {', '.join(one.fold.consumers)}"
+
+
+def scale_at(weight: Tensor, one: LayerScale, alpha: float | None, group_size: GroupSize = 128) -> Tensor:
+    """The scale of every input channel that AWQ tries at `alpha`, float32 [in]; None: no scaling, ones.
+
+    Args:
+        weight: that of the layers, before scaling (`consumers_weight`).
+        one: from `qkit.search_scales` with an `AWQ` scheme.
+        group_size: of that scheme.
+    """
+    index = one.fold.index
+    if alpha is None:
+        return torch.ones(len(index))
+    count = torch.bincount(index, minlength=one.fold.width)
+    means = [
+        torch.bincount(index, weights=values.double(), minlength=one.fold.width).div(count).float()
+        for values in (one.salience, relative_magnitude(weight, group_size))
+    ]
+    return awq_scale(*means, alpha)[index]
+
+
+class AlphaSearch(Picture):
+    """Left: mean |x| of each channel, sorted, and the scale that AWQ gives it. Right: the output error over alpha."""
+
+    def __init__(
+        self, weight: Tensor, one: LayerScale, alpha: float | None, group_size: GroupSize = 128, dpi: int = 96
+    ) -> None:
+        with rc_context(STYLE):
+            super().__init__(11, 4.2, dpi)
+            self._left, self._right = self.subplots(1, 2, width_ratios=[1.25, 1])
+            self._salience = self._left.plot([], [], color=GREY, lw=2.5, label="mean |x|, by its median")[0]
+            colour = METHOD_COLOURS["AWQ"]
+            self._scale = self._left.plot([], [], ".", color=colour, ms=4, label="scale s of the channel")[0]
+            self._left.set(yscale="log", xscale="log", xlabel="channel, the largest mean |x| first", ylabel="factor")
+            self._left.xaxis.set_major_formatter("{x:g}")
+            self._left.yaxis.set_major_formatter("{x:g}")
+            self._left.yaxis.set_minor_formatter("")
+            self._left.legend(loc="upper right")
+            self._curve = self._right.plot([], [], "o-", color=colour, ms=4, lw=1.5, label="scaled")[0]
+            self._plain = self._right.axhline(0, color=GREY, ls="--", lw=1.5, label="no scaling")
+            self._marker = self._right.plot([], [], "D", color=BOUND, ms=10, mfc="none", mew=2, label="shown left")[0]
+            self._right.set(xlabel="α", ylabel="output error (%)")
+            self._right.legend(loc="upper left")
+        self.show(weight, one, alpha, group_size)
+        self.freeze()
+
+    def show(self, weight: Tensor, one: LayerScale, alpha: float | None, group_size: GroupSize = 128) -> None:
+        """Give the same picture another fold or another alpha."""
+        losses = {a: 100 * loss for a, loss in zip(one.alphas, one.losses, strict=True)}
+        if None not in losses or alpha not in losses:
+            raise ValueError(
+                f"alpha={alpha} has no loss in {one!r}; give one of its alphas, of a search with an AWQ scheme"
+            )
+        order = one.salience.argsort(descending=True)
+        relative = one.salience / one.salience.median().clamp(min=1e-12)
+        scale = scale_at(weight, one, alpha, group_size)
+        channels = torch.arange(1, len(order) + 1)
+        self._salience.set_data(channels, relative[order])
+        self._scale.set_data(channels, scale[order])
+        alive = relative[relative > 0]
+        low, high = min(float(alive.min()), float(scale.min())), max(float(alive.max()), float(scale.max()))
+        self._left.set(xlim=(0.9, 1.1 * len(order)), ylim=(max(low / 1.3, 1e-3), 1.5 * high))
+        tried = [a for a in losses if a is not None]
+        self._curve.set_data(tried, [losses[a] for a in tried])
+        self._plain.set_ydata([losses[None]] * 2)
+        self._marker.set_data([0 if alpha is None else alpha], [losses[alpha]])
+        low, high = min(losses.values()), max(losses.values())
+        self._right.set(xlim=(-0.05, 1.05), ylim=(low - 0.08 * (high - low) - 1e-6, high + 0.35 * (high - low) + 1e-6))
+        at = "no scaling" if alpha is None else f"α = {alpha:g}"
+        best = min(losses, key=losses.get)
+        self._left.set_title(fold_label(one), fontsize=11, loc="left")
+        self._right.set_title(f"{at}: {losses[alpha]:.3g}%, unscaled {losses[None]:.3g}%", fontsize=11, loc="left")
+        self.alt = (
+            f"{fold_label(one)}, {len(order)} channels: the largest mean activation is {float(relative.max()):.1f} times "
+            f"the median one. At {at} the scales go from {float(scale.min()):.2f} to {float(scale.max()):.2f} and the "
+            f"output error is {losses[alpha]:.3g}%, without scaling {losses[None]:.3g}%; the least is {losses[best]:.3g}% "
+            f"at {'no scaling' if best is None else f'alpha {best:g}'}."
+        )
+
+
+def alpha_search(model: nn.Module, one: LayerScale, alpha: float | None = None, group_size: GroupSize = 128) -> Picture:
+    """The picture of one fold of `model` (as it was before scaling); alpha None is no scaling."""
+    return AlphaSearch(consumers_weight(model, one), one, alpha, group_size)

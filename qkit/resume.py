@@ -1,0 +1,132 @@
+"""Finished blocks on disk, so that a long quantization can be interrupted and taken up again.
+
+One safetensors file a block, written by rename. Its metadata holds a fingerprint of everything that went in (the scheme,
+the calibration tokens, the block's weights), so that a file is only used for the work it belongs to.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qkit.blocks import find_blocks
+from qkit.checkpoint import layer_from, layer_record
+from qkit.scaling import pack_scales, unpack_scales
+from qkit.solve import Solution
+from qkit.stream import SolvedBlock
+
+
+@dataclass(eq=False)
+class Resume:
+    """The folder, what belongs to this work in it, and what the fingerprint of each block is."""
+
+    folder: Path
+    fingerprints: dict[str, str]
+    finished: dict[str, SolvedBlock] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike, model: nn.Module, work: dict[str, Any], ids: Tensor) -> "Resume":
+        """Make the folder, or read the blocks in it that this work left there.
+
+        Raises:
+            ValueError: it holds blocks of other work.
+        """
+        folder = Path(folder).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        common = hashlib.sha256(json.dumps(work, sort_keys=True).encode())
+        common.update(ids.contiguous().cpu().numpy().tobytes())
+        fingerprints = {name: _fingerprint(common.copy(), block) for name, block in find_blocks(model)}
+        resume = cls(folder, fingerprints)
+        for name, fingerprint in fingerprints.items():
+            path = resume._path(name)
+            if path.exists():
+                resume.finished[name] = _read(path, name, fingerprint, model)
+        return resume
+
+    def keep(self, block: SolvedBlock) -> None:
+        """Write one block."""
+        if block.name in self.finished:
+            return
+        tensors, layers = {}, {}
+        for name, solution in block.solutions.items():
+            for part, tensor in solution.layer.named_buffers(recurse=False):
+                tensors[f"layer.{name}.{part}"] = tensor
+            layers[name] = {
+                **layer_record(solution.layer),
+                "damp": solution.damp,
+                "outlier_columns": solution.outlier_columns,
+                "tokens": block.tokens[name],
+            }
+            tensors[f"weight.{name}"] = block.weights[name]
+        tensors |= {f"parameter.{name}": parameter.detach() for name, parameter in block.parameters.items()}
+        scale_tensors, scales = pack_scales(block.scales)
+        tensors |= {f"scale.{name}": tensor for name, tensor in scale_tensors.items()}
+        record = {"fingerprint": self.fingerprints[block.name], "layers": layers, "scales": scales, "left": block.left}
+        path = self._path(block.name)
+        draft = path.with_name(f".{path.name}.draft")
+        save_file({k: t.contiguous().cpu() for k, t in tensors.items()}, draft, {"qkit.block": json.dumps(record)})
+        draft.replace(path)
+
+    def _path(self, block: str) -> Path:
+        return self.folder / f"{block}.safetensors"
+
+
+def _fingerprint(digest: "hashlib._Hash", block: nn.Module) -> str:
+    for name, parameter in block.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().float().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, name: str, fingerprint: str, model: nn.Module) -> SolvedBlock:
+    try:
+        with safe_open(path, "pt") as file:
+            record = json.loads((file.metadata() or {}).get("qkit.block", "{}"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not whole ({error}); delete it, and its block is solved again") from error
+    if record.get("fingerprint") != fingerprint:
+        raise ValueError(
+            f"{path} was made by other work (another scheme, calibration, or model); give another folder, or empty this"
+        )
+    device = next(model.parameters()).device
+    tensors = {key: tensor.to(device) for key, tensor in tensors.items()}
+    weights = _under(tensors, "weight.")
+    layers = _under(tensors, "layer.")
+    solutions, tokens = {}, {}
+    for layer, one in record["layers"].items():
+        damp, outliers, tokens[layer] = one.pop("damp"), one.pop("outlier_columns"), one.pop("tokens")
+        module = layer_from(one, layers, layer)
+        old = model.get_submodule(layer)
+        module.bias = _under(tensors, "parameter.").get(f"{layer}.bias", old.bias)
+        solutions[layer] = Solution(module.train(old.training), module.qtensor, damp, outliers)
+    parameters = {
+        key: nn.Parameter(tensor, requires_grad=model.get_parameter(key).requires_grad)
+        for key, tensor in _under(tensors, "parameter.").items()
+    }
+    for (
+        key,
+        parameter,
+    ) in parameters.items():  # the bias of a layer is one object, in the layer and among the parameters
+        owner, _, leaf = key.rpartition(".")
+        if owner in solutions and leaf == "bias":
+            solutions[owner].layer.bias = parameter
+    return SolvedBlock(
+        name,
+        solutions,
+        weights,
+        parameters,
+        unpack_scales(_under(tensors, "scale."), record["scales"]),
+        tokens,
+        record["left"],
+    )
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}

@@ -1,0 +1,156 @@
+"""A model quantized block by block: what enters a block is known, so it can be solved; what leaves it feeds the next.
+
+Two streams of hidden states run through the model side by side: what the original puts out, and what the quantized blocks
+put out. In memory are one block, its copies and the two streams, however deep the model is. The model itself is not
+touched: all work is done on copies of its blocks that share every tensor they do not replace.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qkit.blocks import SAMPLE_TOKENS, Block, capture
+from qkit.calibration import InputStatistics, batches_of, collect, input_groups
+from qkit.scale_search import scale_block
+from qkit.scaling import LayerScale
+from qkit.schemes import GPTQ, Scheme
+from qkit.solve import NOTHING, Solution, rounder, solve_layer, wants
+from qkit.surgery import clone, swap, weight_of
+
+
+@dataclass(frozen=True, eq=False)
+class SolvedBlock:
+    """What became of one block; names are those in the model."""
+
+    name: str
+    solutions: dict[str, Solution]
+    weights: dict[str, Tensor]  # what each solution stands for: the weight, with the scales that were folded into it
+    parameters: dict[str, nn.Parameter]  # those that folding replaced
+    scales: tuple[LayerScale, ...]
+    tokens: dict[str, int]  # how many calibration tokens each layer saw
+    left: dict[str, str]  # layers that could not be scaled, and why
+
+
+@torch.no_grad()
+def solve_blocks(
+    model: nn.Module,
+    schemes: Mapping[str, Scheme],
+    ids: Tensor,
+    on_layer: Callable[[], None] = lambda: None,
+    finished: Mapping[str, SolvedBlock] | None = None,
+) -> Iterator[SolvedBlock]:
+    """Solve one block after the other.
+
+    Args:
+        model: in eval mode; it is left as it is.
+        schemes: a scheme for each layer, by its name in the model. Layers outside the blocks are ignored.
+        ids: calibration tokens [sequences, length].
+        on_layer: called after each layer.
+        finished: blocks that were solved before: they are run, not solved again.
+    """
+    sample_blocks, sample = capture(model, [ids[:1, :SAMPLE_TOKENS]])
+    blocks, hidden = capture(model, batches_of(ids))
+    original_hidden = list(hidden) if any("drift" in wants(s) for s in schemes.values()) else []
+    sample = sample[0]
+    for number, block in enumerate(blocks):
+        mine = {
+            name.removeprefix(f"{block.name}."): scheme
+            for name, scheme in schemes.items()
+            if name.startswith(f"{block.name}.")
+        }
+        copy = clone(block.module)
+        if finished and block.name in finished:
+            solved = finished[block.name]
+            _install(copy, solved)
+            for _ in solved.solutions:
+                on_layer()
+        else:
+            solver = _BlockSolver(block, copy, mine, hidden, original_hidden, sample_blocks[number], sample, on_layer)
+            solved = solver.solve()
+        yield solved
+        if number + 1 < len(blocks):
+            hidden = [block.run(states, batch, copy) for batch, states in enumerate(hidden)]
+            original_hidden = [block.run(states, batch) for batch, states in enumerate(original_hidden)]
+            sample = sample_blocks[number].run(sample, 0)
+
+
+def _install(copy: nn.Module, solved: SolvedBlock) -> None:
+    prefix = f"{solved.name}."
+    for name, parameter in solved.parameters.items():
+        owner, _, leaf = name.removeprefix(prefix).rpartition(".")
+        setattr(copy.get_submodule(owner), leaf, parameter)
+    swap(copy, {name.removeprefix(prefix): solution.layer for name, solution in solved.solutions.items()})
+
+
+@dataclass(eq=False)
+class _BlockSolver:
+    """The state of one block's solution; `copy` is what becomes quantized."""
+
+    block: Block
+    copy: nn.Module
+    schemes: dict[str, Scheme]
+    hidden: list[Tensor]
+    original_hidden: list[Tensor]
+    sample_block: Block
+    sample: Tensor
+    on_layer: Callable[[], None]
+
+    def solve(self) -> SolvedBlock:
+        # In the original's stream the same scales are folded in: its layers put out what they did, for the same inputs.
+        original = clone(self.block.module)
+        folded, known, left = scale_block(
+            self.block, self.copy, original, self.schemes, self.hidden, self.sample_block, self.sample
+        )
+        weights = {name: weight_of(self.copy.get_submodule(name)).detach() for name in self.schemes}
+        solutions: dict[str, Solution] = {}
+        tokens: dict[str, int] = {}
+
+        direct = [name for name, scheme in self.schemes.items() if not isinstance(rounder(scheme), GPTQ)]
+        unknown = [name for name in direct if name not in known or wants(self.schemes[name]) - {"square"}]
+        known = {**known, **self._collect(unknown, original, stop=False)}
+        self._solve(direct, known, weights, solutions, tokens)
+        rest = [name for name in self.schemes if name not in solutions]
+        for group in input_groups(self.sample_block, self.sample, rest) if rest else []:
+            self._solve(group, self._collect(group, original, stop=True), weights, solutions, tokens)
+
+        prefix = f"{self.block.name}."
+        before = dict(self.block.module.named_parameters())
+        replaced = {
+            prefix + name: parameter
+            for name, parameter in self.copy.named_parameters()
+            if name in before and parameter is not before[name]
+        }
+        return SolvedBlock(
+            self.block.name,
+            {prefix + name: solutions[name] for name in self.schemes},
+            {prefix + name: weight for name, weight in weights.items()},
+            replaced,
+            folded,
+            {prefix + name: count for name, count in tokens.items()},
+            {prefix + name: why for name, why in left.items()},
+        )
+
+    def _collect(self, names: list[str], original: nn.Module, stop: bool) -> dict[str, InputStatistics]:
+        if not names:
+            return {}
+        needed = NOTHING.union(*(wants(self.schemes[name]) for name in names))
+        return collect(self.block, self.copy, self.hidden, names, needed, original, self.original_hidden, stop)
+
+    def _solve(
+        self,
+        names: list[str],
+        inputs: dict[str, InputStatistics],
+        weights: dict[str, Tensor],
+        solutions: dict[str, Solution],
+        tokens: dict[str, int],
+    ) -> None:
+        for name in names:
+            layer = self.copy.get_submodule(name)
+            full_name = f"{self.block.name}.{name}"
+            solutions[name] = solve_layer(weights[name], layer.bias, self.schemes[name], inputs.get(name), full_name)
+            solutions[name].layer.train(layer.training)
+            tokens[name] = inputs[name].tokens if name in inputs else 0
+            self.on_layer()
+        swap(self.copy, {name: solutions[name].layer for name in names})

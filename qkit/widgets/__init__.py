@@ -1,0 +1,19 @@
+"""Widgets: figures of `qkit.plots` with sliders, one file a subject."""
+
+from qkit.widgets.awq import AWQExplorer
+from qkit.widgets.bitsandbytes import CodebookExplorer, OutlierExplorer
+from qkit.widgets.choosing import ChooserExplorer
+from qkit.widgets.live import LivePicture
+from qkit.widgets.weights import ErrorExplorer, Explorer, HistogramExplorer, group_options
+
+__all__ = [
+    "AWQExplorer",
+    "ChooserExplorer",
+    "CodebookExplorer",
+    "ErrorExplorer",
+    "Explorer",
+    "HistogramExplorer",
+    "LivePicture",
+    "OutlierExplorer",
+    "group_options",
+]

@@ -1,0 +1,117 @@
+"""Widgets: figures of `qkit.plots` with sliders. Everything they draw is computed by the functions a reader can call.
+
+An explorer keeps one picture, gives it new data when a control moves, and sends it as an image: about 60 ms of work, where
+drawing a new figure takes 600. For readers without a kernel its output also carries the picture as it stands
+(image/png) and a line of text that is the same on every machine.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+try:
+    import ipywidgets
+except ImportError as error:
+    raise ImportError("qkit.widgets needs ipywidgets, which is not installed; pip install 'qkit[lab]'") from error
+from torch import Tensor, nn
+
+from qkit.plots import ErrorCurve, WeightHistogram
+from qkit.quantize import quantize_tensor
+from qkit.surgery import find_targets
+
+Weights = nn.Module | Mapping[str, Tensor]
+DPI = 80
+ROW = "row"  # a slider cannot hold None
+
+
+def linear_weights(weights: Weights) -> dict[str, Tensor]:
+    """The weights [out, in] to choose from: those of a model's linear layers, or the ones given by name."""
+    if isinstance(weights, nn.Module):
+        return {target.name: target.weight.detach() for target in find_targets(weights)[0]}
+    return dict(weights)
+
+
+def group_options(weights: Mapping[str, Tensor]) -> list[tuple[str, Any]]:
+    """Granularities that fit every weight: the whole tensor, a row, and the powers of two that divide all rows."""
+    sizes = [g for g in (256, 128, 64, 32, 16) if all(weight.shape[1] % g == 0 for weight in weights.values())]
+    return [("whole tensor", "tensor"), ("row", ROW), *((str(g), g) for g in sizes)]
+
+
+class Explorer(ipywidgets.VBox):
+    """Controls over one live picture of a quantized weight: layer, bits, group size, symmetric or not."""
+
+    picture_class: type[WeightHistogram] | type[ErrorCurve]
+
+    def __init__(
+        self,
+        weights: Weights,
+        layer: str | None = None,
+        bits: int = 4,
+        group_size: int | str | None = None,
+        symmetric: bool = False,
+    ) -> None:
+        """
+        Args:
+            weights: a model, or weights [out, in] by name.
+            layer, bits, group_size, symmetric: where the controls begin; `layer` None is the first.
+        """
+        self._weights = linear_weights(weights)
+        wide = {"description_width": "6em"}
+        self.layer = ipywidgets.Dropdown(
+            options=list(self._weights),
+            value=layer or next(iter(self._weights)),
+            description="layer",
+            style=wide,
+            layout={"width": "32em"},
+        )
+        self.bits = ipywidgets.IntSlider(value=bits, min=2, max=8, description="bits", style=wide)
+        self.group_size = ipywidgets.SelectionSlider(
+            options=group_options(self._weights), value=group_size or ROW, description="group size", style=wide
+        )
+        self.symmetric = ipywidgets.Checkbox(value=symmetric, description="symmetric", indent=False)
+        self._controls = (self.layer, self.bits, self.group_size, self.symmetric)
+        self.picture = self.picture_class(*self._current(), dpi=DPI)
+        self._image = ipywidgets.Image(
+            format="png",
+            value=self.picture.png(compress_level=1),
+            layout={"align_self": "flex-start"},  # its own size: stretched, it blurs
+        )
+        rows = [
+            ipywidgets.HBox([self.layer, self.symmetric]),
+            ipywidgets.HBox([self.bits, self.group_size]),
+            self._image,
+        ]
+        super().__init__(rows)
+        for control in self._controls:
+            control.observe(self._redraw, "value")
+
+    def _current(self) -> tuple[Tensor, Any, str]:
+        weight = self._weights[self.layer.value]
+        group_size = None if self.group_size.value == ROW else self.group_size.value
+        q = quantize_tensor(weight, bits=self.bits.value, group_size=group_size, symmetric=self.symmetric.value)
+        return weight, q, self.layer.value.removeprefix("model.")
+
+    def _redraw(self, _change: Any = None) -> None:
+        self.picture.show(*self._current())
+        self._image.value = self.picture.png(compress_level=1)
+
+    def __repr__(self) -> str:
+        settings = ", ".join(
+            f"{name}={getattr(self, name).value!r}" for name in ("layer", "bits", "group_size", "symmetric")
+        )
+        return f"{type(self).__name__}({settings})"
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        data, metadata = self.picture._repr_mimebundle_()
+        return {**super()._repr_mimebundle_(**kwargs), **data, "text/plain": repr(self)}, metadata
+
+
+class HistogramExplorer(Explorer):
+    """The histogram of a layer's weights, before and after, with the integer grid: how do 2^b values share the range?"""
+
+    picture_class = WeightHistogram
+
+
+class ErrorExplorer(Explorer):
+    """The error of each weight of the layer's widest group: where does it lie between -s/2 and s/2?"""
+
+    picture_class = ErrorCurve
