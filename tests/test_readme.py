@@ -34,7 +34,7 @@ def test_its_lines_of_library_use_run_as_they_stand(tmp_path, monkeypatch, capsy
     code = re.search(r"```python\n(.*?)```", README, re.S)[1]
     assert len(code.strip().splitlines()) <= 6
     exec(compile(code, "README.md", "exec"), {})
-    assert "QuantizationReport(RTN W4 g128: 56 layers" in capsys.readouterr().out
+    assert "QuantizationReport(NF4 b64 dq: 56 layers" in capsys.readouterr().out
     assert qkit.load("small")[1] is not None
 
 
