@@ -21,7 +21,8 @@ Choices, and why
     damp is added to the diagonal in units of its mean. Where Cholesky still fails, it is multiplied by 10 until it does
     not, and the report says so. shrink adds to each entry of the diagonal a share of itself: what the calibration text
     says of how inputs go together is believed a little less, however large or small a channel is.
-    An input that was never different from zero says nothing about its weights: they are rounded to nearest.
+    An input that was never different from zero says nothing about its weights: they are rounded to nearest
+        (the published code sets them to zero, which costs whoever does use that input).
 
 Trade-off
     It fits the calibration text. Where that does not look like what the model will read, plain rounding can be better.
@@ -32,6 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qkit import ops
 from qkit.calibration import InputStatistics
 from qkit.mapping import choose_scale, dequantize, grouped, integer_range, quantize, value_range
 from qkit.methods.grids import search_grid
@@ -51,7 +53,7 @@ class GPTQSolution:
 
 def gptq(weight: Tensor, inputs: InputStatistics | None, scheme: GPTQ, name: str = "the weight") -> GPTQSolution:
     """Quantize `weight` [out, in] for inputs with these statistics; without any, this is rounding to nearest."""
-    return _solve(weight, inputs, scheme, name, _columns_lazily)
+    return _solve(weight, inputs, scheme, name, _columns)
 
 
 def gptq_slow(weight: Tensor, inputs: InputStatistics | None, scheme: GPTQ, name: str = "the weight") -> GPTQSolution:
@@ -139,6 +141,21 @@ def choose_grid(groups: Tensor, importance: Tensor, scheme: GPTQ) -> tuple[Tenso
         return (error.square() * importance).sum(-1, keepdim=True)
 
     return search_grid(groups, scheme.bits, scheme.symmetric, dtype, cost)
+
+
+def _columns(
+    w: Tensor, upper: Tensor, order: Tensor, importance: Tensor, scheme: GPTQ, name: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes [out, in], scales and zero points [out, groups]: by a kernel where there is one, else in lazy batches."""
+    fixed = scheme.static_groups or scheme.group_size is None
+    kernel = ops.fast("gptq", w.device) if fixed else None
+    if kernel is None:
+        return _columns_lazily(w, upper, order, importance, scheme, name)
+    scale, zero = _static_grid(w, importance, scheme, name)
+    group = order // (scheme.group_size or w.shape[1])
+    codes = torch.empty_like(w, dtype=torch.uint8)
+    codes[:, order] = kernel(w[:, order], upper, group, scale, zero, integer_range(scheme.bits)[1])
+    return codes, scale, zero
 
 
 def _columns_lazily(
