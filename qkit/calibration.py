@@ -5,7 +5,7 @@ output error, the largest and the mean |x| of each input channel. They are gathe
 (`qkit.blocks`), by listening at the layers; the activations themselves are gone when the batch is.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -123,9 +123,10 @@ class InputStatistics:
         if self.drift is not None and original is not None:
             self.drift.addmm_((original.float() - x).T, x)
         if self.magnitudes is not None:
-            bins = ((magnitude.clamp(min=2.0**-OCTAVES).log2() + OCTAVES) * BINS_PER_OCTAVE).long().flatten()
             count = len(self.magnitudes)
-            self.magnitudes += torch.bincount(bins.clamp(max=count - 1), minlength=count)
+            bins = (magnitude.clamp(min=2.0**-OCTAVES).log2() + OCTAVES) * BINS_PER_OCTAVE
+            bins = bins.nan_to_num(0).clamp(0, count - 1).long().flatten()  # `check` refuses NaN, by the sums
+            self.magnitudes += torch.bincount(bins, minlength=count)
         if self.sample is not None and not len(self.sample):
             self.sample = x[:SAMPLE].clone()
 
@@ -151,14 +152,17 @@ class _Reached(Exception):
 
 
 @contextmanager
-def _listening(block: nn.Module, names: Sequence[str], stop: bool) -> Iterator[dict[str, list[Tensor]]]:
-    """Inside, every run of `block` leaves the inputs of the layers `names`, [tokens, in], in the dictionary."""
+def _listening(block: nn.Module, names: Sequence[str], runs: Mapping[str, int]) -> Iterator[dict[str, list[Tensor]]]:
+    """Inside, every run of `block` leaves the inputs of the layers `names`, [tokens, in], in the dictionary.
+
+    Where it is known how often each of them `runs`, the block is left after the last time.
+    """
     heard: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def hook(name: str):
         def hear(_module, args):
             heard[name].append(args[0].detach().flatten(0, -2))
-            if stop and all(heard.values()):
+            if runs and all(len(heard[one]) >= runs[one] for one in names):
                 raise _Reached
 
         return hear
@@ -218,14 +222,17 @@ def collect(
     """Run `module` (a partly quantized copy of the block) on `hidden`, and gather the statistics of the layers `names`.
 
     The drift is measured against `original` on `original_hidden`: both copies run side by side, batch by batch. A run ends
-    when every layer has been reached (with `stop`), so that nothing is computed for nobody. Layers that were never
-    reached are missing in the result.
+    when every layer has been reached (with `stop`) as often as in the first batch, so that nothing is computed for nobody.
+    Layers that were never reached are missing in the result.
     """
     statistics: dict[str, InputStatistics] = {}
+    runs: dict[str, int] = {}
     for batch, states in enumerate(hidden):
-        heard = _inputs(block, module, states, batch, names, stop)
+        heard = _inputs(block, module, states, batch, names, runs)
         drifts = "drift" in wants and original is not None
-        twins = _inputs(block, original, original_hidden[batch], batch, names, stop) if drifts else {}
+        twins = _inputs(block, original, original_hidden[batch], batch, names, runs) if drifts else {}
+        if stop and batch == 0 and all(heard.values()):
+            runs = {name: len(inputs) for name, inputs in heard.items()}
         for name, inputs in heard.items():
             if not inputs:
                 continue
@@ -238,8 +245,8 @@ def collect(
 
 
 def _inputs(
-    block: Block, module: nn.Module, hidden: Tensor, batch: int, names: Sequence[str], stop: bool
+    block: Block, module: nn.Module, hidden: Tensor, batch: int, names: Sequence[str], runs: Mapping[str, int]
 ) -> dict[str, list[Tensor]]:
-    with _listening(module, names, stop) as heard, suppress(_Reached):
+    with _listening(module, names, runs) as heard, suppress(_Reached):
         block.run(hidden, batch, module)
     return heard

@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from qkit.calibration import CHUNKS
+from qkit.calibration import calibration_chunks as chunks_of
 from qkit.evaluate import evaluate
 from qkit.models import load
-from qkit.plan import check_plan
+from qkit.plan import Plan, check_plan, needs_calibration, plan_name
 from qkit.quantize import quantize
 from qkit.report import Comparison, ComparisonRow, QuantizationReport
-from qkit.schemes import AWQ, FP4, GPTQ, NF4, RTN, W8A8, LLMInt8, Scheme, SmoothQuant
+from qkit.schemes import AWQ, FP4, GPTQ, NF4, RTN, W8A8, LLMInt8, SmoothQuant
 from qkit.sizes import disk_bytes, float32_bytes, memory_bytes
 from qkit.surgery import clone
 from qkit.texts import texts
+from qkit.tokens import chunk_length
 
 # From harmless to ruined: the tour that `make demo` gives.
 TOUR = (
@@ -58,7 +60,7 @@ ALL = (
 
 def compare(
     model: str | nn.Module = "bookworm-14m",
-    schemes: Sequence[Scheme] = TOUR,
+    schemes: Sequence[Plan] = TOUR,
     text: str | list[str] | Tensor | None = None,
     *,
     tokenizer=None,
@@ -74,7 +76,7 @@ def compare(
     Args:
         model: a name for `qkit.load`, or a model (then give its tokenizer). It is left as it is: the copies share every
             tensor with it that they do not replace.
-        schemes: any number; by default the tour from 8 bits down to 2.
+        schemes: any number, each as `qkit.quantize` takes it; by default the tour from 8 bits down to 2.
         text: what to evaluate on; by default "python-docs-heldout".
         name, text_name: how the table calls the model and the text.
         max_chunks: evaluate on the first chunks only.
@@ -89,20 +91,21 @@ def compare(
         model, tokenizer = load(model)
     if text is None:
         text, text_name = texts("python-docs-heldout"), "python-docs-heldout"
-    if calibration is None and any(scheme.calibrated for scheme in schemes):
+    if calibration is None and any(needs_calibration(scheme) for scheme in schemes):
         calibration = texts("python-docs")
+    if calibration is not None:
+        calibration = chunks_of(calibration, tokenizer, chunk_length(model), calibration_chunks)  # encoded once for all
     copies: dict[str, nn.Module] = {"FP32": model}
     reports: dict[str, QuantizationReport] = {}
     for scheme in schemes:
-        if scheme.name in reports:
-            raise ValueError(f"scheme {scheme.name!r} is given twice; leave one out")
-        copies[scheme.name] = clone(model)
-        reports[scheme.name] = quantize(
-            copies[scheme.name],
+        title_of = plan_name(scheme)
+        if title_of in reports:
+            raise ValueError(f"scheme {title_of!r} is given twice; leave one out")
+        copies[title_of] = clone(model)
+        reports[title_of] = quantize(
+            copies[title_of],
             scheme,
             calibration=calibration,
-            tokenizer=tokenizer,
-            max_chunks=calibration_chunks,
             progress=progress,
         )
     evaluations = evaluate(copies, tokenizer, text, max_chunks, progress)

@@ -4,6 +4,9 @@ Each layer has a few choices, each with a size and a loss (`qkit.sensitivity`); 
 smallest choice of every layer, the upgrade that saves most loss for a byte is bought again and again, along the lower
 convex hull of each layer's choices, until the budget is spent. That is the optimum of the relaxed knapsack; the last,
 half-affordable upgrade is what is left on the table.
+
+Losses measured as "kl" nearly do add up. Relative output errors ("error") of different layers do not mean the same, and
+with few and coarse choices a plan made from them can be worse than the same bits everywhere: measure what you get.
 """
 
 from itertools import pairwise

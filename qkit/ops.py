@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,9 +31,20 @@ def _dequantize_numba(q: QTensor) -> Tensor:
     return out
 
 
+def _gptq_columns_numba(w: Tensor, upper: Tensor, group: Tensor, scale: Tensor, zero: Tensor, q_max: int) -> Tensor:
+    from qkit_kernels.gptq import columns as kernel
+
+    codes = torch.empty(w.shape, dtype=torch.uint8)
+    arrays = (w.clone(memory_format=torch.contiguous_format), upper.contiguous(), group)
+    grids = (scale.float().contiguous(), zero.float().contiguous())
+    kernel(*(t.numpy() for t in (*arrays, *grids)), np.float32(q_max), codes.numpy())
+    return codes
+
+
 BACKENDS: dict[tuple[str, str], Callable] = {
     ("dequantize", "torch"): QTensor.dequantize,
     ("dequantize", "numba"): _dequantize_numba,
+    ("gptq", "numba"): _gptq_columns_numba,
     ("dequantize_codebook", "torch"): CodebookQTensor.dequantize,
 }
 
@@ -65,6 +77,11 @@ def select(op: str, backend: str | None, device: torch.device) -> Callable:
             raise ValueError(f"backend={backend!r} cannot be used: {obstacle}")
         return BACKENDS[op, backend]
     return next(BACKENDS[op, name] for name in ORDER if _obstacle(op, name, device) is None)
+
+
+def fast(op: str, device: torch.device) -> Callable | None:
+    """The first backend that can run `op` on `device`; None where only the caller's plain version can."""
+    return next((BACKENDS[op, name] for name in ORDER if _obstacle(op, name, device) is None), None)
 
 
 def dequantize(q: QTensor, backend: str | None = None) -> Tensor:

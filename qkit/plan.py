@@ -58,3 +58,8 @@ def plan_to_dict(plan: Plan) -> dict:
     if isinstance(plan, Scheme):
         return plan.to_dict()
     return {"scheme": "by layer", "layers": {glob: scheme.to_dict() for glob, scheme in plan.items()}}
+
+
+def needs_calibration(plan: Plan) -> bool:
+    """Whether any of its schemes learns from data."""
+    return any(scheme.calibrated for scheme in ([plan] if isinstance(plan, Scheme) else plan.values()))

@@ -118,7 +118,8 @@ def quantize(
 
     start = time.perf_counter()
     blocks: list[SolvedBlock] = []
-    kept = Resume.open(resume, model, plan_to_dict(scheme), ids) if resume is not None and ids is not None else None
+    work = {name: one.to_dict() for name, one in schemes.items()}
+    kept = Resume.open(resume, model, work, ids) if resume is not None and ids is not None else None
     with tqdm(
         total=len(targets), desc=plan_name(scheme), unit="layer", disable=None if progress is None else not progress
     ) as bar:
@@ -147,6 +148,10 @@ def quantize(
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, parameter)
     swap(model, {name: solution.layer for name, solution in solutions.items()})
+    for target in targets:
+        solutions[target.name].layer.train(
+            target.module.training
+        )  # while it was calibrated, the model was in eval mode
     scaling = Scaling(tuple(one for block in blocks for one in block.scales))
     notes = tuple(f"{name} could not be scaled: {why}" for block in blocks for name, why in block.left.items())
     return QuantizationReport(
@@ -179,7 +184,6 @@ def _solve_outside(
     for target in targets:
         if id(target.module) not in twins:
             solution = solve_layer(target.weight, target.module.bias, schemes[target.name], None, target.name)
-            solution.layer.train(target.module.training)
             twins[id(target.module)] = solution
         solutions[target.name] = twins[id(target.module)]
         on_layer()
@@ -227,7 +231,7 @@ def _layer_report(
 def _warnings(reports: list[LayerReport]) -> tuple[str, ...]:
     """What a careful reader should know of the calibration; the shortage of tokens is also given as a Python warning."""
     notes = [f"{r.name} was never reached by calibration: it is rounded to nearest" for r in reports if r.tokens == 0]
-    short = [r for r in reports if r.tokens and r.tokens < r.shape[1]]
+    short = [r for r in reports if r.tokens and r.tokens < r.shape[1] and r.outlier_columns is None]
     if short:
         worst = max(short, key=lambda r: r.shape[1])
         text = (

@@ -1,7 +1,7 @@
 """Finished blocks on disk, so that a long quantization can be interrupted and taken up again.
 
-One safetensors file a block, written by rename. Its metadata holds a fingerprint of everything that went in (the scheme,
-the calibration tokens, the block's weights), so that a file is only used for the work it belongs to.
+One safetensors file a block, written by rename. Its metadata holds a fingerprint of everything that went in (the scheme of
+each layer, the calibration tokens, the model's weights), so that a file is only used for the work it belongs to.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -24,29 +25,29 @@ from qkit.stream import SolvedBlock
 
 @dataclass(eq=False)
 class Resume:
-    """The folder, what belongs to this work in it, and what the fingerprint of each block is."""
+    """The folder, the fingerprint of this work, and what belongs to it in the folder."""
 
     folder: Path
-    fingerprints: dict[str, str]
+    fingerprint: str
     finished: dict[str, SolvedBlock] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: str | os.PathLike, model: nn.Module, work: dict[str, Any], ids: Tensor) -> "Resume":
         """Make the folder, or read the blocks in it that this work left there.
 
+        Args:
+            work: for JSON, the scheme of each layer.
+
         Raises:
             ValueError: it holds blocks of other work.
         """
         folder = Path(folder).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        common = hashlib.sha256(json.dumps(work, sort_keys=True).encode())
-        common.update(ids.contiguous().cpu().numpy().tobytes())
-        fingerprints = {name: _fingerprint(common.copy(), block) for name, block in find_blocks(model)}
-        resume = cls(folder, fingerprints)
-        for name, fingerprint in fingerprints.items():
+        resume = cls(folder, _fingerprint(model, work, ids))
+        for name, _ in find_blocks(model):
             path = resume._path(name)
             if path.exists():
-                resume.finished[name] = _read(path, name, fingerprint, model)
+                resume.finished[name] = _read(path, name, resume.fingerprint, model)
         return resume
 
     def keep(self, block: SolvedBlock) -> None:
@@ -67,7 +68,7 @@ class Resume:
         tensors |= {f"parameter.{name}": parameter.detach() for name, parameter in block.parameters.items()}
         scale_tensors, scales = pack_scales(block.scales)
         tensors |= {f"scale.{name}": tensor for name, tensor in scale_tensors.items()}
-        record = {"fingerprint": self.fingerprints[block.name], "layers": layers, "scales": scales, "left": block.left}
+        record = {"fingerprint": self.fingerprint, "layers": layers, "scales": scales, "left": block.left}
         path = self._path(block.name)
         draft = path.with_name(f".{path.name}.draft")
         save_file({k: t.contiguous().cpu() for k, t in tensors.items()}, draft, {"qkit.block": json.dumps(record)})
@@ -77,10 +78,12 @@ class Resume:
         return self.folder / f"{block}.safetensors"
 
 
-def _fingerprint(digest: "hashlib._Hash", block: nn.Module) -> str:
-    for name, parameter in block.named_parameters():
-        digest.update(name.encode())
-        digest.update(parameter.detach().float().contiguous().cpu().numpy().tobytes())
+def _fingerprint(model: nn.Module, work: dict[str, Any], ids: Tensor) -> str:
+    digest = hashlib.sha256(json.dumps([work, list(ids.shape)], sort_keys=True).encode())
+    digest.update(ids.contiguous().cpu().numpy().tobytes())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -104,7 +107,7 @@ def _read(path: Path, name: str, fingerprint: str, model: nn.Module) -> SolvedBl
         damp, outliers, tokens[layer] = one.pop("damp"), one.pop("outlier_columns"), one.pop("tokens")
         module = layer_from(one, layers, layer)
         old = model.get_submodule(layer)
-        module.bias = _under(tensors, "parameter.").get(f"{layer}.bias", old.bias)
+        module.bias = old.bias
         solutions[layer] = Solution(module.train(old.training), module.qtensor, damp, outliers)
     parameters = {
         key: nn.Parameter(tensor, requires_grad=model.get_parameter(key).requires_grad)

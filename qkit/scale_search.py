@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from qkit.blocks import SAMPLE_TOKENS, Block, capture
-from qkit.calibration import CHUNKS, InputStatistics, batches_of, calibration_chunks, collect
+from qkit.calibration import CHUNKS, InputStatistics, batches_of, calibration_chunks, collect, input_groups
 from qkit.folding import Fold, find_folds, fold
 from qkit.methods.awq import search_scale
-from qkit.methods.smoothquant import search_alpha, smoothing_factor
+from qkit.methods.smoothquant import search_alpha, smoothing_factor, w8a8_loss
 from qkit.scaling import LayerScale, Scaling
 from qkit.schemes import AWQ, Scheme, SmoothQuant
 from qkit.surgery import Globs, clone, find_targets, weight_of
@@ -46,7 +46,9 @@ def scale_block(
             wants.add("square")
         elif scheme.alpha is None:
             wants.add("sample")
-    statistics = collect(block, copy, hidden, names, frozenset(wants), stop=False)
+    groups = input_groups(sample_block, sample, names)
+    seen = collect(block, copy, hidden, [group[0] for group in groups], frozenset(wants), stop=False)
+    statistics = {name: seen[group[0]] for group in groups for name in group if group[0] in seen}
     found = []
     for one in folds:
         mine = {schemes.get(name) for name in one.consumers}
@@ -79,9 +81,13 @@ def _smooth(block: str, one: Fold, weight: Tensor, inputs: InputStatistics, sche
     alpha, losses = scheme.alpha, {}
     if alpha is None:
         static = scheme.activations == "per-tensor"
-        losses = search_alpha(weight, inputs.sample, x_absmax, w_absmax, static, lambda s: s[one.index])
+        nothing = w8a8_loss(
+            weight, inputs.sample, torch.ones_like(inputs.absmax), inputs.absmax.max() if static else None
+        )
+        searched = search_alpha(weight, inputs.sample, x_absmax, w_absmax, static, lambda s: s[one.index])
+        losses = {None: nothing, **searched}
         alpha = min(losses, key=losses.get)
-    scale = smoothing_factor(x_absmax, w_absmax, alpha)
+    scale = torch.ones_like(x_absmax) if alpha is None else smoothing_factor(x_absmax, w_absmax, alpha)
     return LayerScale(block, one, scale, alpha, tuple(losses), tuple(losses.values()), inputs.absmax)
 
 

@@ -286,7 +286,8 @@ class SmoothQuant(Scheme):
     """SmoothQuant: moves the difficulty of activations into the weights, then W8A8 (2211.10438, eq. 4).
 
     Attributes:
-        alpha: 0 leaves the activations as they are, 1 moves all; None searches it for each smoothed group.
+        alpha: 1 moves all difficulty to the weights, 0 all to the activations; None searches it for each smoothed group,
+            no smoothing included.
         activations, activation_range: those of `W8A8`.
         rounding: what rounds the smoothed weights, None: to nearest; or `GPTQ(8, None, symmetric=True)`.
     """

@@ -54,7 +54,8 @@ def solve_blocks(
     blocks, hidden = capture(model, batches_of(ids))
     original_hidden = list(hidden) if any("drift" in wants(s) for s in schemes.values()) else []
     sample = sample[0]
-    for number, block in enumerate(blocks):
+    last = max((i for i, b in enumerate(blocks) if any(n.startswith(f"{b.name}.") for n in schemes)), default=-1)
+    for number, block in enumerate(blocks[: last + 1]):  # nothing after them needs to be known
         mine = {
             name.removeprefix(f"{block.name}."): scheme
             for name, scheme in schemes.items()
@@ -70,7 +71,7 @@ def solve_blocks(
             solver = _BlockSolver(block, copy, mine, hidden, original_hidden, sample_blocks[number], sample, on_layer)
             solved = solver.solve()
         yield solved
-        if number + 1 < len(blocks):
+        if number < last:
             hidden = [block.run(states, batch, copy) for batch, states in enumerate(hidden)]
             original_hidden = [block.run(states, batch) for batch, states in enumerate(original_hidden)]
             sample = sample_blocks[number].run(sample, 0)
@@ -109,11 +110,10 @@ class _BlockSolver:
 
         direct = [name for name, scheme in self.schemes.items() if not isinstance(rounder(scheme), GPTQ)]
         unknown = [name for name in direct if name not in known or wants(self.schemes[name]) - {"square"}]
-        known = {**known, **self._collect(unknown, original, stop=False)}
+        known = {**known, **self._collect(self._groups(unknown), original, stop=False)}
         self._solve(direct, known, weights, solutions, tokens)
-        rest = [name for name in self.schemes if name not in solutions]
-        for group in input_groups(self.sample_block, self.sample, rest) if rest else []:
-            self._solve(group, self._collect(group, original, stop=True), weights, solutions, tokens)
+        for group in self._groups([name for name in self.schemes if name not in solutions]):
+            self._solve(group, self._collect([group], original, stop=True), weights, solutions, tokens)
 
         prefix = f"{self.block.name}."
         before = dict(self.block.module.named_parameters())
@@ -132,11 +132,18 @@ class _BlockSolver:
             {prefix + name: why for name, why in left.items()},
         )
 
-    def _collect(self, names: list[str], original: nn.Module, stop: bool) -> dict[str, InputStatistics]:
-        if not names:
+    def _groups(self, names: list[str]) -> list[list[str]]:
+        return input_groups(self.sample_block, self.sample, names) if names else []
+
+    def _collect(self, groups: list[list[str]], original: nn.Module, stop: bool) -> dict[str, InputStatistics]:
+        """The statistics of the layers of `groups`; those that share an input share the work and the statistics."""
+        if not groups:
             return {}
-        needed = NOTHING.union(*(wants(self.schemes[name]) for name in names))
-        return collect(self.block, self.copy, self.hidden, names, needed, original, self.original_hidden, stop)
+        needed = NOTHING.union(*(wants(self.schemes[name]) for group in groups for name in group))
+        firsts = [group[0] for group in groups]
+        streams = (self.hidden, firsts, needed, original, self.original_hidden)
+        found = collect(self.block, self.copy, *streams, stop)
+        return {name: found[group[0]] for group in groups for name in group if group[0] in found}
 
     def _solve(
         self,

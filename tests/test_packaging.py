@@ -26,8 +26,9 @@ def wheel(tmp_path_factory):
 def test_the_wheel_carries_every_module_the_kernels_the_model_and_the_lessons(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "qkit").rglob("*.py")}
-    kernels = {path.relative_to(ROOT / "kernels").as_posix() for path in (ROOT / "kernels").rglob("*.py")}
-    lessons = {f"qkit/lessons/{path.name}" for path in (ROOT / "lessons").glob("*.ipynb")}
+    kernels = {p.relative_to(ROOT / "kernels").as_posix() for p in (ROOT / "kernels" / "qkit_kernels").rglob("*.py")}
+    shelf = [path for path in (ROOT / "lessons").iterdir() if not path.name.startswith(".")]
+    lessons = {f"qkit/lessons/{path.name}" for path in shelf}
     model = {
         f"qkit/data/bookworm-14m/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md")
     }

@@ -13,7 +13,8 @@ Formula (Xiao et al. 2022, arXiv 2211.10438, eq. 4)
               squared error
 
 Trade-off
-    α = 0 leaves the activations as they are, α = 1 makes every channel equally large and hands all of it to the weights.
+    α = 1 makes every channel of X equally large and hands all difficulty to the weights, α = 0 the other way round; to leave
+    things as they are is neither, and is tried too where α is searched.
     Static scales cost nothing at run time, and one token that is unlike the others (the first one, in many models) can
     set the range of all.
 """
@@ -59,16 +60,20 @@ def search_alpha(
         static: one activation scale for all tokens.
         spread: from a factor [width] to one for each input, [in].
     """
-    weight = weight.float()
-    exact = sample @ weight.T
     losses = {}
     for alpha in ALPHAS:
         s = spread(smoothing_factor(x_absmax, w_absmax, alpha))
-        x, w = sample / s, weight * s
-        reach = (spread(x_absmax) / s).max() if static else x.abs().amax(-1, keepdim=True)
-        y = fake_int8(x, reach) @ fake_int8(w, w.abs().amax(-1, keepdim=True)).T
-        losses[alpha] = float((y - exact).square().sum() / exact.square().sum().clamp(min=1e-30))
+        losses[alpha] = w8a8_loss(weight, sample, s, (spread(x_absmax) / s).max() if static else None)
     return losses
+
+
+def w8a8_loss(weight: Tensor, sample: Tensor, s: Tensor, reach: Tensor | None = None) -> float:
+    """||Y - Y_int8||² / ||Y||² with inputs divided by `s` [in]; `reach` is that of a static range, None: one a token."""
+    weight = weight.float()
+    x, w, exact = sample / s, weight * s, sample @ weight.T
+    reach = x.abs().amax(-1, keepdim=True) if reach is None else reach
+    y = fake_int8(x, reach) @ fake_int8(w, w.abs().amax(-1, keepdim=True)).T
+    return float((y - exact).square().sum() / exact.square().sum().clamp(min=1e-30))
 
 
 def static_reach(inputs: InputStatistics, how: str) -> Tensor:

@@ -12,6 +12,15 @@ from qkit.plots.bitsandbytes import (
     outlier_map,
 )
 from qkit.plots.choosing import LossAgainstBytes, best_that_fits, frontier, layer_choices, loss_against_bytes
+from qkit.plots.gptq import (
+    ColumnSteps,
+    CompensationPicture,
+    against_chunks,
+    column_steps,
+    compensation_picture,
+    output_error,
+)
+from qkit.plots.smoothquant import Migration, SmoothInput, migration, smooth_inputs, w8a8_error
 from qkit.plots.weights import (
     ErrorCurve,
     WeightHistogram,
@@ -38,15 +47,22 @@ __all__ = [
     "STYLE",
     "AlphaSearch",
     "CodebookLevels",
+    "ColumnSteps",
+    "CompensationPicture",
     "ErrorCurve",
     "LossAgainstBytes",
+    "Migration",
     "OutlierMap",
     "Picture",
+    "SmoothInput",
     "WeightHistogram",
+    "against_chunks",
     "alpha_search",
     "best_that_fits",
     "codebook_levels",
+    "column_steps",
     "comparison_picture",
+    "compensation_picture",
     "consumers_weight",
     "error_curve",
     "fold_label",
@@ -59,9 +75,13 @@ __all__ = [
     "layer_errors",
     "levels",
     "loss_against_bytes",
+    "migration",
     "outlier_map",
+    "output_error",
     "perplexity_against_bytes",
     "scale_at",
+    "smooth_inputs",
     "sqnr_curves",
+    "w8a8_error",
     "weight_histogram",
 ]

@@ -2,6 +2,7 @@
 
 import torch
 from matplotlib import rc_context
+from matplotlib.ticker import FixedLocator
 from torch import Tensor, nn
 
 from qkit.mapping import GroupSize
@@ -9,6 +10,8 @@ from qkit.methods.awq import awq_scale, relative_magnitude
 from qkit.plots.base import BOUND, GREY, METHOD_COLOURS, STYLE, Picture
 from qkit.scaling import LayerScale
 from qkit.surgery import weight_of
+
+FACTORS = [factor * 10.0**power for power in range(-3, 4) for factor in (1, 1.5, 2, 3, 5, 7)]  # where ticks stand
 
 
 def consumers_weight(model: nn.Module, one: LayerScale) -> Tensor:
@@ -55,6 +58,7 @@ class AlphaSearch(Picture):
             self._scale = self._left.plot([], [], ".", color=colour, ms=4, label="scale s of the channel")[0]
             self._left.set(yscale="log", xscale="log", xlabel="channel, the largest mean |x| first", ylabel="factor")
             self._left.xaxis.set_major_formatter("{x:g}")
+            self._left.yaxis.set_major_locator(FixedLocator(FACTORS))
             self._left.yaxis.set_major_formatter("{x:g}")
             self._left.yaxis.set_minor_formatter("")
             self._left.legend(loc="upper right")
@@ -62,7 +66,7 @@ class AlphaSearch(Picture):
             self._plain = self._right.axhline(0, color=GREY, ls="--", lw=1.5, label="no scaling")
             self._marker = self._right.plot([], [], "D", color=BOUND, ms=10, mfc="none", mew=2, label="shown left")[0]
             self._right.set(xlabel="α", ylabel="output error (%)")
-            self._right.legend(loc="upper left")
+            self._right.legend(loc="upper center", ncols=3, fontsize=10, columnspacing=1, handletextpad=0.5)
         self.show(weight, one, alpha, group_size)
         self.freeze()
 
@@ -87,7 +91,7 @@ class AlphaSearch(Picture):
         self._plain.set_ydata([losses[None]] * 2)
         self._marker.set_data([0 if alpha is None else alpha], [losses[alpha]])
         low, high = min(losses.values()), max(losses.values())
-        self._right.set(xlim=(-0.05, 1.05), ylim=(low - 0.08 * (high - low) - 1e-6, high + 0.35 * (high - low) + 1e-6))
+        self._right.set(xlim=(-0.05, 1.05), ylim=(low - 0.08 * (high - low) - 1e-6, high + 0.22 * (high - low) + 1e-6))
         at = "no scaling" if alpha is None else f"α = {alpha:g}"
         best = min(losses, key=losses.get)
         self._left.set_title(fold_label(one), fontsize=11, loc="left")

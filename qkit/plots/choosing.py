@@ -12,6 +12,7 @@ from qkit.sensitivity import Sensitivity
 
 Points = Mapping[str, tuple[float, float]]  # by name: (megabytes, loss), both to be small
 TICKS = [n * 10**k for k in range(-4, 5) for n in (1, 2, 5)]
+DECADES = [10**k for k in range(-6, 7)]
 
 
 def frontier(points: Points) -> list[str]:
@@ -56,12 +57,12 @@ class LossAgainstBytes(Picture):
             line = [self.points[name] for name in frontier(self.points)]
             self._axes.plot(*zip(*line, strict=True), color="black", lw=1.2, ls=":", zorder=1)
             for name, point in self.points.items():
-                self._axes.plot(*point, _marker(name), color=_colour(name), ms=10, mec="white", zorder=3)
+                self._axes.plot(*point, _marker(name), color=_colour(name), ms=8, mec="white", mew=0.6, zorder=3)
             self._beyond = self._axes.axvspan(max(sizes), 2 * max(sizes), color=GREY, alpha=0.2, lw=0, zorder=0)
             self._ring = self._axes.plot([], [], "o", ms=19, mfc="none", mec=ORANGE, mew=2.5, zorder=2)[0]
-            self._star = self._axes.plot([], [], "*", ms=24, color=ORANGE, alpha=0.5, mew=0, zorder=2)[0]
-            for axis in (self._axes.xaxis, self._axes.yaxis):
-                _plain_ticks(axis, [*TICKS, 7, 12, 15])
+            self._star = self._axes.plot([], [], "*", ms=34, color=ORANGE, alpha=0.45, mew=0, zorder=2)[0]
+            _plain_ticks(self._axes.xaxis, [*TICKS, 7, 15, 30])
+            _plain_ticks(self._axes.yaxis, DECADES)
             self.draw_without_rendering()
             _label_apart(self._axes, list(sizes), list(losses), list(self.points))
         self.show(megabytes, advised)
@@ -111,8 +112,7 @@ def layer_choices(sensitivity: Sensitivity, chosen: Mapping[str, Scheme]) -> Pic
     with rc_context(STYLE):
         picture = Picture(9.5, 4.4)
         axes = picture.subplots()
-        for scheme, colour in zip(schemes, (RED, ORANGE, BLUE, GREY, "black"), strict=False):
-            marker = _marker(scheme.name)
+        for scheme, colour, marker in zip(schemes, (RED, ORANGE, BLUE, GREY, "black"), "^soDv", strict=False):
             axes.plot([losses[layer, scheme] for layer in layers], marker, ms=5, mfc="none", color=colour)
             mine = [i for i, layer in enumerate(layers) if chosen[layer] == scheme]
             values = [losses[layers[i], scheme] for i in mine]
@@ -121,7 +121,7 @@ def layer_choices(sensitivity: Sensitivity, chosen: Mapping[str, Scheme]) -> Pic
         starts = [i for i, block in enumerate(blocks) if i == 0 or block != blocks[i - 1]]
         axes.set_xticks(starts, [blocks[i] for i in starts])
         axes.set(yscale="log", xlabel="layers in model order, by decoder block", ylabel="relative output error")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(schemes))
+        picture.legend(loc="outside upper center", ncols=len(schemes), fontsize=10.5, handletextpad=0.1)
     counts = ", ".join(f"{scheme.name} for {sum(chosen[x] == scheme for x in layers)}" for scheme in schemes)
     worst = ", ".join(f"{c.layer} {c.loss:.3g}" for c in sensitivity.worst(schemes[0], 3))
     picture.alt = (

@@ -3,17 +3,21 @@
 from qkit.widgets.awq import AWQExplorer
 from qkit.widgets.bitsandbytes import CodebookExplorer, OutlierExplorer
 from qkit.widgets.choosing import ChooserExplorer
+from qkit.widgets.gptq import CompensationExplorer
 from qkit.widgets.live import LivePicture
+from qkit.widgets.smoothquant import SmoothQuantExplorer
 from qkit.widgets.weights import ErrorExplorer, Explorer, HistogramExplorer, group_options
 
 __all__ = [
     "AWQExplorer",
     "ChooserExplorer",
     "CodebookExplorer",
+    "CompensationExplorer",
     "ErrorExplorer",
     "Explorer",
     "HistogramExplorer",
     "LivePicture",
     "OutlierExplorer",
+    "SmoothQuantExplorer",
     "group_options",
 ]

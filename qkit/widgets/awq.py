@@ -37,8 +37,8 @@ class AWQExplorer(LivePicture):
         self._model, self._scaling, self._group_size = model, scaling, group_size
         wide = {"description_width": "4em"}
         self.layer = ipywidgets.Dropdown(
-            options=[(fold_label(one), i) for i, one in enumerate(scaling)],
-            value=fold,
+            options=[fold_label(one) for one in scaling],
+            index=fold,
             description="layer",
             style=wide,
             layout={"width": "44em"},
@@ -56,6 +56,6 @@ class AWQExplorer(LivePicture):
         super().__init__(controls, picture, lambda: picture.show(*self._current()))
 
     def _current(self) -> tuple[Tensor, LayerScale, float | None, GroupSize]:
-        one = self._scaling[self.layer.value]
+        one = self._scaling[self.layer.index]
         alpha = None if self.alpha.value == NO_SCALING else self.alpha.value
         return consumers_weight(self._model, one), one, alpha, self._group_size

@@ -129,6 +129,12 @@ def run_all(page, widget_line):
         ("00_start_here", "HistogramExplorer("),
         ("01_fp32_to_int8", "ErrorExplorer("),
         ("02_int4_and_groups", "HistogramExplorer("),
+        ("03_bitsandbytes", "OutlierExplorer("),
+        ("03_bitsandbytes", "CodebookExplorer("),
+        ("04_gptq", "CompensationExplorer("),
+        ("05_awq", "AWQExplorer("),
+        ("06_smoothquant_and_static", "SmoothQuantExplorer("),
+        ("07_choosing_a_method", "ChooserExplorer("),
     ],
 )
 def test_the_picture_follows_the_slider(open_lesson, lesson, widget):
@@ -136,7 +142,7 @@ def test_the_picture_follows_the_slider(open_lesson, lesson, widget):
     cell = run_all(page, widget)
     image, slider = cell.locator("img").first, cell.locator(".noUi-handle").first
     SCREENSHOTS.mkdir(exist_ok=True)
-    cell.screenshot(path=SCREENSHOTS / f"{lesson}_before.png")
+    cell.screenshot(path=SCREENSHOTS / f"{lesson}_{widget[:-1]}_before.png")
 
     slider.focus()
     seen, latencies = {image.get_attribute("src")}, []
@@ -162,7 +168,7 @@ def test_the_picture_follows_the_slider(open_lesson, lesson, widget):
     updates = page.evaluate("window.qkit.painted.length")
     page.mouse.up()
     page.wait_for_timeout(500)
-    cell.screenshot(path=SCREENSHOTS / f"{lesson}_after.png")
+    cell.screenshot(path=SCREENSHOTS / f"{lesson}_{widget[:-1]}_after.png")
     assert updates >= 3, "the picture does not follow a drag"
 
     latencies.sort()

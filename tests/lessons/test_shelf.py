@@ -23,13 +23,19 @@ def outputs(notebook):
     return [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
 
 
-def test_the_shelf_holds_notebooks_and_nothing_else():
+def test_the_shelf_holds_notebooks_their_ledger_and_nothing_else():
     assert [path.name for path in LESSONS] == [
         "00_start_here.ipynb",
         "01_fp32_to_int8.ipynb",
         "02_int4_and_groups.ipynb",
+        "03_bitsandbytes.ipynb",
+        "04_gptq.ipynb",
+        "05_awq.ipynb",
+        "06_smoothquant_and_static.ipynb",
+        "07_choosing_a_method.ipynb",
     ]
-    assert {path.suffix for path in SHELF.iterdir() if not path.name.startswith(".")} == {".ipynb"}
+    others = {path.name for path in SHELF.iterdir() if not path.name.startswith(".")} - {path.name for path in LESSONS}
+    assert others == {"claims.md"}
 
 
 def test_it_says_what_one_can_do_after_it_how_long_it_takes_and_what_it_needs(lesson):

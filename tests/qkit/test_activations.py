@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import qkit
-from qkit.activations import input_maxima, layer_inputs
+from qkit.activations import input_maxima, layer_inputs, layer_statistics
 from qkit.surgery import find_targets
 
 
@@ -93,3 +93,12 @@ def test_a_layer_that_sees_only_some_tokens_has_no_row():
 
     with pytest.raises(ValueError, match="linear does not see all 8 tokens"):
         input_maxima(Half(), torch.ones(2, 4, dtype=torch.int64))
+
+
+def test_the_statistics_are_sums_over_the_inputs(llama, ids):
+    name = "model.layers.1.mlp.down_proj"
+    x = layer_inputs(llama, ids, [name])[name]
+    statistics = layer_statistics(llama, ids, [name])[name]
+    assert statistics.tokens == ids.numel()
+    assert torch.allclose(statistics.hessian, x.T @ x / len(x), atol=1e-5)
+    assert torch.equal(statistics.absmax, x.abs().amax(0))

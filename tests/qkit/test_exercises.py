@@ -118,6 +118,53 @@ def right_spending(layers, budget):
     return bought
 
 
+def right_output_error(w, w_hat, h):
+    return sum(float(row @ h @ row) for row in w - w_hat)
+
+
+def right_column(w, upper, j, step):
+    out = w.clone()
+    for i in range(len(w)):
+        out[i, j] = step * round(float(w[i, j]) / step)
+        for k in range(j + 1, w.shape[1]):
+            out[i, k] = w[i, k] - (w[i, j] - out[i, j]) * upper[j, k] / upper[j, j]
+    return out
+
+
+def right_factor(x, damp):
+    h = sum(torch.outer(token, token) for token in x.T)
+    for i, d in enumerate([damp * float(h.trace()) / len(h)] * len(h)):
+        h[i, i] += d
+    return torch.linalg.cholesky(torch.linalg.inv(h)).T
+
+
+def right_salient(x, k):
+    means = [float(sum(abs(v) for v in column)) / len(column) for column in x.T.tolist()]
+    return sorted(sorted(range(len(means)), key=lambda j: -means[j])[:k])
+
+
+def right_awq_scale(x, alpha):
+    logs = alpha * x.abs().mean(0).log()
+    return (logs - (logs.max() + logs.min()) / 2).exp()
+
+
+def right_fold(gain, weight, s):
+    return [torch.diag(1 / s) @ gain, weight @ torch.diag(s)]
+
+
+def right_smoothing(x, w, alpha):
+    return torch.exp(alpha * x.abs().max(0).values.log() - (1 - alpha) * w.abs().max(0).values.log())
+
+
+def right_integers(xc, xs, wc, ws):
+    return (xc.double() @ wc.double().T) * torch.outer(xs, ws)
+
+
+def right_step(x, share):
+    n = x.numel()
+    return x.abs().flatten().kthvalue(math.ceil(share * n)).values / 127
+
+
 RIGHT = {
     "00.1": right_megabytes,
     "00.2": right_perplexity,
@@ -131,6 +178,15 @@ RIGHT = {
     "03.1": right_int8_product,
     "03.2": right_llm_int8,
     "03.3": right_table,
+    "04.1": right_output_error,
+    "04.2": right_column,
+    "04.3": right_factor,
+    "05.1": right_salient,
+    "05.2": right_awq_scale,
+    "05.3": right_fold,
+    "06.1": right_smoothing,
+    "06.2": right_integers,
+    "06.3": right_step,
     "07.1": right_unbeaten,
     "07.2": right_speed,
     "07.3": right_spending,
@@ -226,6 +282,12 @@ def buys(layers, budget, order, stop=False):
     return bought
 
 
+def moves_by(w, upper, j, step, factor):
+    out = right_column(w, upper, j, step)
+    out[:, j + 1 :] = w[:, j + 1 :] + factor * (out[:, j + 1 :] - w[:, j + 1 :])
+    return out
+
+
 WRONG = [
     ("00.1", lambda n, b: n * b / 10**6, "megabits"),
     ("00.1", lambda n, b: n * b / 8 / 1024 / 1024, "mebibytes"),
@@ -306,6 +368,18 @@ WRONG = [
     ("03.3", lambda w, t, b: table_by(w, t, b, lambda x: x.amax(1)[:, None, None]), ".abs() is missing"),
     ("03.3", lambda w, t, b: table_by(w, t, b, lambda x: x.std(1)[:, None, None]), "standard deviation"),
     ("03.3", lambda w, t, b: right_table(w, t, b).reshape(-1, b), "shape of w"),
+    ("04.1", lambda w, v, h: ((w - v) ** 2).sum(), "error of the weights"),
+    ("04.1", lambda w, v, h: ((w - v) ** 2 * torch.diag(h)).sum(), "diagonal of h alone"),
+    ("04.1", lambda w, v, h: ((w - v) @ h).pow(2).sum(), "holds X twice"),
+    ("04.1", lambda w, v, h: ((w - v) @ h @ (w - v).T).sum(), "rows against other rows"),
+    ("04.2", lambda w, u, j, s: moves_by(w, u, j, s, 0), "only rounds"),
+    ("04.2", lambda w, u, j, s: moves_by(w, u, j, s, -1), "wrong sign"),
+    ("04.2", lambda w, u, j, s: moves_by(w, u, j, s, u[j, j]), "divided by U_jj before"),
+    ("04.2", lambda w, u, j, s: (w / s).round() * s, "rounds every column"),
+    ("04.3", lambda x, d: right_factor(x, d * len(x)), "not its sum"),
+    ("04.3", lambda x, d: right_factor(x, d).T, "lower triangular"),
+    ("04.3", lambda x, d: right_factor(x, d).T @ right_factor(x, d), "that is H⁻¹"),
+    ("04.3", lambda x, d: right_factor(x, d) * x.shape[1] ** 0.5, "number of tokens"),
     ("07.1", lambda rows: [r[0] for r in sorted(rows, key=lambda r: r[1])], "sorts all of them"),
     ("07.1", lambda rows: right_unbeaten(rows)[::-1], "begin with the smallest"),
     ("07.1", lambda rows: [min(rows, key=lambda r: r[2])[0]], "only the best of all"),
@@ -319,6 +393,35 @@ WRONG = [
     ("07.3", lambda layers, budget: buys(layers, budget, lambda x: (x[3] - x[2]) / x[1], True), "pass over it"),
     ("07.3", lambda layers, budget: buys(layers, budget, lambda x: x[1]), "smallest layers first"),
     ("07.3", lambda layers, budget: sorted(right_spending(layers, budget)), "order they are bought"),
+    ("05.1", lambda x, k: sorted(x.abs().max(0).values.topk(k).indices.tolist()), "one strange token"),
+    ("05.1", lambda x, k: sorted(x.mean(0).topk(k).indices.tolist()), "signs cancel"),
+    ("05.1", lambda x, k: right_salient(x, x.shape[1])[:0] + x.abs().sum(0).topk(k).indices.tolist(), "ascending"),
+    ("05.1", lambda x, k: sorted(x.abs().mean(1).topk(k).indices.tolist()), "those are tokens"),
+    ("05.1", lambda x, k: sorted(x.abs().sum(0).topk(k, largest=False).indices.tolist()), "smallest"),
+    ("05.2", lambda x, a: x.abs().mean(0).pow(a), "last step is missing"),
+    ("05.2", lambda x, a: (s := x.abs().amax(0) ** a) / (s.max() * s.min()) ** 0.5, "largest |x|"),
+    ("05.2", lambda x, a: (s := x.abs().mean(0) ** a) / s.mean(), "mean of s"),
+    ("05.2", lambda x, a: 1 / right_awq_scale(x, a), "that is 1/s"),
+    ("05.2", lambda x, a: right_awq_scale(x, 1 - a), "not 1 - alpha"),
+    ("05.3", lambda g, w, s: (g * s, w / s), "wrong way round"),
+    ("05.3", lambda g, w, s: (g, w * s), "gain is not divided"),
+    ("05.3", lambda g, w, s: (g / s, w.clone()), "weight is not multiplied"),
+    ("05.3", lambda g, w, s: (g / s, w / s), "both are divided"),
+    ("05.3", lambda g, w, s: (g / s, torch.diag(s[: len(w)]) @ w), "multiplies rows"),
+    ("06.1", lambda x, w, a: right_smoothing(x, w, 1 - a), "swapped"),
+    ("06.1", lambda x, w, a: 1 / right_smoothing(x, w, a), "that is 1/s"),
+    ("06.1", lambda x, w, a: x.abs().amax(0) ** a, "weights are missing"),
+    ("06.1", lambda x, w, a: (x.abs().amax(0) / w.abs().amax(0)) ** a, "exponent 1 - α"),
+    ("06.1", lambda x, w, a: x.abs().mean(0) ** a / w.abs().mean(0) ** (1 - a), "takes means"),
+    ("06.2", lambda xc, xs, wc, ws: (xc @ wc.T).float() * xs[:, None] * ws, "wraps around"),
+    ("06.2", lambda xc, xs, wc, ws: (xc.float() @ wc.float().T) * xs[:, None], "scales of the weight"),
+    ("06.2", lambda xc, xs, wc, ws: (xc.float() @ wc.float().T) * ws, "scales of the activations"),
+    ("06.2", lambda xc, xs, wc, ws: xc.float() @ wc.float().T, "sums of codes"),
+    ("06.3", lambda x, p: 127 * right_step(x, p), "that is the reach"),
+    ("06.3", lambda x, p: right_step(x, p) * 127 / 255, "not 255"),
+    ("06.3", lambda x, p: right_step(x, p) * 127 / 128, "divide by 127"),
+    ("06.3", lambda x, p: right_step(x, 1.0), "min-max"),
+    ("06.3", lambda x, p: x.flatten().kthvalue(math.ceil(p * x.numel())).values / 127, "sort the magnitudes"),
 ]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from qkit import GPTQ, RTN, quantize_tensor
+from qkit import GPTQ, RTN, ops, quantize_tensor
 from qkit.calibration import InputStatistics
 from qkit.mapping import grouped
 from qkit.methods.gptq import LAZY, choose_grid, damped, gptq, gptq_slow, inverse_cholesky, matched, refit
@@ -62,6 +62,21 @@ def test_the_fast_form_is_the_slow_one(bits, symmetric, group_size, act_order, s
     same(gptq(weight, statistics, scheme), gptq_slow(weight, statistics, scheme))
 
 
+@pytest.mark.parametrize(("bits", "symmetric"), GRIDS)
+@pytest.mark.parametrize(
+    ("group_size", "act_order", "static_groups"), [(32, True, True), (40, False, True), *GROUPINGS[-3:]]
+)
+def test_the_lazy_batches_are_what_the_kernel_computes(
+    bits, symmetric, group_size, act_order, static_groups, monkeypatch
+):
+    """And the slow form: all three ways to the same codes, on 160 inputs."""
+    weight, (statistics, _) = random(9, 160), inputs_of(160, drift=0.1)
+    scheme = GPTQ(bits, group_size, symmetric, act_order, static_groups=static_groups)
+    fast = gptq(weight, statistics, scheme)
+    monkeypatch.setattr(ops, "fast", lambda *_: None)
+    same(gptq(weight, statistics, scheme), fast)
+
+
 ODD = {
     "one row": random(1, 48),
     "17 x 33": random(17, 33),
@@ -114,7 +129,7 @@ def test_a_layer_that_saw_nothing_is_rounded_to_nearest():
 
 def test_inputs_that_were_always_zero_are_rounded_to_nearest_and_move_nothing():
     weight, dead = random(6, 64), [0, 9, 40, 63]
-    statistics, x = inputs_of(64, dead=dead)
+    statistics, _ = inputs_of(64, dead=dead)
     live = [j for j in range(64) if j not in dead]
     scheme = GPTQ.paper(4, None)
     q = gptq(weight, statistics, scheme).q
@@ -162,7 +177,7 @@ def test_without_damping_a_hessian_of_too_few_tokens_is_damped_until_it_works_an
 
 def test_a_hessian_of_one_token():
     weight = random(8, 32)
-    statistics, x = inputs_of(32, tokens=1)
+    statistics, _ = inputs_of(32, tokens=1)
     solution = gptq(weight, statistics, GPTQ(4, 32, damp=0.0, shrink=0.0))
     assert solution.damp > 0 and solution.q.dequantize().isfinite().all()
 
@@ -171,7 +186,9 @@ def test_a_hessian_of_one_token():
 def test_statistics_that_are_not_finite_are_refused(bad):
     statistics, _ = inputs_of(8)
     statistics.abssum[3] = bad
-    with pytest.raises(ValueError, match=r"calibration statistics of layer 7 \(sums of .*\) holds . NaN and . infinite"):
+    with pytest.raises(
+        ValueError, match=r"calibration statistics of layer 7 \(sums of .*\) holds . NaN and . infinite"
+    ):
         gptq(random(2, 8), statistics, GPTQ(4, None), "layer 7")
 
 
@@ -242,7 +259,14 @@ def published(weight, hessian, bits, group_size, symmetric, act_order, static_gr
 @pytest.mark.parametrize(("bits", "symmetric"), [*GRIDS, (4, True), (8, False)])
 @pytest.mark.parametrize(
     ("group_size", "act_order", "static_groups"),
-    [(32, True, True), (32, False, False), (50, False, False), (50, False, True), (None, True, True), (None, False, False)],
+    [
+        (32, True, True),
+        (32, False, False),
+        (50, False, False),
+        (50, False, True),
+        (None, True, True),
+        (None, False, False),
+    ],
 )
 @pytest.mark.parametrize("dead", [(), (5, 177)])
 def test_without_the_later_additions_it_is_the_published_algorithm(
@@ -372,7 +396,7 @@ def test_refitting_the_scales_never_costs(bits, symmetric, group_size, tokens):
 
 def test_refitted_scales_solve_the_least_squares_problem():
     weight = random(4, 32).double()
-    statistics, x = inputs_of(32)
+    statistics, _ = inputs_of(32)
     q = gptq(weight, statistics, GPTQ(4, 8, refit_scales=False, scale_dtype="float32")).q
     hessian = statistics.square.double()
     root = torch.linalg.cholesky(hessian)

@@ -135,7 +135,10 @@ def test_a_scheme_is_frozen_and_hashable():
         (lambda: SmoothQuant(-0.1), r"alpha=-0\.1 is outside"),
         (lambda: SmoothQuant(float("nan")), "alpha=nan is outside"),
         (lambda: SmoothQuant(activations="row"), "activations='row' is not one of"),
-        (lambda: SmoothQuant(rounding=GPTQ(8)), r"does not give INT8 weights by row; use GPTQ\(8, None, symmetric=True"),
+        (
+            lambda: SmoothQuant(rounding=GPTQ(8)),
+            r"does not give INT8 weights by row; use GPTQ\(8, None, symmetric=True",
+        ),
     ],
 )
 def test_a_scheme_is_checked_when_it_is_made(make, message):

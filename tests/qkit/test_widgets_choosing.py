@@ -46,7 +46,7 @@ def test_it_says_what_the_library_says(llama, points):
 
 
 def test_where_nothing_fits_both_say_so(llama):
-    explorer = ChooserExplorer(llama, {"GPTQ W3 g128": (1e-3, 1.0), "RTN W8 per channel": (2e-3, 0.1)}, megabytes=1e-3)
+    explorer = ChooserExplorer(llama, {"GPTQ W3 g128": (1e-3, 1.0), "RTN W8 per channel": (2e-3, 0.1)}, megabytes=0.0)
     assert "nothing fits, chart: nothing fits" in explorer.picture.alt
 
 

@@ -1,0 +1,190 @@
+"""Exercises of lesson 04: the error that counts, one step of the column loop, and damping."""
+
+import torch
+
+from qkit.exercises.core import Exercise
+
+
+def output_error(w: torch.Tensor, w_hat: torch.Tensor, h: torch.Tensor) -> float:
+    """||(W - Ŵ) X||² of w, w_hat [out, in], from h = X Xᵀ [in, in]: the sum over rows of (w - ŵ) H (w - ŵ)ᵀ."""
+    e = w - w_hat
+    return float(((e @ h) * e).sum())
+
+
+def round_column(w: torch.Tensor, upper: torch.Tensor, j: int, step: float) -> torch.Tensor:
+    """GPTQ's step j on w [out, in]: column j becomes round(w_j / step) step, and the columns after it make that good.
+
+    With e = (w_j - ŵ_j) / U_jj each column k > j is lowered by e U_jk.
+    """
+    w = w.clone()
+    rounded = torch.round(w[:, j] / step) * step
+    error = (w[:, j] - rounded) / upper[j, j]
+    w[:, j + 1 :] -= error[:, None] * upper[j, j + 1 :]
+    w[:, j] = rounded
+    return w
+
+
+def inverse_factor(x: torch.Tensor, damp: float) -> torch.Tensor:
+    """U, upper triangular, with H⁻¹ = Uᵀ U, of H = X Xᵀ (x is [in, tokens]) + damp mean(diag X Xᵀ) I."""
+    h = x @ x.T
+    h = h + damp * h.diagonal().mean() * torch.eye(len(h))
+    return torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
+
+
+def _step(w, upper, j, step, error=None, first=None, moved=None, rounding=torch.round, sign=-1):
+    """`round_column` with one thing changed."""
+    w = w.clone()
+    rounded = rounding(w[:, j] / step) * step
+    e = (w[:, j] - rounded) / (upper[j, j] if error is None else error)
+    after = slice(j + 1 if first is None else first, None)
+    w[:, after] += sign * e[:, None] * (upper[j, after] if moved is None else moved[after])
+    w[:, j] = rounded
+    return w
+
+
+def _factor(x, damp, h=None, of_mean=True):
+    h = x @ x.T if h is None else h
+    return torch.linalg.cholesky(
+        torch.linalg.inv(h + damp * (h.diagonal().mean() if of_mean else 1) * torch.eye(len(h))), upper=True
+    )
+
+
+_G = torch.Generator().manual_seed(0)
+_X = torch.randn(6, 40, generator=_G) * torch.tensor([1.0, 3.0, 0.5, 2.0, 1.0, 0.2])[:, None]
+_X[1] += 2 * _X[3]
+_H = _X @ _X.T
+_W = torch.randn(4, 6, generator=_G)
+_W_HAT = torch.round(_W * 2) / 2
+_U = inverse_factor(_X, 0.01)
+_FEW = torch.randn(5, 3, generator=_G)
+
+EXERCISES = (
+    Exercise(
+        name="04.1",
+        hints=(
+            "||E X||² is the sum of the squares of E X, and that is the trace of E X Xᵀ Eᵀ.",
+            "((e @ h) * e).sum() is that trace.",
+        ),
+        solution=output_error,
+        cases=(
+            (torch.tensor([[1.0, 2.0]]), torch.tensor([[1.5, 1.0]]), torch.tensor([[2.0, 1.0], [1.0, 3.0]])),
+            (_W, _W_HAT, _H),
+        ),
+        mistakes=(
+            (
+                lambda w, v, h: float((w - v).square().sum()),
+                "that is the error of the weights; the inputs decide what each of them costs: use h.",
+            ),
+            (
+                lambda w, v, h: float(((w - v).square() * h.diagonal()).sum()),
+                "that uses the diagonal of h alone: errors of two inputs that go together add up, or cancel.",
+            ),
+            (
+                lambda w, v, h: float(((w - v) @ h).square().sum()),
+                "that is ||E H||²: h holds X twice already. Multiply e h by e, do not square it.",
+            ),
+            (
+                lambda w, v, h: float((((w - v) @ h) * (w - v)).mean()),
+                "that is the mean over the weights: the sum is asked for.",
+            ),
+            (
+                lambda w, v, h: float((((w - v) @ h) * (w - v)).sum().sqrt()),
+                "that is the root; the squared norm is asked for.",
+            ),
+            (
+                lambda w, v, h: float(((w @ h) * w).sum() - ((v @ h) * v).sum()),
+                "that is the difference of two squared norms; take the squared norm of the difference.",
+            ),
+            (
+                lambda w, v, h: ((w - v) @ h @ (w - v).T).sum().item(),
+                "that adds up the whole matrix E H Eᵀ, rows against other rows too: only its diagonal counts.",
+            ),
+        ),
+    ),
+    Exercise(
+        name="04.2",
+        hints=(
+            "Start with w = w.clone(), and keep the rounded column apart until the end.",
+            "error = (w[:, j] - rounded) / upper[j, j]",
+            "w[:, j + 1 :] -= error[:, None] * upper[j, j + 1 :]",
+        ),
+        solution=round_column,
+        cases=((_W, _U, 0, 0.5), (_W, _U, 3, 0.5), (_W, _U, 5, 0.25), (_W, _U, 1, 0.7)),
+        mistakes=(
+            (
+                lambda w, u, j, s: _step(w, u, j, s, sign=0),
+                "that only rounds: the columns after j must make the error good.",
+            ),
+            (
+                lambda w, u, j, s: _step(w, u, j, s, sign=1),
+                "the wrong sign: the columns after j are lowered by e U_jk.",
+            ),
+            (
+                lambda w, u, j, s: _step(w, u, j, s, error=1.0),
+                "the error is divided by U_jj before it is spread.",
+            ),
+            (
+                lambda w, u, j, s: _step(w, u, j, s, error=u[j, j] ** 2),
+                "divide by U_jj, not by its square.",
+            ),
+            (
+                lambda w, u, j, s: _step(w, u, j, s, moved=u[:, j]),
+                "that takes column j of U, which is zero below the diagonal; take row j.",
+            ),
+            (
+                lambda w, u, j, s: torch.round(w / s) * s,
+                "that rounds every column; only column j is rounded in step j.",
+            ),
+            (
+                lambda w, u, j, s: _step(w, u, j, s, rounding=torch.trunc),
+                "that truncates: round to the nearest.",
+            ),
+            (
+                lambda w, u, j, s: torch.cat(
+                    [_step(w, u, j, s)[:, :j], w[:, j : j + 1], _step(w, u, j, s)[:, j + 1 :]], 1
+                ),
+                "column j itself is still unrounded.",
+            ),
+        ),
+    ),
+    Exercise(
+        name="04.3",
+        hints=(
+            "h.diagonal().mean() is the unit of damp.",
+            "torch.linalg.cholesky(..., upper=True) gives U with Uᵀ U. Of which matrix?",
+        ),
+        solution=inverse_factor,
+        cases=((_X, 0.01), (_X, 0.5), (_FEW, 0.1)),
+        mistakes=(
+            (
+                lambda x, d: _factor(x, d, of_mean=False),
+                "damp is a share of the mean of the diagonal: multiply it by h.diagonal().mean().",
+            ),
+            (
+                lambda x, d: _factor(x, d * x.shape[0]),
+                "the mean of the diagonal, not its sum (the trace).",
+            ),
+            (
+                lambda x, d: torch.linalg.cholesky(
+                    x @ x.T + d * (x @ x.T).diagonal().mean() * torch.eye(len(x)), upper=True
+                ),
+                "that is the factor of H; the one of its inverse is asked for.",
+            ),
+            (
+                lambda x, d: torch.linalg.inv(
+                    torch.linalg.cholesky(x @ x.T + d * (x @ x.T).diagonal().mean() * torch.eye(len(x)))
+                ),
+                "that is the inverse of the factor of H, and lower triangular: invert first, then factor.",
+            ),
+            (lambda x, d: _factor(x, d).T, "that is lower triangular, Uᵀ: use upper=True."),
+            (
+                lambda x, d: _factor(x, d, h=x @ x.T / x.shape[1]),
+                "that divides H by the number of tokens: right for GPTQ, whose codes it does not change, but not X Xᵀ.",
+            ),
+            (
+                lambda x, d: torch.linalg.inv(x @ x.T + d * (x @ x.T).diagonal().mean() * torch.eye(len(x))),
+                "that is H⁻¹: its Cholesky factor is asked for.",
+            ),
+        ),
+    ),
+)
