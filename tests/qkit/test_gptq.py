@@ -468,3 +468,10 @@ def test_with_one_group_a_row_moving_and_static_groups_are_the_same():
     for act_order in (False, True):
         a, b = (gptq(weight, statistics, GPTQ(3, None, act_order=act_order, static_groups=s)) for s in (True, False))
         same(a, b)
+
+
+def test_damping_grows_tenfold_until_the_hessian_is_positive():
+    hessian = torch.diag(torch.tensor([1.0, 1.0, 1.0, -5e-5], dtype=torch.float64))
+    assert inverse_cholesky(hessian, 0.0)[1] == pytest.approx(1e-4)
+    assert inverse_cholesky(hessian, 2e-5)[1] == pytest.approx(2e-4)
+    assert inverse_cholesky(hessian, 1e-2)[1] == 1e-2
