@@ -133,12 +133,11 @@ def _write_weights(model: nn.Module, draft: Path) -> dict[str, Any]:
 
 def layer_record(layer: QLinear) -> dict[str, Any]:
     """A quantized layer without its tensors; `layer_from` is the inverse."""
+    record = {"module": type(layer).__name__, **layer.qtensor.meta(), "parts": list(layer.parts)}
     return {
-        "module": type(layer).__name__,
-        **layer.qtensor.meta(),
-        "parts": list(layer.parts),
+        **record,
         "bias": layer.bias is not None,
-        "settings": layer.settings(),
+        **({"settings": settings} if (settings := layer.settings()) else {}),
     }
 
 

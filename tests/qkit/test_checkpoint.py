@@ -118,7 +118,7 @@ def test_a_folder_of_version_1_is_read(saved, ids, logits):
     manifest = manifest_of(saved)
     manifest["version"] = 1
     for record in manifest["layers"].values():
-        assert (record.pop("module"), record.pop("settings")) == ("QLinear", {})
+        assert (record.pop("module"), record.pop("settings", {})) == ("QLinear", {})
         assert record.keys() == {"bits", "shape", "parts", "bias"}
     (saved / "qkit.json").write_text(json.dumps(manifest))
     assert torch.equal(logits(load(saved)[0], ids), expected)
