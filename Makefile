@@ -18,7 +18,7 @@ demo: .venv/installed
 
 test: .venv/installed-dev lint
 	$(BIN)/python -m pytest -m "not browser and not peers"
-	$(BIN)/python -m pytest --nbval --nbval-cell-timeout=120 $(LESSONS)
+	$(BIN)/python -m pytest --nbval --nbval-cell-timeout=300 $(LESSONS)
 
 # Debian's chromium; elsewhere set CHROMIUM to a Chrome or Chromium.
 test-browser: .venv/installed-browser
