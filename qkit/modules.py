@@ -16,10 +16,17 @@ class QLinear(nn.Module):
 
     The tensors of the weight are buffers (`packed`, `scales`, ...): they follow the module to another device and into its
     state dict, and they keep their dtypes, because `model.half()` speaks of what a layer computes in, not of its codes.
+
+    Args:
+        q: the weight.
+        bias: [out] or None.
+        activations: "int8" rounds each token of the input to INT8 (`qkit.linear`); None: floats.
     """
 
-    def __init__(self, q: QTensor, bias: nn.Parameter | None = None) -> None:
+    def __init__(self, q: QTensor, bias: nn.Parameter | None = None, activations: str | None = None) -> None:
         super().__init__()
+        self.activations = activations
+        self._qtensor: QTensor | None = None
         self.out_features, self.in_features = q.shape
         self.bits = q.bits
         self.meta = q.meta()
@@ -31,15 +38,18 @@ class QLinear(nn.Module):
     @property
     def qtensor(self) -> QTensor:
         """The weight as a QTensor (of the kind it was made from); shares memory with the buffers."""
-        return qtensor_from({name: getattr(self, name) for name in self.parts}, self.meta)
+        parts = {name: getattr(self, name) for name in self.parts}
+        if self._qtensor is None or any(getattr(self._qtensor, name) is not part for name, part in parts.items()):
+            self._qtensor = qtensor_from(parts, self.meta)  # made once: to check it takes longer than a small product
+        return self._qtensor
 
     def settings(self) -> dict[str, Any]:
         """What the layer was made with besides weight and bias, for JSON."""
-        return {}
+        return {"activations": self.activations} if self.activations else {}
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the dtype of `x`."""
-        return ops.linear(x, self.qtensor, self.bias)
+        return ops.linear(x, self.qtensor, self.bias, activations=self.activations)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         exact = dict(self.named_buffers(recurse=False))
@@ -52,7 +62,9 @@ class QLinear(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {self.qtensor}"
+        activations = f", activations={self.activations}" * (self.activations is not None)
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return f"{sizes}, {self.qtensor}{activations}"
 
 
 class Int8Linear(QLinear):
@@ -88,8 +100,7 @@ class Int8Linear(QLinear):
             )
         if not 0 <= threshold < float("inf"):
             raise ValueError(f"threshold={threshold!r} is not a size of activations; use 6.0, or 0 for no outliers")
-        super().__init__(q, bias)
-        self.activations = activations
+        super().__init__(q, bias, activations)
         self.threshold = threshold
         self.register_buffer("input_scale", input_scale)
 
@@ -102,7 +113,7 @@ class Int8Linear(QLinear):
         return ops.int8_linear(x, self.qtensor, self.bias, self.input_scale, self.threshold)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, activations={self.activations}, threshold={self.threshold:g}"
+        return f"{super().extra_repr()}, threshold={self.threshold:g}"
 
 
 MODULES = {module.__name__: module for module in (QLinear, Int8Linear)}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qkit.codebook_qtensor import CodebookQTensor
 from qkit.mapping import choose_scale, integer_range, quantize
+from qkit.mapping import dequantize as dequantize_codes
 from qkit.qtensor import QTensor
 
 ORDER = ("numba", "torch")
@@ -32,20 +33,88 @@ def _dequantize_numba(q: QTensor) -> Tensor:
 
 
 def _gptq_columns_numba(w: Tensor, upper: Tensor, group: Tensor, scale: Tensor, zero: Tensor, q_max: int) -> Tensor:
-    from qkit_kernels.gptq import columns as kernel
+    from qkit_kernels import gptq, threads
 
     codes = torch.empty(w.shape, dtype=torch.uint8)
-    arrays = (w.clone(memory_format=torch.contiguous_format), upper.contiguous(), group)
+    blocks = F.pad(upper, (0, -len(upper) % gptq.BLOCK)).reshape(len(upper), -1, gptq.BLOCK).transpose(0, 1)
+    arrays = (w.clone(memory_format=torch.contiguous_format), blocks.contiguous(), group)
     grids = (scale.float().contiguous(), zero.float().contiguous())
-    kernel(*(t.numpy() for t in (*arrays, *grids)), np.float32(q_max), codes.numpy())
+    args = (*(t.numpy() for t in (*arrays, *grids)), np.float32(q_max), codes.numpy())
+    threads.run(gptq.columns, gptq.columns_rows, args, len(w), gptq.TILE)
     return codes
+
+
+def _round_trip_torch(groups: Tensor, scale: Tensor, zero: Tensor, q_max: int) -> Tensor:
+    return dequantize_codes(quantize(groups, scale, zero, 0, q_max), scale, zero)
+
+
+def _round_trip_numba(groups: Tensor, scale: Tensor, zero: Tensor, q_max: int) -> Tensor:
+    from qkit_kernels import rounding, threads
+
+    w, out = groups.float().contiguous(), torch.empty(groups.shape)
+    rows = w.shape[:-1].numel()
+    grids = [t.float().expand(*groups.shape[:-1], 1).reshape(-1).numpy() for t in (scale, zero)]
+    args = (w.reshape(rows, -1).numpy(), *grids, np.float32(q_max), out.reshape(rows, -1).numpy())
+    threads.run(rounding.round_trip, rounding.round_trip_rows, args, rows, serial=w.numel() < 2**16)
+    return out
+
+
+def _linear_torch(x: Tensor, q: QTensor, activations: str | None) -> Tensor:
+    x = quantize_activations(x) if activations == "int8" else x
+    return F.linear(x, dequantize(q, "torch").to(x.dtype))
+
+
+def _linear_numba(x: Tensor, q: QTensor, activations: str | None) -> Tensor:
+    from qkit import cpu
+
+    if x.dtype == torch.float64 or (x.requires_grad and torch.is_grad_enabled()) or not cpu.fits(q):
+        x = quantize_activations(x) if activations == "int8" else x
+        return F.linear(x, dequantize(q).to(x.dtype))  # the weight as floats: for gradients, and for what has no kernel
+    if activations is None:
+        y = cpu.linear(x, q)
+    elif isinstance(q, CodebookQTensor):  # a table has no integers to multiply
+        y = cpu.linear(quantize_activations(x), q)
+    else:
+        y = cpu.integer_linear(x, q)
+    return y.to(x.dtype).reshape(*x.shape[:-1], q.shape[0])
+
+
+def _int8_linear_torch(x: Tensor, q: QTensor, input_scale: Tensor | None, outliers: Tensor | None) -> Tensor:
+    tokens, weight, weight_scales = x.float(), int8_codes(q), q.scales.float().reshape(1, -1)
+    floats = 0.0
+    if outliers is not None:
+        floats = tokens[:, outliers] @ (weight[:, outliers].float() * weight_scales.T).T
+        tokens = tokens.masked_fill(outliers, 0)
+    codes, scales = quantize_activations_int8(tokens, input_scale)
+    return int8_matmul(codes, weight).float() * scales * weight_scales + floats
+
+
+def _int8_linear_numba(x: Tensor, q: QTensor, input_scale: Tensor | None, outliers: Tensor | None) -> Tensor:
+    from qkit import cpu
+
+    x = x.float() if x.dtype == torch.float64 else x
+    run = cpu.integer_linear if cpu.fits(q) else _int8_linear_torch
+    return run(x, q, input_scale, outliers)
 
 
 BACKENDS: dict[tuple[str, str], Callable] = {
     ("dequantize", "torch"): QTensor.dequantize,
     ("dequantize", "numba"): _dequantize_numba,
-    ("gptq", "numba"): _gptq_columns_numba,
     ("dequantize_codebook", "torch"): CodebookQTensor.dequantize,
+    ("gptq", "numba"): _gptq_columns_numba,
+    ("round_trip", "torch"): _round_trip_torch,
+    ("round_trip", "numba"): _round_trip_numba,
+    ("linear", "torch"): _linear_torch,
+    ("linear", "numba"): _linear_numba,
+    ("int8_linear", "torch"): _int8_linear_torch,
+    ("int8_linear", "numba"): _int8_linear_numba,
+}
+NUMBA_MODULES = {
+    "dequantize": "qkit_kernels.dequantize",
+    "gptq": "qkit_kernels.gptq",
+    "round_trip": "qkit_kernels.rounding",
+    "linear": "qkit.cpu",
+    "int8_linear": "qkit.cpu",
 }
 
 
@@ -65,7 +134,7 @@ def _obstacle(op: str, backend: str, device: torch.device) -> str | None:
         return f"there is no such kernel; use one of: {have}, or None"
     if backend == "numba" and device.type != "cpu":
         return f'it runs on the CPU and the weight is on {device}; use backend="torch" or move the weight'
-    if backend == "numba" and (why := _why_not_importable(f"qkit_kernels.{op}")):
+    if backend == "numba" and (why := _why_not_importable(NUMBA_MODULES[op])):
         return f'its kernel cannot be imported ({why}); pip install qkit, set NUMBA_CACHE_DIR, or use backend="torch"'
     return None
 
@@ -90,6 +159,17 @@ def dequantize(q: QTensor, backend: str | None = None) -> Tensor:
     return select(op, backend, q.packed.device)(q)
 
 
+@torch.no_grad()
+def round_trip(groups: Tensor, scale: Tensor, zero: Tensor, bits: int, backend: str | None = None) -> Tensor:
+    """ŵ = s (clamp(round(w / s) + z, 0, 2^b - 1) - z), float32; every backend returns the same bits.
+
+    Args:
+        groups: float [..., g].
+        scale, zero: float [..., 1].
+    """
+    return select("round_trip", backend, groups.device)(groups, scale, zero, integer_range(bits)[1])
+
+
 def quantize_activations(x: Tensor) -> Tensor:
     """Fake INT8: each token (row of the last axis) to 255 symmetric levels -127 .. 127 of its own absmax, and back."""
     reach = x.detach().float().abs().amax(-1, keepdim=True)
@@ -102,8 +182,11 @@ def linear(
 ) -> Tensor:
     """x ŵᵀ + bias with a quantized weight.
 
+    "torch" makes the weight floats and multiplies in the dtype of x. "numba" multiplies with the codes as they are stored,
+    in float32 whatever x is; float64 and inputs that need a gradient take torch's way.
+
     Args:
-        x: float [..., in]; the product is taken in its dtype.
+        x: float [..., in].
         q: the weight, [out, in].
         bias: [out] or None.
         backend: "torch", "numba" or None (chosen by device).
@@ -115,10 +198,8 @@ def linear(
     _check_linear(x, q, bias)
     if activations not in (None, "int8"):
         raise ValueError(f'activations={activations!r} is not known; use None or "int8"')
-    weight = dequantize(q, backend).to(x.dtype)
-    if activations == "int8":
-        x = quantize_activations(x)
-    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    y = select("linear", backend, q.packed.device)(x, q, activations)
+    return y if bias is None else y + bias.to(x.dtype)
 
 
 def _check_linear(x: Tensor, q: QTensor, bias: Tensor | None) -> None:
@@ -199,7 +280,12 @@ def outlier_columns(x: Tensor, threshold: float) -> Tensor:
 
 @torch.no_grad()
 def int8_linear(
-    x: Tensor, q: QTensor, bias: Tensor | None = None, input_scale: Tensor | None = None, threshold: float = 0.0
+    x: Tensor,
+    q: QTensor,
+    bias: Tensor | None = None,
+    input_scale: Tensor | None = None,
+    threshold: float = 0.0,
+    backend: str | None = None,
 ) -> Tensor:
     """x ŵᵀ + bias in integers: y[t, o] = s_x[t] s_w[o] sum_k (x codes)[t, k] (w codes)[o, k] + bias[o].
 
@@ -212,21 +298,18 @@ def int8_linear(
         input_scale: float32 [], a fixed step of the activations; None: absmax / 127 of each token.
         threshold: above 0, LLM.int8() (2208.07339, eq. 8): columns of x with any |x| >= threshold are multiplied as
             floats with the dequantized weight, and only the others are quantized.
+        backend: "torch", "numba" or None (chosen by device).
 
     Returns:
         [..., out], in the dtype of `x`.
     """
     _check_linear(x, q, bias)
     check_int8_weight(q)
-    tokens, weight = x.reshape(-1, q.shape[1]).float(), int8_codes(q)
-    weight_scales = q.scales.float().reshape(1, -1)
-    floats = 0.0
-    if threshold:
-        outliers = outlier_columns(tokens, threshold)
-        floats = tokens[:, outliers] @ (weight[:, outliers].float() * weight_scales.T).T
-        tokens = tokens.masked_fill(outliers, 0)
-    codes, scales = quantize_activations_int8(tokens, input_scale)
-    y = int8_matmul(codes, weight).float() * scales * weight_scales + floats
+    tokens = x.reshape(-1, q.shape[1])
+    outliers = outlier_columns(tokens, threshold) if threshold else None
+    if outliers is not None and not outliers.any():
+        outliers = None
+    y = select("int8_linear", backend, q.packed.device)(tokens, q, input_scale, outliers)
     if bias is not None:
-        y += bias.float()
+        y = y + bias.float()
     return y.to(x.dtype).reshape(*x.shape[:-1], q.shape[0])

@@ -4,7 +4,7 @@ How a scheme is carried out stands in `qkit/methods/`, one file a method.
 """
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +39,16 @@ def _check_scale_dtype(scale_dtype: str) -> None:
         raise ValueError(f'scale_dtype={scale_dtype!r} is not one of {", ".join(FLOATS)}; use "float16"')
 
 
+def _check_activations(activations: str | None) -> None:
+    if activations not in (None, "int8"):
+        raise ValueError(f'activations={activations!r} is not known; use None or "int8"')
+
+
+def _width(bits: int, activations: str | None) -> str:
+    """Bits of weights and activations as tables print them: "W4", "W4A8"."""
+    return f"W{bits}{'A8' * (activations is not None)}"
+
+
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}; use {choices[0]!r}")
@@ -54,6 +64,8 @@ class RTN(Scheme):
         symmetric: the same reach on both sides of zero, no zero points to store.
         include_zero: False lays an asymmetric range on [min, max] alone and stores the minimum instead of a zero point.
         scale_dtype: "float16" (rounded up; float32 when the scales leave its range) or "float32".
+        activations: "int8": a layer rounds each token it is given to INT8 as well (W4A8 and so on), and multiplies integers;
+            faster, and less exact. None: floats.
     """
 
     bits: int = 4
@@ -61,6 +73,7 @@ class RTN(Scheme):
     symmetric: bool = False
     include_zero: bool = True
     scale_dtype: str = "float16"
+    activations: str | None = None
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
@@ -71,12 +84,13 @@ class RTN(Scheme):
                 "leave one of them out"
             )
         _check_scale_dtype(self.scale_dtype)
+        _check_activations(self.activations)
 
     @property
     def name(self) -> str:
         marks = [" sym"] * self.symmetric + [" min-max"] * (not self.include_zero)
         marks += [f" {self.scale_dtype} scales"] * (self.scale_dtype != "float16")
-        return f"RTN W{self.bits} {granularity_name(self.group_size)}{''.join(marks)}"
+        return f"RTN {_width(self.bits, self.activations)} {granularity_name(self.group_size)}{''.join(marks)}"
 
 
 @dataclass(frozen=True)
@@ -150,6 +164,8 @@ class GPTQ(Scheme):
             (asymmetric calibration: GPTAQ, 2504.02692; Qronos, 2505.11695).
         refit_scales: when all codes are fixed, fit the scales to them once more, by least squares.
         scale_dtype: "float16" (rounded up) or "float32".
+        activations: "int8": a layer rounds each token it is given to INT8 as well (W4A8 and so on), and multiplies integers;
+            faster, and less exact. None: floats.
     """
 
     calibrated: ClassVar[bool] = True
@@ -164,6 +180,7 @@ class GPTQ(Scheme):
     refit_scales: bool = True
     shrink: float = 0.3
     scale_dtype: str = "float16"
+    activations: str | None = None
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
@@ -179,11 +196,13 @@ class GPTQ(Scheme):
                 "QTensor stores; leave static_groups=True"
             )
         _check_scale_dtype(self.scale_dtype)
+        _check_activations(self.activations)
 
     @property
     def name(self) -> str:
-        grid = f"W{self.bits} {granularity_name(self.group_size)}{' sym' * self.symmetric}"
-        if self == self.paper(self.bits, self.group_size, self.symmetric, self.act_order):
+        grid = f"{_width(self.bits, self.activations)} {granularity_name(self.group_size)}{' sym' * self.symmetric}"
+        paper = self.paper(self.bits, self.group_size, self.symmetric, self.act_order)
+        if self == replace(paper, activations=self.activations):
             return f"GPTQ paper {grid}{' act-order' * self.act_order}"
         usual = GPTQ(self.bits, self.group_size, self.symmetric)
         marks = {
@@ -219,6 +238,8 @@ class AWQ(Scheme):
         grid: how many alphas from 0 to 1 are tried.
         clip: search the clipping range too.
         rounding: what rounds the scaled weights, None: to nearest; or a `GPTQ` of your choice.
+        activations: "int8": a layer rounds each token it is given to INT8 as well (W4A8 and so on), and multiplies integers;
+            faster, and less exact. None: floats.
     """
 
     calibrated: ClassVar[bool] = True
@@ -228,9 +249,11 @@ class AWQ(Scheme):
     grid: int = 20
     clip: bool = True
     rounding: GPTQ | None = None
+    activations: str | None = None
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
+        _check_activations(self.activations)
         check_group_size(self.group_size)
         if self.group_size == "tensor":
             raise ValueError('AWQ clips group by group; group_size="tensor" is for RTN, use None (one scale a row)')
@@ -249,7 +272,7 @@ class AWQ(Scheme):
     @property
     def name(self) -> str:
         marks = [" sym"] * self.symmetric + [" no clip"] * (not self.clip) + [" + GPTQ"] * (self.rounding is not None)
-        return f"AWQ W{self.bits} {granularity_name(self.group_size)}{''.join(marks)}"
+        return f"AWQ {_width(self.bits, self.activations)} {granularity_name(self.group_size)}{''.join(marks)}"
 
 
 @dataclass(frozen=True)
@@ -342,19 +365,20 @@ def parse_scheme(text: str) -> Scheme:
     w8a8, w8a8-static; smoothquant, smoothquant-0.8, smoothquant-0.5-static.
     """
     word = text.lower()
-    if match := re.fullmatch(r"(?:(gptq|awq)-)?w(\d+)(?:g(\d+)|(tensor))?(sym)?", word):
-        method, bits, group, tensor, symmetric = match.groups()
+    if match := re.fullmatch(r"w8a8(-static)?", word):
+        return W8A8("per-tensor" if match[1] else "per-token")
+    if match := re.fullmatch(r"(?:(gptq|awq)-)?w(\d+)(a8)?(?:g(\d+)|(tensor))?(sym)?", word):
+        method, bits, a8, group, tensor, symmetric = match.groups()
         scheme = {"gptq": GPTQ, "awq": AWQ, None: RTN}[method]
-        return scheme(int(bits), int(group) if group else tensor, symmetric is not None)
+        activations = "int8" if a8 else None
+        return scheme(int(bits), int(group) if group else tensor, symmetric is not None, activations=activations)
     if match := re.fullmatch(r"(nf4|fp4)(?:-b(\d+))?", word):
         return {"nf4": NF4, "fp4": FP4}[match[1]](int(match[2] or 64))
     if word in ("llm.int8", "llmint8"):
         return LLMInt8()
-    if match := re.fullmatch(r"w8a8(-static)?", word):
-        return W8A8("per-tensor" if match[1] else "per-token")
     if match := re.fullmatch(r"smoothquant(?:-(\d(?:\.\d+)?))?(-static)?", word):
         return SmoothQuant(float(match[1] or 0.5), "per-tensor" if match[2] else "per-token")
     raise ValueError(
-        f"scheme {text!r} is not understood; write e.g. w8, w4g128, w4g128sym, gptq-w4g128, awq-w3g128, nf4, fp4, "
+        f"scheme {text!r} is not understood; write e.g. w8, w4g128, w4g128sym, w4a8g128, gptq-w4g128, awq-w3g128, nf4, fp4, "
         f"llm.int8, w8a8, w8a8-static, smoothquant-0.5"
     )

@@ -84,4 +84,4 @@ def solve_layer(
         reach = static_reach(inputs, scheme.activation_range)
         scale = torch.where(reach > 0, reach, torch.ones_like(reach)) / LEVELS
         return Solution(Int8Linear(q, bias, activations="per-tensor", input_scale=scale), q, damp)
-    return Solution(QLinear(q, bias), q, damp)
+    return Solution(QLinear(q, bias, getattr(scheme, "activations", None)), q, damp)

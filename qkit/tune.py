@@ -111,7 +111,7 @@ def tune(
 
     for name, tunable in tunables.items():
         bias = None if tunable.bias is None else nn.Parameter(tunable.bias.detach(), requires_grad=False)
-        swap(model, {name: QLinear(tunable.learned(), bias).train(layers[name].training)})
+        swap(model, {name: QLinear(tunable.learned(), bias, layers[name].activations).train(layers[name].training)})
     for name, parameter in vectors.items():
         owner, _, leaf = name.rpartition(".")
         if owner not in tunables:

@@ -14,21 +14,7 @@ matrix product that follows it is what uses the cores.
 import numpy as np
 from numba import njit
 
-
-@njit(cache=True, nogil=True)
-def unpack_row(packed, bits, codes):
-    """packed uint8 [ceil(n * bits / 8)] -> codes uint8 [n], lowest bits first."""
-    length = codes.size
-    mask = np.uint64((1 << bits) - 1)
-    step = np.uint64(bits)
-    for first in range(0, length, 8):
-        start = first // 8 * bits
-        word = np.uint64(0)
-        for j in range(min(bits, packed.size - start)):
-            word |= np.uint64(packed[start + j]) << np.uint64(8 * j)
-        for k in range(first, min(first + 8, length)):
-            codes[k] = word & mask
-            word >>= step
+from qkit_kernels.packing import unpack_row
 
 
 @njit(cache=True, nogil=True)

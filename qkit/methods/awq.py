@@ -22,8 +22,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qkit import ops
 from qkit.calibration import InputStatistics
-from qkit.mapping import choose_scale, dequantize, grouped, integer_range, quantize, value_range
+from qkit.mapping import choose_scale, grouped, integer_range, quantize, value_range
 from qkit.methods.grids import search_grid
 from qkit.qtensor import QTensor
 from qkit.schemes import AWQ, FLOATS
@@ -72,7 +73,7 @@ def round_to_nearest(weight: Tensor, scheme: AWQ) -> Tensor:
     """ŵ, float32 [out, in], on the min-max grid of the scheme."""
     groups = grouped(weight, scheme.group_size)
     s, z = choose_scale(*value_range(groups), scheme.bits, scheme.symmetric, scale_dtype=FLOAT16)
-    return dequantize(quantize(groups, s, z, *integer_range(scheme.bits)), s, z).reshape(weight.shape)
+    return ops.round_trip(groups, s, z, scheme.bits).reshape(weight.shape)
 
 
 def search_scale(

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from qkit.mapping import choose_scale, dequantize, integer_range, quantize, value_range
+from qkit import ops
+from qkit.mapping import choose_scale, value_range
 
 SHRINKS = 25  # how many ranges are tried
 NARROWEST = 0.4  # the narrowest of them, as a share of the full range
@@ -26,12 +27,11 @@ def search_grid(
     """
     groups = groups.float()
     lo, hi = value_range(groups)
-    limits = integer_range(bits)
     scale = zero = least = None
     for share in torch.linspace(1, NARROWEST, SHRINKS).tolist():
         s, z = choose_scale(lo * share, hi * share, bits, symmetric, scale_dtype=scale_dtype)
         s = s.float()
-        now = cost(dequantize(quantize(groups, s, z, *limits), s, z) - groups)
+        now = cost(ops.round_trip(groups, s, z, bits) - groups)
         if least is None:
             scale, zero, least = s, z, now
         else:

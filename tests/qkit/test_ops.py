@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from products import off, off_int8, values, weight
 from qkit import RTN, linear, ops, quantize_tensor
 from qkit.methods.bitsandbytes import codebook_quantize, int8_rows
 from qkit.ops import (
@@ -47,12 +48,10 @@ def test_numba_and_torch_dequantize_to_the_same_bits(bits, options):
             assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
 
 
-def test_the_automatic_backend_is_the_fast_one_on_a_cpu():
-    assert select("dequantize", None, torch.device("cpu")) is select("dequantize", "numba", torch.device("cpu"))
-
-
-def test_the_automatic_backend_is_torch_elsewhere():
-    assert select("dequantize", None, torch.device("meta")) is select("dequantize", "torch", torch.device("meta"))
+@pytest.mark.parametrize("op", ["dequantize", "linear", "int8_linear"])
+def test_the_automatic_backend_is_the_fast_one_on_a_cpu_and_torch_elsewhere(op):
+    for device, backend in (("cpu", "numba"), ("meta", "torch")):
+        assert select(op, None, torch.device(device)) is select(op, backend, torch.device(device))
 
 
 @pytest.mark.parametrize("backend", ["triton", "cuda", ""])
@@ -93,14 +92,15 @@ def test_linear_is_the_product_with_the_dequantized_weight(dtype, leading, backe
     found = linear(x, q, bias, backend=backend)
     assert found.dtype == dtype
     assert found.shape == (*leading, 7)
-    weight = q.dequantize().to(dtype).double()
+    weight, sizes = values(q)
     expected = x.double() @ weight.T + bias.double()
-    terms = x.double().abs() @ weight.abs().T + bias.double().abs()
-    # K products summed in float32 (float64 for float64): at most K + 1 roundings. A 16-bit result is rounded once, or
-    # twice where the bias is added after that. finfo.eps is two roundings.
-    accumulator = torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2
-    result = torch.finfo(dtype).eps
-    assert ((found.double() - expected).abs() <= (101 * accumulator + result) * terms).all()
+    terms = x.double().abs() @ sizes.T + bias.double().abs()
+    # K products summed in float32 (float64 for float64), and what a zero point shifts: at most 2 K + 2 roundings. torch
+    # rounds the weight to the dtype of x first. A 16-bit result is rounded once, or twice where the bias is added after
+    # that. finfo.eps is two roundings.
+    accumulator = torch.finfo(torch.float32 if dtype != torch.float64 or backend == "numba" else dtype).eps / 2
+    result = torch.finfo(dtype).eps * (1 + (backend == "torch"))
+    assert ((found.double() - expected).abs() <= (202 * accumulator + result) * terms).all()
 
 
 def test_linear_without_a_bias_adds_nothing():
@@ -120,10 +120,21 @@ def test_int8_activations_are_quantized_token_by_token(dtype):
     assert torch.equal(quantize_activations(x), torch.from_numpy(expected).to(dtype))
 
 
-def test_linear_with_int8_activations_multiplies_the_quantized_ones():
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_linear_with_int8_activations_multiplies_the_quantized_ones(backend):
+    """torch as floats and to the last bit, numba as integers and to rounding."""
     q, x = quantize_tensor(normal(7, 12), bits=8), normal(5, 12, seed=1)
-    assert torch.equal(linear(x, q, activations="int8"), linear(quantize_activations(x), q))
-    assert not torch.equal(linear(x, q, activations="int8"), linear(x, q))
+    found = linear(x, q, backend=backend, activations="int8")
+    assert off_int8(found, x, q) < 1
+    assert off(linear(x, q, backend=backend), x, q) < 1 < off(found, x, q)
+    if backend == "torch":
+        assert torch.equal(found, linear(quantize_activations(x), q, backend="torch"))
+
+
+@pytest.mark.parametrize("q", [weight(4, 7, 96, 32, real=True), codebook_quantize(normal(7, 128), NF4())], ids=repr)
+def test_the_torch_backend_is_the_product_with_the_weight_as_floats_to_the_last_bit(q):
+    x = normal(3, q.shape[1])
+    assert torch.equal(linear(x, q, backend="torch"), x @ q.dequantize().T)
 
 
 def test_gradients_flow_to_the_input():

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qkit.packing import pack, packed_length, unpack
+from qkit.packing import pack, pack_plain, packed_length, unpack, unpack_plain
 
 
 def numpy_pack(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -107,3 +107,20 @@ def test_bits_outside_the_range_are_refused(bits):
 def test_what_is_no_whole_number_is_refused(value):
     with pytest.raises(ValueError, match=r"codes are whole numbers|codes run from"):
         pack(torch.tensor([[0.0, value]]), 4)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 8), (2, 33), (300, 257)])  # the last for two threads
+def test_the_kernel_and_torch_agree_on_every_byte(bits, shape):
+    codes = torch.randint(0, 2**bits, shape, generator=torch.Generator().manual_seed(bits))
+    packed = pack(codes, bits)
+    assert torch.equal(packed, pack_plain(codes, bits))
+    assert torch.equal(unpack(packed, bits, shape[1]), unpack_plain(packed, bits, shape[1]))
+
+
+def test_where_numba_is_missing_torch_packs(monkeypatch):
+    codes = torch.arange(40).reshape(2, 20) % 8
+    expected = pack(codes, 3)
+    monkeypatch.setattr("qkit.packing._kernels", lambda: None)
+    assert torch.equal(pack(codes, 3), expected)
+    assert torch.equal(unpack(expected, 3, 20).long(), codes)

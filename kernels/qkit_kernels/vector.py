@@ -1,0 +1,660 @@
+"""Sixteen numbers at a time: the vector instructions that the kernels are written in, for @njit functions.
+
+Numba turns loops into vector code by itself, but not always into the code one wants: it never finds the instruction that
+multiplies 64 bytes at once. So these are two Numba types, `F32` (16 float32) and `I32` (16 int32, also seen as 64 bytes),
+and the few operations that the kernels need. Each becomes one instruction where the CPU has it:
+
+    AVX-512              everything below is one or two instructions on a 512-bit register
+    other (AVX2, Arm)    the same operations in LLVM's portable vectors, which it cuts into what the CPU has
+
+What the CPU has is asked when a kernel is compiled, that is when it is first used, and of Numba's own target: LLVM ends the
+process when it is asked for an instruction that the target lacks. Numba's cache on disk is kept apart by CPU, too.
+
+(A change in this file does not invalidate what Numba has cached for the kernels: run `make clean-kernels` after one.)
+"""
+
+import operator
+
+from llvmlite import binding, ir
+from numba import config, types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.core.registry import cpu_target
+from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
+from numba.extending import NativeValue, intrinsic, lower_builtin, models, register_model, typeof_impl, unbox
+
+LANES = 16
+BYTES = 64  # of one vector
+_I8, _I16, _I32, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
+_V16I32, _V16F32, _V64I8 = ir.VectorType(_I32, 16), ir.VectorType(_F32, 16), ir.VectorType(_I8, 64)
+_V8F64 = ir.VectorType(ir.DoubleType(), 8)
+_ZERO = ir.Constant(ir.IntType(types.intp.bitwidth), 0)
+
+
+def has(*features: str) -> bool:
+    """Whether the CPU that Numba compiles for has all of these instruction sets ("avx512f", "avx512vnni", ...).
+
+    Where a user makes Numba compile for another CPU (NUMBA_CPU_NAME), only what NUMBA_CPU_FEATURES names counts.
+    """
+    if config.CPU_NAME not in (None, binding.get_host_cpu_name()) and config.CPU_FEATURES is None:
+        return False
+    _, _, known = cpu_target.target_context.codegen().magic_tuple()
+    return {f"+{feature}" for feature in features} <= set(known.split(","))
+
+
+# ---- types
+
+
+class Vector(types.Type):
+    """Numbers that fill one vector of 64 bytes."""
+
+
+F32 = Vector("F32")
+I32 = Vector("I32")
+F64 = Vector("F64")  # eight float64
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, {F32: _V16F32, I32: _V16I32, F64: _V8F64}[kind])
+
+
+class StaticType(types.Type):
+    """The Numba type of `Static(value)`; takes no room at run time."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+        super().__init__(f"Static({value})")
+
+
+class Static:
+    """A whole number that a kernel knows when it is compiled: it is part of the argument's type."""
+
+    def __init__(self, value: int) -> None:
+        self.type = StaticType(value)
+
+
+register_model(StaticType)(models.OpaqueModel)
+
+
+@typeof_impl.register(Static)
+def _typeof_static(static, _context):
+    return static.type
+
+
+@unbox(StaticType)
+def _unbox_static(_kind, _static, context):
+    return NativeValue(context.context.get_dummy_value())
+
+
+@intrinsic
+def value(_context, static):
+    """The number of a `Static`, inside a kernel."""
+    return types.intp(static), lambda context, *_: context.get_constant(types.intp, static.value)
+
+
+# ---- memory: through plain pointers, because Numba counts the references of every array that it hands on
+
+
+@intrinsic
+def pointer(_context, array):
+    """Where the numbers of a contiguous array begin; p[i] reads one. The array must outlive its pointers. None stays None."""
+    if array is types.none:
+        return types.none(array), lambda context, *_: context.get_dummy_value()
+    _check_contiguous(array)
+
+    def codegen(context, builder, signature, args):
+        return context.make_array(signature.args[0])(context, builder, args[0]).data
+
+    return types.CPointer(array.dtype)(array), codegen
+
+
+def _check_contiguous(array) -> None:
+    """A pointer knows nothing of strides."""
+    if array.layout != "C":
+        raise TypingError(f"{array} has gaps between its numbers; give the kernel a contiguous array")
+
+
+@intrinsic
+def pointers(_context, arrays):
+    """The `pointer` of each array of a tuple."""
+    for array in arrays.types:
+        _check_contiguous(array)
+
+    def codegen(context, builder, signature, args):
+        parts = zip(arrays.types, cgutils.unpack_tuple(builder, args[0]), strict=True)
+        data = [context.make_array(kind)(context, builder, part).data for kind, part in parts]
+        return context.make_tuple(builder, signature.return_type, data)
+
+    return types.Tuple([types.CPointer(array.dtype) for array in arrays.types])(arrays), codegen
+
+
+def _room(kind, bits):
+    @intrinsic
+    def room(_context, count):
+        """So many zeros on the stack, from the beginning of a cache line; gone when the function returns."""
+
+        def codegen(context, builder, _signature, args):
+            size = builder.mul(args[0], ir.Constant(args[0].type, bits // 8))
+            memory = builder.alloca(_I8, size=size)
+            memory.align = BYTES
+            cgutils.memset(builder, memory, size, 0)
+            return builder.bitcast(memory, context.get_value_type(types.CPointer(kind)))
+
+        return types.CPointer(kind)(types.intp), codegen
+
+    return room
+
+
+room_f32, room_u8, room_i8 = _room(types.float32, 32), _room(types.uint8, 8), _room(types.int8, 8)
+
+
+def _cast(kind):
+    @intrinsic
+    def cast(_context, p):
+        """The same memory, seen as other numbers."""
+
+        def codegen(context, builder, _signature, args):
+            return builder.bitcast(args[0], context.get_value_type(types.CPointer(kind)))
+
+        return types.CPointer(kind)(p), codegen
+
+    return cast
+
+
+as_i32 = _cast(types.int32)
+
+
+@intrinsic
+def offset(_context, p, i):
+    """The pointer to p[i]."""
+    return p(p, types.intp), lambda _context, builder, _signature, args: builder.gep(*args[:1], [args[1]])
+
+
+def _load(builder, start, index, vector):
+    address = builder.bitcast(builder.gep(start, [index]), vector.as_pointer())
+    loaded = builder.load(address)
+    loaded.align = 1
+    return loaded
+
+
+@intrinsic
+def load_f32(_context, p, i):
+    """Sixteen float32 from p[i] on."""
+    return F32(p, types.intp), lambda _context, builder, _signature, args: _load(builder, *args[:2], _V16F32)
+
+
+@intrinsic
+def load_i32(_context, p, i):
+    """64 bytes from p[i] on, whatever p points to."""
+    return I32(p, types.intp), lambda _context, builder, _signature, args: _load(builder, *args[:2], _V16I32)
+
+
+@intrinsic
+def load_f64(_context, p, i):
+    """Eight float64 from p[i] on."""
+    return F64(p, types.intp), lambda _context, builder, _signature, args: _load(builder, *args[:2], _V8F64)
+
+
+def _storer(kind, vector):
+    @intrinsic
+    def store(_context, p, i, v):
+        """Sixteen numbers to p[i] and after it."""
+
+        def codegen(_context, builder, _signature, args):
+            start, index, v = args
+            builder.store(v, builder.bitcast(builder.gep(start, [index]), vector.as_pointer())).align = 1
+            return _context.get_dummy_value()
+
+        return types.void(p, types.intp, kind), codegen
+
+    return store
+
+
+store_f32, store_i32, store_f64 = _storer(F32, _V16F32), _storer(I32, _V16I32), _storer(F64, _V8F64)
+
+
+@intrinsic
+def zeros_f32(_context):
+    """Sixteen 0.0."""
+    return F32(), lambda *_: ir.Constant(_V16F32, [0.0] * LANES)
+
+
+@intrinsic
+def zeros_i32(_context):
+    """Sixteen 0."""
+    return I32(), lambda *_: ir.Constant(_V16I32, [0] * LANES)
+
+
+def _splat(builder, number, vector):
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_I32, vector.count), [0] * vector.count))
+
+
+@intrinsic
+def splat(_context, number):
+    """A float32 sixteen times."""
+    return F32(types.float32), lambda _context, builder, _signature, args: _splat(builder, args[0], _V16F32)
+
+
+# ---- arithmetic
+
+
+def _binary(symbol, kinds, build):
+    @infer_global(symbol)
+    class _Typing(ConcreteTemplate):
+        cases = (signature(*kinds),)
+
+    lower_builtin(symbol, *kinds[1:])(lambda _context, builder, _signature, args: build(builder, *args))
+
+
+def _with_number(operation):
+    return lambda b, v, n: getattr(b, operation)(v, _splat(b, b.trunc(n, _I32), _V16I32))
+
+
+_binary(operator.add, (F32, F32, F32), lambda b, x, y: b.fadd(x, y))
+_binary(operator.mul, (F32, F32, F32), lambda b, x, y: b.fmul(x, y))
+_binary(operator.add, (I32, I32, I32), lambda b, x, y: b.add(x, y))
+_binary(operator.rshift, (I32, I32, types.intp), _with_number("lshr"))
+_binary(operator.and_, (I32, I32, types.intp), _with_number("and_"))
+
+
+@intrinsic
+def fma(_context, x, y, total):
+    """x y + total, rounded once where the CPU can."""
+
+    def codegen(_context, builder, _signature, args):
+        return builder.fadd(builder.fmul(*args[:2], flags=("contract",)), args[2], flags=("contract",))
+
+    return F32(F32, F32, F32), codegen
+
+
+@intrinsic
+def less_product(_context, total, number, v):
+    """total - number v in float64, rounded twice: as a loop that fuses nothing."""
+
+    def codegen(_context, builder, _signature, args):
+        total, number, v = args
+        return builder.fsub(total, builder.fmul(_splat(builder, number, _V8F64), v))
+
+    return F64(F64, types.float64, F64), codegen
+
+
+@intrinsic
+def to_f32(_context, v):
+    """int32 to float32."""
+    return F32(I32), lambda _context, builder, _signature, args: builder.sitofp(args[0], _V16F32)
+
+
+def _sum(builder, v, kind):
+    """Halves added to halves until one number is left: log2(16) additions."""
+    count = LANES
+    while count > 1:
+        count //= 2
+        low, high = (
+            builder.shuffle_vector(v, v, ir.Constant(ir.VectorType(_I32, count), list(range(at, at + count))))
+            for at in (0, count)
+        )
+        v = builder.fadd(low, high) if kind is F32 else builder.add(low, high)
+    return builder.extract_element(v, ir.Constant(_I32, 0))
+
+
+@intrinsic
+def sum_f32(_context, v):
+    """The sum of the sixteen, float32."""
+    return types.float32(F32), lambda _context, builder, _signature, args: _sum(builder, args[0], F32)
+
+
+@intrinsic
+def sum_i32(_context, v):
+    """The sum of the sixteen, int32 (it wraps around, as int32 does)."""
+    return types.int32(I32), lambda _context, builder, _signature, args: _sum(builder, args[0], I32)
+
+
+def _shuffle(builder, v, places):
+    return builder.shuffle_vector(v, v, ir.Constant(ir.VectorType(_I32, len(places)), list(places)))
+
+
+@intrinsic
+def lookup(_context, table, index):
+    """table[index mod 16], lane by lane: a table of 16 numbers fits into one register. AVX-512: one instruction."""
+
+    def codegen(_context, builder, _signature, args):
+        table, index = args
+        if has("avx512f"):
+            name, kind = "llvm.x86.avx512.permvar.sf.512", ir.FunctionType(_V16F32, [_V16F32, _V16I32])
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [table, index])
+        if has("avx2"):
+            return _lookup_avx2(builder, table, index)
+        memory = builder.bitcast(cgutils.alloca_once_value(builder, table), _F32.as_pointer())
+        index = builder.and_(index, ir.Constant(_V16I32, [15] * LANES))
+        found = ir.Constant(_V16F32, ir.Undefined)
+        for lane in range(LANES):
+            place = builder.extract_element(index, ir.Constant(_I32, lane))
+            entry = builder.gep(memory, [place])
+            found = builder.insert_element(found, builder.load(entry), ir.Constant(_I32, lane))
+        return found
+
+    return F32(F32, I32), codegen
+
+
+def _lookup_avx2(builder, table, index):
+    """Eight lanes at a time: look in the lower and in the upper half of the table, and let bit 3 choose."""
+    v8f32, v8i32 = ir.VectorType(_F32, 8), ir.VectorType(_I32, 8)
+    permute = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(v8f32, [v8f32, v8i32]), "llvm.x86.avx2.permps"
+    )
+    lower, upper = _shuffle(builder, table, range(8)), _shuffle(builder, table, range(8, 16))
+    halves = []
+    for first in (0, 8):
+        places = _shuffle(builder, index, range(first, first + 8))
+        bit = builder.and_(places, ir.Constant(v8i32, [8] * 8))
+        chosen = builder.icmp_unsigned("!=", bit, ir.Constant(v8i32, [0] * 8))
+        halves.append(builder.select(chosen, *(builder.call(permute, [half, places]) for half in (upper, lower))))
+    return builder.shuffle_vector(*halves, ir.Constant(ir.VectorType(_I32, 16), list(range(16))))
+
+
+# ---- several vectors: a row of weights meets several tokens
+
+
+def _each(build):
+    """An operation on tuples of vectors, built one by one."""
+
+    def codegen(context, builder, signature, args):
+        return context.make_tuple(builder, signature.return_type, build(builder, args))
+
+    return codegen
+
+
+def _parts(builder, args):
+    return cgutils.unpack_tuple(builder, args)
+
+
+@intrinsic
+def load_each(_context, p, first, stride, kind):
+    """Four vectors, from p[first], p[first + stride], ...; kind: any `F32` or `I32`, says which."""
+    vector = _V16F32 if kind is F32 else _V16I32
+
+    def build(builder, args):
+        p, at, stride, _ = args
+        vectors = []
+        for _ in range(4):
+            vectors.append(_load(builder, p, at, vector))
+            at = builder.add(at, stride)
+        return vectors
+
+    return types.UniTuple(kind, 4)(p, types.intp, types.intp, kind), _each(build)
+
+
+@intrinsic
+def fma_each(_context, w, xs, totals):
+    """(w x + total) for each x and total of two tuples."""
+
+    def build(builder, args):
+        w, xs, totals = args[0], *(_parts(builder, pack) for pack in args[1:])
+        products = [builder.fmul(w, x, flags=("contract",)) for x in xs]
+        return [builder.fadd(*pair, flags=("contract",)) for pair in zip(products, totals, strict=True)]
+
+    return totals(F32, xs, totals), _each(build)
+
+
+@intrinsic
+def dot4_each(_context, w, xs, totals):
+    """dot4(total, w, x) for each x and total of two tuples."""
+
+    def build(builder, args):
+        w, xs, totals = args[0], *(_parts(builder, pack) for pack in args[1:])
+        return [_dot4(builder, total, w, x) for total, x in zip(totals, xs, strict=True)]
+
+    return totals(I32, xs, totals), _each(build)
+
+
+@intrinsic
+def scale_each(_context, sums, scales, totals):
+    """(float(sum) scales + total) for each sum and total of two tuples."""
+
+    def build(builder, args):
+        sums, totals = (_parts(builder, args[place]) for place in (0, 2))
+        products = [builder.fmul(builder.sitofp(v, _V16F32), args[1], flags=("contract",)) for v in sums]
+        return [builder.fadd(*pair, flags=("contract",)) for pair in zip(products, totals, strict=True)]
+
+    return totals(sums, F32, totals), _each(build)
+
+
+@intrinsic
+def accumulate(_context, p, i, totals):
+    """p[i + n] += the sum of vector n of four: halves of two vectors are added as one, until each vector is one number."""
+    kind = totals.dtype
+
+    def codegen(context, builder, _signature, args):
+        p, i, totals = args[0], args[1], _parts(builder, args[2])
+        add = builder.fadd if kind is F32 else builder.add
+
+        def pair(a, b, width):  # of every `width` lanes of a and b the lower and the upper half, side by side
+            half = width // 2
+            places = [at + lane for at in range(0, 2 * LANES, width) for lane in range(half)]
+            low, high = (
+                builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, 16), [at + up for at in places]))
+                for up in (0, half)
+            )
+            return add(low, high)
+
+        both = pair(pair(totals[0], totals[1], 16), pair(totals[2], totals[3], 16), 8)
+        quarter = builder.shuffle_vector  # four lanes of each vector are left: 0 1 2 3 of vector 0 first
+        for step in (2, 1):
+            moved = quarter(both, both, ir.Constant(ir.VectorType(_I32, 16), [lane ^ step for lane in range(16)]))
+            both = add(both, moved)
+        sums = _shuffle(builder, both, (0, 4, 8, 12))
+        place = builder.bitcast(builder.gep(p, [i]), sums.type.as_pointer())
+        before = builder.load(place)
+        before.align = 4
+        builder.store(add(before, sums), place).align = 4
+        return context.get_dummy_value()
+
+    return types.void(p, types.intp, totals), codegen
+
+
+# ---- 64 bytes at a time
+
+
+@intrinsic
+def dot4(_context, total, a, b):
+    """total[i] + sum_{j < 4} a[4i + j] b[4i + j]: a 64 unsigned, b 64 signed bytes, total 16 int32. Exact.
+
+    This is `vpdpbusd` (AVX512-VNNI): 64 multiplications and additions in one instruction.
+    """
+
+    def codegen(_context, builder, _signature, args):
+        return _dot4(builder, *args)
+
+    return I32(I32, I32, I32), codegen
+
+
+def _dot4(builder, total, a, b):
+    if has("avx512vnni"):
+        kind = ir.FunctionType(_V16I32, [_V16I32] * 3)
+        return builder.call(
+            cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512"), [total, a, b]
+        )
+    if has("avxvnni"):
+        return _dot4_halves(builder, total, a, b)
+    # Byte j of all lanes at once, widened in its lane by shifts; products of 16-bit numbers, so that pmaddwd will do.
+    for j in range(4):
+        left, down = (ir.Constant(_V16I32, [count] * 16) for count in (24 - 8 * j, 24))
+        x = builder.lshr(builder.shl(a, left), down)
+        y = builder.ashr(builder.shl(b, left), down)
+        total = builder.add(total, builder.mul(x, y))
+    return total
+
+
+def _dot4_halves(builder, total, a, b):
+    """AVX-VNNI has the instruction for 32 bytes only."""
+    v8i32 = ir.VectorType(_I32, 8)
+    fn = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(v8i32, [v8i32] * 3), "llvm.x86.avx512.vpdpbusd.256"
+    )
+    halves = [
+        builder.call(fn, [_shuffle(builder, v, range(first, first + 8)) for v in (total, a, b)]) for first in (0, 8)
+    ]
+    return builder.shuffle_vector(*halves, ir.Constant(ir.VectorType(_I32, 16), list(range(16))))
+
+
+@intrinsic
+def load_bytes(_context, p, i, bits):
+    """64 codes of b bits from the 8 b bytes at p[i], one to a byte, in their order: bits is a `Static`, 2 .. 8.
+
+    8 codes are b bytes. A byte shuffle brings to each code the two bytes that it may lie in; a shift and a mask do the rest.
+    """
+    width = bits.value
+
+    def codegen(_context, builder, _signature, args):
+        packed = _load(builder, *args[:2], ir.VectorType(_I8, 8 * width))
+        if width == 8:
+            return builder.bitcast(packed, _V16I32)
+        cut = _cut_vbmi if has("avx512vbmi") else _cut
+        codes = cut(builder, packed, width)
+        return builder.bitcast(builder.and_(codes, ir.Constant(_V64I8, [2**width - 1] * 64)), _V16I32)
+
+    return I32(p, types.intp, bits), codegen
+
+
+def _cut(builder, packed, width):
+    """Portable: two bytes to each code, shifted down by where the code begins."""
+    v64i16 = ir.VectorType(_I16, 64)
+    first = [k * width // 8 for k in range(64)]
+    pairs = [byte for at in first for byte in (at, min(at + 1, 8 * width - 1))]
+    pairs = builder.bitcast(_shuffle(builder, packed, pairs), v64i16)
+    shifted = builder.lshr(pairs, ir.Constant(v64i16, [k * width % 8 for k in range(64)]))
+    return builder.trunc(shifted, _V64I8)
+
+
+def _cut_vbmi(builder, packed, width):
+    """AVX512-VBMI: each 64-bit word gets the b bytes of its 8 codes; `vpmultishiftqb` cuts 8 bits from anywhere in it."""
+    words = _shuffle(
+        builder, packed, [min(word * width + byte, 8 * width - 1) for word in range(8) for byte in range(8)]
+    )
+    starts = ir.Constant(_V64I8, [code * width for _ in range(8) for code in range(8)])
+    name, kind = "llvm.x86.avx512.pmultishift.qb.512", ir.FunctionType(_V64I8, [_V64I8, _V64I8])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [starts, words])
+
+
+def code_width(bits: int) -> int:
+    """Bits from one code of a lane to the next: 2 and 4 as stored, others one to a byte."""
+    return bits if bits in (2, 4) else 8
+
+
+@intrinsic
+def load_codes(_context, p, i, bits):
+    """A block of b-bit codes at p[i]: as stored where a lane holds whole codes, else one to a byte. bits is a `Static`."""
+    if bits.value in (2, 4):
+        return I32(p, types.intp, bits), lambda _context, builder, _signature, args: _load(builder, *args[:2], _V16I32)
+    return load_bytes._defn(_context, p, i, bits)
+
+
+@intrinsic
+def signed(_context, codes, bits):
+    """Each code less 2^(b - 1), in b bits: its highest bit turned over."""
+    width, step = bits.value, code_width(bits.value)
+    pattern = sum(1 << (at + width - 1) for at in range(0, 32, step))
+
+    def codegen(_context, builder, _signature, args):
+        return builder.xor(args[0], ir.Constant(_V16I32, [pattern] * LANES))
+
+    return I32(I32, bits), codegen
+
+
+@intrinsic
+def nth_signed(_context, codes, j, bits):
+    """Code j of each lane of `signed` codes as int32: shifted to the top, and down again with its sign."""
+    width, step = bits.value, code_width(bits.value)
+
+    def codegen(_context, builder, _signature, args):
+        codes, j, _ = args
+        left = builder.sub(ir.Constant(j.type, 32 - width), builder.mul(j, ir.Constant(j.type, step)))
+        up = builder.shl(codes, _splat(builder, builder.trunc(left, _I32), _V16I32))
+        return builder.ashr(up, ir.Constant(_V16I32, [32 - width] * LANES))
+
+    return I32(I32, types.intp, bits), codegen
+
+
+@intrinsic
+def nth_bytes(_context, codes, j, bits):
+    """64 of the codes of a block, one to a byte: byte i gets code j of byte i. bits is a `Static`: 2, 4, or any with j 0."""
+    width = bits.value
+
+    def codegen(_context, builder, _signature, args):
+        codes, j, _ = args
+        if width not in (2, 4):
+            return codes
+        shift = builder.mul(builder.trunc(j, _I32), ir.Constant(_I32, width))
+        shifted = builder.lshr(codes, _splat(builder, shift, _V16I32))
+        mask = builder.bitcast(ir.Constant(_V64I8, [2**width - 1] * 64), _V16I32)
+        return builder.and_(shifted, mask)
+
+    return I32(I32, types.intp, bits), codegen
+
+
+@intrinsic
+def table_of(_context, p, bits):
+    """The table that codes are looked up in: sixteen float32 at p; where p is None, signed codes of 2 or 4 bits (a `Static`).
+
+    Entry i is then (i mod 2^b) - 2^(b - 1), so that whatever stands above a code in its lane need not be masked off.
+    """
+    if p is not types.none:
+        return F32(p, bits), lambda _context, builder, _signature, args: _load(builder, args[0], _ZERO, _V16F32)
+    count = 2**bits.value
+    numbers = [float(i % count - count // 2) for i in range(LANES)]
+    return F32(p, bits), lambda *_: ir.Constant(_V16F32, numbers)
+
+
+# ---- single numbers
+
+
+def _half(builder, bits):
+    """float16 to float32; without F16C by hand, because LLVM would call a function that is not there."""
+    if has("f16c"):
+        return builder.fpext(builder.bitcast(bits, ir.HalfType()), _F32)
+    wide = builder.zext(bits, _I32)
+    magnitude = builder.shl(builder.and_(wide, ir.Constant(_I32, 0x7FFF)), ir.Constant(_I32, 13))
+    sign = builder.shl(builder.and_(wide, ir.Constant(_I32, 0x8000)), ir.Constant(_I32, 16))
+    scaled = builder.fmul(
+        builder.bitcast(magnitude, _F32), ir.Constant(_F32, 2.0**112)
+    )  # exponents count from 127, not 15
+    endless = builder.or_(magnitude, ir.Constant(_I32, 0x7F800000))  # infinity and NaN
+    is_endless = builder.icmp_unsigned(">=", magnitude, ir.Constant(_I32, 0x7C00 << 13))
+    chosen = builder.select(is_endless, endless, builder.bitcast(scaled, _I32))
+    return builder.bitcast(builder.or_(chosen, sign), _F32)
+
+
+@intrinsic
+def as_float(_context, x):
+    """A number of an array as float32: float32, float16 seen as uint16, bfloat16 seen as int16."""
+
+    def codegen(_context, builder, _signature, args):
+        if x == types.uint16:
+            return _half(builder, args[0])
+        if x == types.int16:  # bfloat16 is the upper half of a float32
+            return builder.bitcast(builder.shl(builder.zext(args[0], _I32), ir.Constant(_I32, 16)), _F32)
+        return args[0]
+
+    return (types.float32(x), codegen) if x in (types.float32, types.uint16, types.int16) else None
+
+
+@intrinsic
+def nth_code(_context, packed, size, i, bits):
+    """Code i of one stream of b-bit codes, as float32; bits is a `Static`, size the bytes of the stream."""
+    width = bits.value
+
+    def codegen(_context, builder, _signature, args):
+        packed, size, i, _ = args
+        bit = builder.mul(i, ir.Constant(i.type, width))
+        first = builder.lshr(bit, ir.Constant(i.type, 3))
+        after, last = builder.add(first, ir.Constant(i.type, 1)), builder.sub(size, ir.Constant(i.type, 1))
+        second = builder.select(builder.icmp_signed("<", after, last), after, last)  # nothing is read behind the end
+        low, high = (builder.zext(builder.load(builder.gep(packed, [at])), _I32) for at in (first, second))
+        pair = builder.or_(low, builder.shl(high, ir.Constant(_I32, 8)))
+        down = builder.trunc(builder.and_(bit, ir.Constant(i.type, 7)), _I32)
+        return builder.uitofp(builder.and_(builder.lshr(pair, down), ir.Constant(_I32, 2**width - 1)), _F32)
+
+    return types.float32(packed, types.intp, types.intp, bits), codegen

@@ -1,0 +1,373 @@
+"""Each vector operation against numpy; every kernel again in processes that see an older CPU."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llvmlite import binding
+from numba import njit
+
+from qkit.codebooks import codebook
+from qkit.packing import pack, unpack
+from qkit_kernels.streams import UNIT
+from qkit_kernels.vector import (
+    Static,
+    accumulate,
+    as_float,
+    dot4,
+    dot4_each,
+    fma,
+    fma_each,
+    has,
+    load_bytes,
+    load_codes,
+    load_each,
+    load_f32,
+    load_i32,
+    lookup,
+    nth_bytes,
+    nth_code,
+    nth_signed,
+    pointer,
+    scale_each,
+    signed,
+    splat,
+    store_f32,
+    store_i32,
+    sum_f32,
+    sum_i32,
+    table_of,
+    to_f32,
+    zeros_f32,
+    zeros_i32,
+)
+
+BITS = range(2, 9)
+
+
+def numbers(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def integers(low, high, *shape, dtype=np.int32, seed=0):
+    return np.random.default_rng(seed).integers(low, high, shape, dtype)
+
+
+# ---- codes
+
+
+@njit
+def bytes_of(packed, first, bits, out):
+    store_i32(pointer(out), 0, nth_bytes(load_bytes(pointer(packed), first, bits), 0, bits))
+
+
+@njit
+def codes_as_bytes(packed, bits, out):
+    codes = load_codes(pointer(packed), 0, bits)
+    for j in range(out.shape[0]):
+        store_i32(pointer(out), 64 * j, nth_bytes(codes, j, bits))
+
+
+@njit
+def codes_as_numbers(packed, bits, out):
+    codes = signed(load_codes(pointer(packed), 0, bits), bits)
+    for j in range(out.shape[0]):
+        store_i32(pointer(out), 16 * j, nth_signed(codes, j, bits))
+
+
+@njit
+def codes_looked_up(packed, table, step, bits, out):
+    codes = load_codes(pointer(packed), 0, bits)
+    for j in range(out.shape[0]):
+        store_f32(pointer(out), 16 * j, lookup(table_of(pointer(table), bits), codes >> step * j))
+
+
+@st.composite
+def packed_rows(draw):
+    bits, length = draw(st.integers(2, 8)), draw(st.integers(1, 300))
+    seed = draw(st.integers(0, 2**32 - 1))
+    return bits, torch.from_numpy(integers(0, 2**bits, 1, length, dtype=np.int64, seed=seed))
+
+
+@settings(deadline=None)
+@given(packed_rows())
+def test_64_codes_at_a_time_are_those_that_were_packed(case):
+    """In blocks of 8 b bytes, from any place; what stands behind a row does not matter."""
+    bits, codes = case
+    length, packed = codes.shape[1], pack(codes, bits)
+    room = torch.full((3 + packed.numel() + 8 * bits,), 255, dtype=torch.uint8)
+    room[3 : 3 + packed.numel()] = packed[0]
+    found = np.zeros((-(-length // 64), 64), np.uint8)
+    for block, out in enumerate(found):
+        bytes_of(room.numpy(), 3 + 8 * bits * block, Static(bits), out)
+    assert torch.equal(torch.from_numpy(found).flatten()[:length], unpack(packed, bits, length)[0])
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_block_is_cut_in_the_order_of_the_streams(bits):
+    """Lane l holds codes l unit .. l unit + unit - 1; byte i those of i unit / 4 on."""
+    unit = UNIT[bits]
+    codes = integers(0, 2**bits, 16 * unit, dtype=np.int64, seed=bits)
+    packed = pack(torch.from_numpy(codes)[None], bits)[0].numpy()
+    as_bytes, as_numbers = np.zeros((unit // 4, 64), np.uint8), np.zeros((unit, 16), np.int32)
+    codes_as_bytes(packed, Static(bits), as_bytes)
+    codes_as_numbers(packed, Static(bits), as_numbers)
+    np.testing.assert_array_equal(as_bytes, codes.reshape(64, -1).T)
+    np.testing.assert_array_equal(as_numbers, codes.reshape(16, -1).T - 2 ** (bits - 1))
+
+
+@pytest.mark.parametrize(("bits", "name"), [(2, None), (4, None), (4, "nf4"), (4, "fp4")])
+def test_codes_are_looked_up_in_a_table_of_sixteen(bits, name):
+    codes = integers(0, 2**bits, 16 * UNIT[bits], dtype=np.int64)
+    table = np.arange(2**bits, dtype=np.float32) - 2 ** (bits - 1) if name is None else codebook(name).numpy()
+    found = np.zeros((UNIT[bits], 16), np.float32)
+    packed = pack(torch.from_numpy(codes)[None], bits)[0].numpy()
+    codes_looked_up(packed, None if name is None else table, bits, Static(bits), found)
+    np.testing.assert_array_equal(found, table[codes.reshape(16, -1).T])
+
+
+@njit
+def stream(packed, bits, out):
+    for i in range(out.size):
+        out[i] = nth_code(pointer(packed), packed.size, i, bits)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_one_code_is_read_from_anywhere_in_a_stream(bits):
+    for length in range(1, 20):
+        codes = torch.from_numpy(integers(0, 2**bits, 1, length, dtype=np.int64, seed=length))
+        found = np.zeros(length, np.float32)
+        stream(pack(codes, bits)[0].numpy(), Static(bits), found)
+        assert found.tolist() == codes[0].tolist()
+
+
+# ---- arithmetic
+
+
+@njit
+def dot(total, a, b, out):
+    store_i32(pointer(out), 0, dot4(load_i32(pointer(total), 0), load_i32(pointer(a), 0), load_i32(pointer(b), 0)))
+
+
+@pytest.mark.parametrize(("a", "b"), [(255, -128), (255, 127), (0, -128), (1, -1), (128, 127), (127, -128)])
+def test_four_products_of_extreme_bytes_are_added_without_saturation(a, b):
+    found, total = np.zeros(16, np.int32), integers(-(2**30), 2**30, 16)
+    dot(total, np.full(64, a, np.uint8), np.full(64, b, np.int8), found)
+    np.testing.assert_array_equal(found, total + 4 * a * b)
+
+
+def test_each_lane_gets_the_products_of_its_own_four_bytes():
+    for seed in range(20):
+        a, b = integers(0, 256, 64, dtype=np.uint8, seed=seed), integers(-128, 128, 64, dtype=np.int8, seed=seed + 1)
+        total, found = integers(-(2**20), 2**20, 16, seed=seed), np.zeros(16, np.int32)
+        dot(total, a, b, found)
+        np.testing.assert_array_equal(found, total + (a.astype(np.int32) * b).reshape(16, 4).sum(1))
+
+
+def test_the_sum_of_integers_wraps_around():
+    found = np.zeros(16, np.int32)
+    dot(np.full(16, 2**31 - 1, np.int32), np.ones(64, np.uint8), np.ones(64, np.int8), found)
+    assert found.tolist() == [-(2**31) + 3] * 16
+
+
+@njit
+def of_floats(x, y, z, out):
+    x, y, z = load_f32(pointer(x), 0), load_f32(pointer(y), 0), load_f32(pointer(z), 0)
+    store_f32(pointer(out), 0, fma(x, y, z))
+    store_f32(pointer(out), 16, x + y)
+    store_f32(pointer(out), 32, x * y)
+    store_f32(pointer(out), 48, splat(sum_f32(x)))
+
+
+def test_floats_are_added_multiplied_and_summed():
+    x, y, z = numbers(3, 16)
+    found = np.zeros((4, 16), np.float32)
+    of_floats(x, y, z, found)
+    exact = x.astype(np.float64) * y + z
+    assert (abs(found[0] - exact) <= 2**-24 * (abs(x * y) + abs(exact))).all()  # one rounding, or two
+    np.testing.assert_array_equal(found[1:3], [x + y, x * y])
+    assert (
+        abs(found[3] - x.sum(dtype=np.float64)).max() <= 4 * 2**-24 * abs(x).sum()
+    )  # halves of halves: four roundings
+
+
+@njit
+def of_integers(x, y, shift, mask, out, floats):
+    x, y = load_i32(pointer(x), 0), load_i32(pointer(y), 0)
+    store_i32(pointer(out), 0, x + y)
+    store_i32(pointer(out), 16, x >> shift)
+    store_i32(pointer(out), 32, x & mask)
+    store_f32(pointer(floats), 0, to_f32(x))
+    return sum_i32(x)
+
+
+def test_integers_are_added_shifted_masked_and_summed():
+    x, y = integers(-(2**31), 2**31 - 1, 2, 16)
+    found, floats = np.zeros((3, 16), np.int32), np.zeros(16, np.float32)
+    total = of_integers(x, y, 5, 0x7F0F, found, floats)
+    np.testing.assert_array_equal(found, [x + y, (x.view(np.uint32) >> 5).view(np.int32), x & 0x7F0F])
+    np.testing.assert_array_equal(floats, x.astype(np.float32))
+    assert np.int32(total) == x.sum(dtype=np.int32)
+
+
+@njit
+def pick(table, index, out):
+    store_f32(pointer(out), 0, lookup(load_f32(pointer(table), 0), load_i32(pointer(index), 0)))
+
+
+def test_a_lookup_counts_modulo_16():
+    table, found = numbers(16), np.zeros(16, np.float32)
+    for seed in range(20):
+        index = integers(-(2**31), 2**31 - 1, 16, seed=seed)
+        pick(table, index, found)
+        np.testing.assert_array_equal(found, table[index % 16])
+
+
+# ---- four tokens at once
+
+
+@njit
+def floats_of_four(w, x, scales, sums, out):
+    zero, w = zeros_f32(), load_f32(pointer(w), 0)
+    xs = load_each(pointer(x), 3, 21, zero)
+    totals = fma_each(w, xs, (zero, zero, zero, zero))
+    accumulate(pointer(out), 1, totals)
+    whole = load_each(pointer(sums), 0, 16, zeros_i32())
+    accumulate(pointer(out), 6, scale_each(whole, load_f32(pointer(scales), 0), (zero, zero, zero, zero)))
+
+
+def test_four_tokens_are_multiplied_and_summed_each_for_itself():
+    """Small whole numbers: exact. The tokens lie 21 numbers apart; what stands around the results stays."""
+    w, x, scales = integers(-9, 9, 16), integers(-9, 9, 3 + 4 * 21, seed=1), integers(-9, 9, 16, seed=2)
+    sums, found = integers(-9, 9, 4, 16, seed=3), np.arange(12, dtype=np.float32)
+    floats_of_four(w.astype(np.float32), x.astype(np.float32), scales.astype(np.float32), sums, found)
+    expected = np.arange(12)
+    expected[1:5] += [w @ x[at : at + 16] for at in range(3, 84, 21)]
+    expected[6:10] += sums @ scales
+    assert found.tolist() == expected.tolist()
+
+
+@njit
+def bytes_of_four(w, x, out):
+    zero = zeros_i32()
+    totals = dot4_each(load_i32(pointer(w), 0), load_each(pointer(x), 0, 64, zero), (zero, zero, zero, zero))
+    accumulate(pointer(out), 1, totals)
+
+
+def test_four_tokens_of_bytes_are_multiplied_and_summed_each_for_itself():
+    w, x = integers(0, 256, 64, dtype=np.uint8), integers(-128, 128, 4, 64, dtype=np.int8)
+    found = np.arange(6, dtype=np.int32)
+    bytes_of_four(w, x, found)
+    expected = np.arange(6)
+    expected[1:5] += x.astype(np.int64) @ w
+    assert found.tolist() == expected.tolist()
+
+
+# ---- 16-bit floats
+
+
+@njit
+def floats_of(x, out):
+    for i in range(x.size):
+        out[i] = as_float(x[i])
+
+
+def test_every_float16_and_bfloat16_is_read_to_the_last_bit():
+    """All 65536 of each: denormal ones, infinities, and NaN as NaN."""
+    codes, found = np.arange(2**16).astype(np.uint16), np.zeros(2**16, np.float32)
+    for seen, dtype in ((np.uint16, torch.float16), (np.int16, torch.bfloat16)):
+        floats_of(codes.view(seen), found)
+        expected = torch.from_numpy(codes.view(np.int16)).view(dtype).float().numpy()
+        np.testing.assert_array_equal(found, expected)  # NaN where NaN is expected
+        np.testing.assert_array_equal(np.signbit(found), np.signbit(expected))
+
+
+# ---- CPUs
+
+
+def test_the_instruction_for_64_bytes_is_used_where_the_cpu_has_it():
+    if any(name in os.environ for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_ENABLE_AVX")):
+        assert not has("avx512vnni") and not has("avx512f")
+        return
+    there = bool(binding.get_host_cpu_features().get("avx512vnni"))
+    assert has("avx512vnni") == there
+    dot(
+        *(np.zeros(16, np.int32) for _ in range(1)),
+        np.zeros(64, np.uint8),
+        np.zeros(64, np.int8),
+        np.zeros(16, np.int32),
+    )
+    assert any("vpdpbusd" in code for code in dot.inspect_asm().values()) == there
+
+
+def run_python(*arguments, cache, timeout=300, **environment):
+    """A process of its own, with its own folder for compiled code; returns what it said if it failed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_CACHE_DIR": str(cache), **environment}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    return (
+        "" if done.returncode == 0 else f"exit status {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-2000:]}"
+    )
+
+
+OLDER = {
+    "generic": {"NUMBA_CPU_NAME": "generic"},
+    "AVX2 and FMA": {"NUMBA_CPU_FEATURES": "+avx2,+fma,+sse4.2"},
+    "haswell": {"NUMBA_CPU_NAME": "haswell"},
+    "haswell, no features": {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""},
+    "no AVX": {"NUMBA_ENABLE_AVX": "0"},
+}
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory):
+    """One test of each kernel, on the first two also all that stands above; two CPUs at a time."""
+    kernels = [f"tests/kernels/test_{name}.py::test_one_of_each_kernel" for name in ("weight_only", "integer")]
+
+    def check(name):
+        above = "not older" if name in list(OLDER)[:2] else "one_of_each or 64_bytes"
+        command = ("-m", "pytest", "-q", "--noconftest", "-k", above, __file__, *kernels)
+        return run_python(*command, cache=tmp_path_factory.mktemp("cache"), **OLDER[name])
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(OLDER, pool.map(check, OLDER), strict=True))
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_every_kernel_is_right_on_an_older_cpu(name, verdicts):
+    assert not verdicts[name], verdicts[name]
+
+
+VEX = """
+from numba import njit, types
+from qkit_kernels.vector import dot4, has, load_i32, pointer, store_i32
+
+@njit
+def older(a, out):
+    store_i32(pointer(out), 0, dot4(load_i32(pointer(out), 0), load_i32(pointer(a), 0), load_i32(pointer(a), 64)))
+
+assert has("avxvnni") and not has("avx512vnni")
+older.compile((types.uint8[::1], types.int32[::1]))
+assert any(code.count("vpdpbusd") == 2 and "zmm" not in code for code in older.inspect_asm().values())
+"""
+
+
+@pytest.mark.skipif(not binding.get_default_triple().startswith("x86_64"), reason="AVX-VNNI is an instruction of x86")
+def test_an_older_instruction_for_32_bytes_is_compiled_without_an_abort(tmp_path):
+    """AVX-VNNI without AVX-512 (Alder Lake). This process may not have it: compiled and looked at, not run."""
+    features = "+avx2,+fma,+f16c,+avxvnni"
+    said = run_python("-c", VEX, cache=tmp_path, NUMBA_CPU_NAME="alderlake", NUMBA_CPU_FEATURES=features)
+    assert not said, said
