@@ -1,4 +1,4 @@
-"""qkit on the command line: compare, quantize, eval, lab."""
+"""qkit on the command line: compare, quantize, eval, lab, bench."""
 
 import json
 import os
@@ -26,10 +26,15 @@ app = typer.Typer(
     help="Make language models small, and see what it costs.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 
+bench = typer.Typer(help="Measure how fast layers and models are here, beside other libraries.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
 Model = Annotated[str, typer.Argument(help="The embedded model, a folder, or a hub id.")]
 Text = Annotated[str, typer.Option(help="python-docs-heldout, python-docs, wikitext-2, or a file.")]
 Chunks = Annotated[int | None, typer.Option(min=1, help="Evaluate on the first so many chunks of 511 tokens.")]
-SPELLINGS = "w8, w4g128, w4g128sym, gptq-w4g128, awq-w3g128, nf4, fp4, llm.int8, w8a8, w8a8-static, smoothquant-0.5"
+SPELLINGS = (
+    "w8, w4g128, w4g128sym, w4a8g128, gptq-w4g128, awq-w3g128, nf4, fp4, llm.int8, w8a8, w8a8-static, smoothquant-0.5"
+)
 Calibration = Annotated[
     list[str] | None, typer.Option(help="What methods that need data learn from: python-docs or a file; repeat it.")
 ]
@@ -147,6 +152,79 @@ def lab(
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0  # as in a container: JupyterLab refuses unless it is told
     command = [sys.executable, "-m", "jupyterlab", str(folder), *["--allow-root"] * is_root]
     raise typer.Exit(subprocess.call(command))
+
+
+Threads = Annotated[list[int] | None, typer.Option(help="Threads that everybody gets; repeat it.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the JSON file and the figures.")]
+
+
+@bench.command(name="cpu")
+def bench_cpu(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One shape, 1 and 128 tokens, few rounds: under a minute.")
+    ] = False,
+    shape: Annotated[list[str] | None, typer.Option(help="out x in, e.g. 4096x4096; repeat it.")] = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="Tokens at once, M; repeat it.")] = None,
+    threads: Threads = None,
+    out: Out = None,
+) -> None:
+    """Time one linear layer in every format, beside torch, onnxruntime and bitsandbytes where they are installed."""
+    from qkit.bench import linear, tables, write_json
+    from qkit.bench.record import core_count, write_bytes
+    from qkit.plots.roofline import roofline
+
+    usual = [count for count in linear.THREADS if count <= core_count()]
+    record = linear.run(
+        [linear.parse_shape(text) for text in shape] if shape else linear.QUICK_SHAPES if quick else linear.SHAPES,
+        tokens or (linear.QUICK_TOKENS if quick else linear.TOKENS),
+        threads or (usual[-1:] if quick else usual),
+        linear.QUICK_ROUNDS if quick else linear.ROUNDS,
+    )
+    written = [] if out is None else [write_json(record.to_dict(), out / "cpu.json")]
+    for case in record.cases:
+        for table in (tables.case_table(record, *case), tables.target_table(record, *case)):
+            if table is not None:
+                _print_whole(table)
+        if out is not None:
+            name = f"roofline-{linear.spell(case[0])}-{case[1]}.png"
+            written.append(write_bytes(roofline(record, *case).png(), out / name))
+    _print_notes(tables.notes(record), written)
+
+
+@bench.command(name="model")
+def bench_model(
+    params: Annotated[
+        list[str] | None, typer.Option(help="1.1B, 160M (random weights) or bookworm-14m; repeat it.")
+    ] = None,
+    scheme: Annotated[
+        list[str] | None, typer.Option(help="fp32, bf16, w8, w4g128, w4a8g128 (INT8 activations), nf4, ...; repeat it.")
+    ] = None,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prefill.")] = 128,
+    new: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 32,
+    threads: Annotated[int | None, typer.Option(help="Threads, as many as cores if not given.")] = None,
+    out: Out = None,
+) -> None:
+    """Time whole models, reading a prompt and writing, and the memory that they take."""
+    from qkit.bench import generation, tables, write_json
+
+    record = generation.run(
+        params or generation.MODELS, scheme or generation.ROWS, threads=threads, prompt=prompt, new=new
+    )
+    written = [] if out is None else [write_json(record.to_dict(), out / "model.json")]
+    _print_whole(tables.model_table(record))
+    _print_notes(tables.notes(record), written)
+
+
+def _print_whole(table: Table) -> None:
+    """A table as wide as it is: what is cut off cannot be copied."""
+    Console(width=max(Console().width, Console(width=1000).measure(table).maximum)).print(table)
+
+
+def _print_notes(notes: Sequence[str], written: Sequence[Path]) -> None:
+    for note in notes:
+        print(note)
+    if written:
+        print(f"\nwrote {', '.join(map(str, written))}", file=sys.stderr)
 
 
 def _calibration(names: list[str] | None, schemes: Sequence[Scheme]) -> list[str] | None:

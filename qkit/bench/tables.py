@@ -1,0 +1,96 @@
+"""What was measured, as tables for a terminal."""
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from qkit.bench.linear import spell
+from qkit.bench.record import LinearRecord, Measurement, ModelRecord
+from qkit.bench.targets import outcomes
+
+
+def _table(title: str, columns: list[str], words: int = 1) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < words else "right", no_wrap=True)
+    return table
+
+
+def case_table(record: LinearRecord, shape: tuple[int, int], threads: int) -> Table:
+    """Every contender at one shape: milliseconds for each number of tokens, half of all calls within so many percent."""
+    case, roof = record.case(shape, threads), record.roof(threads)
+    tokens = sorted({m.tokens for m in case})
+    title = f"{spell(shape)}, {_count(threads)}: ms (spread); the machine reads {roof.gigabytes_per_second:.1f} GB/s"
+    table = _table(title, ["", "MB", "error", f"GB/s\nM={tokens[0]}", *(f"M={count}" for count in tokens)])
+    by_label: dict[str, dict[int, Measurement]] = {}
+    libraries = list(dict.fromkeys(("qkit", *(m.library for m in case))))
+    for m in sorted(case, key=lambda m: libraries.index(m.library)):
+        by_label.setdefault(m.label, {})[m.tokens] = m
+    library = libraries[0]
+    for label, row in by_label.items():
+        first = row[tokens[0]]
+        if first.library != library:
+            table.add_section()
+            library = first.library
+        times = [_time(row[count]) for count in tokens]
+        numbers = [f"{first.nbytes / 1e6:.1f}", f"{first.error:.4f}", f"{first.gigabytes_per_second:.1f}"]
+        table.add_row(label, *numbers, *times)
+    return table
+
+
+def _time(m: Measurement) -> str:
+    low, high = m.quartiles
+    return f"{m.median:.3g} ±{50 * (high - low) / m.median:.0f}%"
+
+
+def target_table(record: LinearRecord, shape: tuple[int, int], threads: int) -> Table | None:
+    """The targets at one shape: our time over the peer's; None where no such pair of layers was measured."""
+    rows = outcomes(record.case(shape, threads))
+    if not rows:
+        return None
+    title = f"{spell(shape)}, {_count(threads)}: time over that of a peer"
+    table = _table(title, ["qkit", "peer", "M", "ratio", "target", ""], 2)
+    for row in rows:
+        mark, style = ("reached", "green") if row.reached else ("missed", "red")
+        numbers = [str(row.target.tokens), f"{row.ratio:.2f}", f"{row.target.limit:.3g}"]
+        table.add_row(row.target.ours.removeprefix("qkit "), row.target.peer, *numbers, f"[{style}]{mark}")
+    return table
+
+
+def model_table(record: ModelRecord) -> Table:
+    """Every model in every format, and how much faster than FP32 it writes."""
+    columns = ["", "", "threads", "MB", "peak MB", "prefill\ntokens/s", "generation\ntokens/s", "x FP32"]
+    table = _table("models: prefill and generation", columns, 2)
+    plain = {(m.model, m.threads): m.generation_rate for m in record.measurements if m.row == "FP32"}
+    model = None
+    for m in record.measurements:
+        if model not in (None, m.model):
+            table.add_section()
+        model, base = m.model, plain.get((m.model, m.threads))
+        peak = "" if m.peak_bytes is None else f"{m.peak_bytes / 1e6:,.0f}"
+        rates = [f"{m.prefill_rate:,.0f}", f"{m.generation_rate:.1f}"]
+        gain = "" if base is None else f"{m.generation_rate / base:.2f}"
+        table.add_row(m.model, m.row, str(m.threads), f"{m.nbytes / 1e6:,.0f}", peak, *rates, gain)
+    return table
+
+
+def notes(record: LinearRecord | ModelRecord) -> list[str]:
+    """What a careful reader should know."""
+    machine = record.machine
+    lines = [f"{machine['cpu']}, {machine['cores']} cores; {_versions(machine['versions'])}"]
+    if machine["load"] is not None and machine["load"] > 0.5:
+        lines.append(
+            f"other programs kept {machine['load']:.1f} cores busy at the start: measure again on a quiet machine"
+        )
+    if isinstance(record, LinearRecord):
+        if record.unsettled:
+            lines.append(f"{record.unsettled} turns began while other threads of the process still computed")
+        lines += [f"missing: {name} ({why})" for name, why in record.missing.items()]
+    return lines
+
+
+def _versions(versions: dict[str, str | None]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items() if number is not None)
+
+
+def _count(threads: int) -> str:
+    return "1 thread" if threads == 1 else f"{threads} threads"
