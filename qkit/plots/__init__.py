@@ -21,6 +21,7 @@ from qkit.plots.gptq import (
     output_error,
 )
 from qkit.plots.smoothquant import Migration, SmoothInput, migration, smooth_inputs, w8a8_error
+from qkit.plots.steps import LayerOnRoofline, attainable, steps_on_roofline
 from qkit.plots.weights import (
     ErrorCurve,
     WeightHistogram,
@@ -50,6 +51,7 @@ __all__ = [
     "ColumnSteps",
     "CompensationPicture",
     "ErrorCurve",
+    "LayerOnRoofline",
     "LossAgainstBytes",
     "Migration",
     "OutlierMap",
@@ -58,6 +60,7 @@ __all__ = [
     "WeightHistogram",
     "against_chunks",
     "alpha_search",
+    "attainable",
     "best_that_fits",
     "codebook_levels",
     "column_steps",
@@ -82,6 +85,7 @@ __all__ = [
     "scale_at",
     "smooth_inputs",
     "sqnr_curves",
+    "steps_on_roofline",
     "w8a8_error",
     "weight_histogram",
 ]

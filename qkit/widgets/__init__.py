@@ -5,6 +5,7 @@ from qkit.widgets.bitsandbytes import CodebookExplorer, OutlierExplorer
 from qkit.widgets.choosing import ChooserExplorer
 from qkit.widgets.gptq import CompensationExplorer
 from qkit.widgets.live import LivePicture
+from qkit.widgets.roofline import RooflineExplorer
 from qkit.widgets.smoothquant import SmoothQuantExplorer
 from qkit.widgets.weights import ErrorExplorer, Explorer, HistogramExplorer, group_options
 
@@ -18,6 +19,7 @@ __all__ = [
     "HistogramExplorer",
     "LivePicture",
     "OutlierExplorer",
+    "RooflineExplorer",
     "SmoothQuantExplorer",
     "group_options",
 ]

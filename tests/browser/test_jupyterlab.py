@@ -135,6 +135,7 @@ def run_all(page, widget_line):
         ("05_awq", "AWQExplorer("),
         ("06_smoothquant_and_static", "SmoothQuantExplorer("),
         ("07_choosing_a_method", "ChooserExplorer("),
+        ("08_inside_a_cpu_kernel", "RooflineExplorer("),
     ],
 )
 def test_the_picture_follows_the_slider(open_lesson, lesson, widget):

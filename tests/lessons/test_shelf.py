@@ -33,6 +33,7 @@ def test_the_shelf_holds_notebooks_their_ledger_and_nothing_else():
         "05_awq.ipynb",
         "06_smoothquant_and_static.ipynb",
         "07_choosing_a_method.ipynb",
+        "08_inside_a_cpu_kernel.ipynb",
     ]
     others = {path.name for path in SHELF.iterdir() if not path.name.startswith(".")} - {path.name for path in LESSONS}
     assert others == {"claims.md"}

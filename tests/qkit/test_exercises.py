@@ -165,6 +165,27 @@ def right_step(x, share):
     return x.abs().flatten().kthvalue(math.ceil(share * n)).values / 127
 
 
+def right_bytes_product(codes, x, scale, x_scale):
+    return scale * x_scale * sum((int(q) - 128) * int(v) for q, v in zip(codes, x, strict=True))
+
+
+def right_overflow(n, largest_code, largest_x):
+    if largest_code * largest_x < 2**14:  # two of them reach -32768 at most, which int16 holds
+        return ()
+    return [
+        torch.tensor([largest_code] * n, dtype=torch.uint8),
+        torch.tensor([-largest_x] * n, dtype=torch.int8),
+    ]
+
+
+def right_gain(bits, fewer_bits, group_size, features, gigabytes, fixed):
+    def seconds(b):
+        codes, scales = features * features * b / 8, features * features / group_size * 2
+        return fixed * 1e-6 + (codes + scales) / (gigabytes * 1e9)
+
+    return seconds(bits) / seconds(fewer_bits)
+
+
 RIGHT = {
     "00.1": right_megabytes,
     "00.2": right_perplexity,
@@ -190,6 +211,9 @@ RIGHT = {
     "07.1": right_unbeaten,
     "07.2": right_speed,
     "07.3": right_spending,
+    "08.1": right_bytes_product,
+    "08.2": right_overflow,
+    "08.3": right_gain,
 }
 
 
@@ -286,6 +310,15 @@ def moves_by(w, upper, j, step, factor):
     out = right_column(w, upper, j, step)
     out[:, j + 1 :] = w[:, j + 1 :] + factor * (out[:, j + 1 :] - w[:, j + 1 :])
     return out
+
+
+def full(n, code, x, dtype=torch.uint8):
+    return torch.full((n,), code, dtype=dtype), torch.full((n,), x, dtype=torch.int8)
+
+
+def gain(b, c, g, n, r, f, scale_bits=16, rate=1e9, fixed=1e-6):
+    times = [f * fixed + n**2 * (k + scale_bits / g) / 8 / (r * rate) for k in (b, c)]
+    return times[0] / times[1]
 
 
 WRONG = [
@@ -422,6 +455,40 @@ WRONG = [
     ("06.3", lambda x, p: right_step(x, p) * 127 / 128, "divide by 127"),
     ("06.3", lambda x, p: right_step(x, 1.0), "min-max"),
     ("06.3", lambda x, p: x.flatten().kthvalue(math.ceil(p * x.numel())).values / 127, "sort the magnitudes"),
+    ("08.1", lambda q, x, s, r: float((q.to(torch.int8) * x).sum()) * s * r, "does not fit into int8"),
+    ("08.1", lambda q, x, s, r: ((q - 128) * x).sum().item() * s * r, "-1 is 255"),
+    ("08.1", lambda q, x, s, r: ((q ^ 128).view(torch.int8) * x).sum() * s * r, "int8 again, and wrap around"),
+    ("08.1", lambda q, x, s, r: ((q.short() - 128) * x).cumsum(0, dtype=torch.int16)[-1] * s * r, "their sum does not"),
+    ("08.1", lambda q, x, s, r: (q.float() @ x.float()) * s * r, "zero point is missing"),
+    ("08.1", lambda q, x, s, r: (q.double() @ x.double() - 128) * s * r, "128 times the sum of x"),
+    ("08.1", lambda q, x, s, r: ((q.int() - 127) @ x.int()) * s * r, "middle of 8 bits is 128"),
+    ("08.1", lambda q, x, s, r: (q.long() - 128) @ x.long(), "scales are missing"),
+    ("08.1", lambda q, x, s, r: ((q.long() - 128) @ x.long()) * s, "scale of the activations"),
+    ("08.1", lambda q, x, s, r: ((q.long() - 128) @ x.long()) * r, "scale of the weight"),
+    ("08.2", lambda n, c, x: full(n, c, x), "return ()"),
+    ("08.2", lambda n, c, x: full(n, c, x) if c * x >= 2**15 else (), "two together need not"),
+    ("08.2", lambda n, c, x: full(n, c, x) if 2 * c * x >= 2**16 else (), "signed int16; two together"),
+    ("08.2", lambda n, c, x: full(n, c, x) if n * c * x >= 2**31 else (), "you find nothing at all"),
+    ("08.2", lambda n, c, x: full(n, c, x) if n * c * x >= 2**15 else (), "only neighbours are added"),
+    ("08.2", lambda n, c, x: full(2, c, x) if c * x >= 2**14 else (), "n of each"),
+    ("08.2", lambda n, c, x: full(n, c, x, torch.int16) if c * x >= 2**14 else (), "codes of torch.int16"),
+    ("08.2", lambda n, c, x: full(n, c, 127) if c * x >= 2**14 else (), "|x| of 127"),
+    ("08.2", lambda n, c, x: full(n, 255, x) if c * x >= 2**14 else (), "a code of 255"),
+    (
+        "08.2",
+        lambda n, c, x: (full(n, c, x)[0], torch.tensor([x, -x] * (n // 2)).to(torch.int8)) if c * x >= 2**14 else (),
+        "cancel",
+    ),
+    ("08.2", lambda n, c, x: (n, c) if c * x >= 2**14 else (), "expected 'a wrong sum'"),
+    ("08.3", lambda b, c, g, n, r, f: b / c, "codes alone are not all"),
+    ("08.3", lambda b, c, g, n, r, f: gain(b, c, g, n, r, f, scale_bits=0), "16 bits for each group"),
+    ("08.3", lambda b, c, g, n, r, f: gain(b, c, g, n, r, 0), "fixed time is missing"),
+    ("08.3", lambda b, c, g, n, r, f: gain(c, b, g, n, r, f), "wrong way round"),
+    ("08.3", lambda b, c, g, n, r, f: gain(b, c, g, n, r / 8, f), "a byte has 8"),
+    ("08.3", lambda b, c, g, n, r, f: gain(b, c, g, n, r, f, scale_bits=32), "16 bits, not 32"),
+    ("08.3", lambda b, c, g, n, r, f: gain(b, c, g, n, r, f, rate=1e6), "not one"),
+    ("08.3", lambda b, c, g, n, r, f: gain(b, c, g, n, r, f, fixed=1e-3), "not a million"),
+    ("08.3", lambda b, c, g, n, r, f: (b + 16 / g) / (c + 16 / g) + (f or 0), "before dividing"),
 ]
 
 
@@ -508,3 +575,22 @@ def test_reveal_stands_a_guess_beside_the_measurement():
     assert exercises.reveal(4, 6.02, "dB").endswith("within a factor of two")
     assert exercises.reveal(1, 6.02, "dB").endswith("a surprise")
     assert exercises.reveal(1.0, 0.0).endswith("a surprise")
+
+
+def test_a_search_says_what_the_inputs_that_were_found_do():
+    verdict = exercises.check("08.2", lambda n, c, x: full(n, 0, 0))
+    assert "gives 'the right sum', expected 'a wrong sum'" in verdict.message
+    assert "for (2, 255, 127)" in verdict.message
+    assert (
+        "expected 'nothing'"
+        in exercises.check("08.2", lambda n, c, x: full(n, c, x) if n != 2 or c == 255 else 5).message
+    )
+
+
+def test_the_careless_product_is_wrong_exactly_where_the_search_says():
+    from qkit.exercises.lesson_08 import careless_dot, overflow
+
+    for largest_code, largest_x in ((255, 127), (255, 65), (255, 64), (127, 127), (130, 126), (129, 127), (128, 127)):
+        found = overflow(4, largest_code, largest_x)
+        codes, x = found or full(4, largest_code, largest_x)
+        assert (careless_dot(codes, x) != int((codes.int() * x.int()).sum())) == bool(found)
