@@ -9,12 +9,13 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qkit.codebook_qtensor import CodebookQTensor
 from qkit.codebooks import codebook, dynamic_map
 from qkit.qtensor import QTensor
-from qkit_kernels import integer, streams, weight_only
+from qkit_kernels import integer, streams, tiles, weight_only
 from qkit_kernels.threads import run
 from qkit_kernels.vector import LANES, Static
 
@@ -22,7 +23,7 @@ SERIAL_WEIGHTS = 2**17  # times tokens: less is done before a second thread has 
 MAX_FEATURES, MAX_GROUPS = 2**16, 2**11  # a row of each stands on a thread's stack
 _NOTHING = np.zeros((0, 0), np.float32)
 _NO_BYTES = np.zeros(0, np.uint8)
-_NO_OUTLIERS = (np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
+_NO_OUTLIERS = (np.zeros(0, np.int64), np.zeros((0, 0, 0), np.float32))
 _STATIC = {bits: Static(bits) for bits in range(2, 9)}
 
 
@@ -78,40 +79,43 @@ def _groups(q: QTensor) -> int:
     return q.shape[1] // q.block_size if isinstance(q, CodebookQTensor) else q.scales.shape[1]
 
 
-def _rows_of(x: Tensor) -> tuple[np.ndarray, int, int]:
-    """The activations as [tokens, features] for a kernel; how many tokens; and how many with those that fill up fours."""
-    x = x.reshape(-1, x.shape[-1])
-    tokens = len(x)
-    return _floats(x), tokens, tokens if tokens == 1 else -(-tokens // 4) * 4
+def _laid(shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
+    """Room that begins with a cache line."""
+    return torch.empty(shape, dtype=dtype).numpy()
 
 
-def _laid(of_token: tuple[int, int], lanes: int, tokens: int, padded: int, dtype: torch.dtype) -> np.ndarray:
-    """Room for activations in the order of the streams; tokens that are not there are zeros."""
-    together = min(padded, 4)
-    laid = torch.empty(padded // together, *of_token, together, lanes, dtype=dtype).numpy()  # begins with a cache line
-    laid[-1:, ..., tokens % together or together :, :] = 0
-    return laid
+def _sums(groups: int) -> np.ndarray:
+    return np.zeros(-(-groups // LANES) * LANES, np.float32)
+
+
+def _tiles(tokens: int) -> tuple[Static, int, int]:
+    """The size of a tile in vectors; in tokens; and how many tiles."""
+    vectors = tiles.tile(tokens)
+    lanes = LANES * vectors.type.value
+    return vectors, lanes, -(-tokens // lanes)
 
 
 def linear(x: Tensor, q: QTensor) -> Tensor:
     """x ŵᵀ with float activations: float32 [tokens, out] of x [..., in], float32, float16 or bfloat16."""
-    given, tokens, padded = _rows_of(x)
     (out_features, in_features), groups = q.shape, _groups(q)
-    if not tokens:
-        return torch.empty(0, out_features)
-    unit, (block_group, lane_group) = streams.UNIT[q.bits], _geometry(q.bits, in_features, groups)
-    laid = _laid((len(block_group), unit), LANES, tokens, padded, torch.float32)
-    sums = np.zeros((padded, -(-groups // LANES) * LANES), np.float32)
-    run(streams.lay_floats, streams.lay_floats_rows, (given, groups, laid, sums), tokens, serial=tokens < 16)
+    given = _floats(x.reshape(-1, in_features))
+    y = torch.empty(len(given), out_features)
+    serial = y.numel() * in_features < SERIAL_WEIGHTS
     table = _table(q.codebook) if isinstance(q, CodebookQTensor) else None
-    weight = (q.packed.contiguous().numpy(), _grid(q), table, block_group, lane_group, _STATIC[q.bits])
-    y = np.zeros((padded, out_features), np.float32)
-    serial = padded * out_features * in_features < SERIAL_WEIGHTS
-    if tokens == 1:
-        run(weight_only.gemv, weight_only.gemv_rows, (laid, sums, *weight, y), out_features, serial=serial)
-    else:
-        run(weight_only.gemm, weight_only.gemm_rows, (laid, *weight, y), out_features, weight_only.PANEL_ROWS, serial)
-    return torch.from_numpy(y)[:tokens]
+    packed, grid, bits = q.packed.contiguous().numpy(), _grid(q), _STATIC[q.bits]
+    if len(given) == 1:
+        block_group, lane_group = _geometry(q.bits, in_features, groups)
+        laid, sums = _laid((len(block_group), streams.UNIT[q.bits], LANES), torch.float32), _sums(groups)
+        streams.lay_floats(given, groups, laid, sums)
+        args = (laid, sums, packed, grid, table, block_group, lane_group, bits, y.numpy())
+        run(weight_only.gemv, weight_only.gemv_rows, args, out_features, serial=serial)
+    elif len(given):
+        vectors, lanes, count = _tiles(len(given))
+        laid = _laid((count, in_features, lanes), torch.float32)
+        run(streams.lay_float_tiles, streams.lay_float_tiles_rows, (given, laid), count * lanes, lanes, count == 1)
+        args = (laid, packed, grid, table, bits, vectors, y.numpy())
+        run(weight_only.gemm, weight_only.gemm_rows, args, out_features, tiles.PANEL_ROWS, serial)
+    return y
 
 
 def integer_linear(x: Tensor, q: QTensor, input_scale: Tensor | None = None, outliers: Tensor | None = None) -> Tensor:
@@ -123,39 +127,37 @@ def integer_linear(x: Tensor, q: QTensor, input_scale: Tensor | None = None, out
         input_scale: float32 [], the step of all activations; None: absmax / 127 of each token.
         outliers: bool [in], columns that stay floats; only where a row of `q` has one scale, 8 bits and no zero point.
     """
-    given, tokens, padded = _rows_of(x)
     (out_features, in_features), groups = q.shape, _groups(q)
-    if not tokens:
-        return torch.empty(0, out_features)
-    unit, (block_group, lane_group) = streams.UNIT[q.bits], _geometry(q.bits, in_features, groups)
-    laid = _laid((len(block_group), unit // 4), 4 * LANES, tokens, padded, torch.int8)
-    sums = np.zeros((padded, -(-groups // LANES) * LANES), np.float32)
-    scales = np.zeros(padded, np.float32)
-    keep, floats = _NO_BYTES, _NO_OUTLIERS
-    if outliers is not None:
-        columns = outliers.nonzero().flatten()
-        values = torch.zeros(len(columns), padded)
-        values[:, :tokens] = x.reshape(-1, in_features)[:, columns].T
-        keep, floats = (~outliers).view(torch.uint8).numpy(), (columns.numpy(), values.numpy())
+    given = _floats(x.reshape(-1, in_features))
+    y = torch.empty(len(given), out_features)
+    serial = y.numel() * in_features < SERIAL_WEIGHTS
     fixed = np.float32(0 if input_scale is None else input_scale)
-    quantized = (given, keep, fixed, groups, scales, laid, sums)
-    run(streams.quantize, streams.quantize_rows, quantized, tokens, serial=tokens < 16)
-    y = np.empty((padded, out_features), np.float32)
-    args = (
-        laid,
-        scales,
-        sums,
-        floats,
-        q.packed.contiguous().numpy(),
-        _grid(q),
-        block_group,
-        lane_group,
-        _STATIC[q.bits],
-        y,
-    )
-    serial = padded * out_features * in_features < SERIAL_WEIGHTS
-    if tokens == 1:
+    keep = _NO_BYTES if outliers is None else (~outliers).view(torch.uint8).numpy()
+    weight = (q.packed.contiguous().numpy(), _grid(q))
+    bits = _STATIC[q.bits]
+    if len(given) == 1:
+        block_group, lane_group = _geometry(q.bits, in_features, groups)
+        laid, sums = _laid((len(block_group), streams.UNIT[q.bits] // 4, 4 * LANES), torch.int8), _sums(groups)
+        scales = np.empty(1, np.float32)
+        streams.quantize(given, keep, fixed, groups, scales, laid, sums)
+        args = (laid, scales, sums, _wild(x, outliers, 1), *weight, block_group, lane_group, bits, y.numpy())
         run(integer.gemv, integer.gemv_rows, args, out_features, serial=serial)
-    else:
-        run(integer.gemm, integer.gemm_rows, args, out_features, weight_only.PANEL_ROWS, serial)
-    return torch.from_numpy(y)[:tokens]
+    elif len(given):
+        vectors, lanes, count = _tiles(len(given))
+        laid = _laid((count, -(-in_features // 4), lanes, 4), torch.int8)
+        sums, scales = np.empty((count, groups, lanes), np.float32), np.empty(count * lanes, np.float32)
+        quantized = (given, keep, fixed, groups, scales, laid, sums)
+        run(streams.quantize_tiles, streams.quantize_tiles_rows, quantized, count * lanes, lanes, count == 1)
+        args = (laid, scales, sums, _wild(x, outliers, lanes), *weight, bits, vectors, y.numpy())
+        run(integer.gemm, integer.gemm_rows, args, out_features, tiles.PANEL_ROWS, serial)
+    return y
+
+
+def _wild(x: Tensor, outliers: Tensor | None, lanes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The columns that stay floats, int64 [n], and what they hold, float32 [tiles, n, lanes]."""
+    if outliers is None:
+        return _NO_OUTLIERS
+    columns = outliers.nonzero().flatten()
+    found = x.reshape(-1, x.shape[-1])[:, columns].float()
+    found = F.pad(found, (0, 0, 0, -len(found) % lanes)).reshape(-1, lanes, len(columns))
+    return columns.numpy(), found.transpose(1, 2).contiguous().numpy()

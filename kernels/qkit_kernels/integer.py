@@ -7,10 +7,10 @@ zero point does comes in with the sums of the activations, once a group. Where a
 LLM.int8) everything up to the last line is whole numbers: y = s_x s (sum q x - 2^(b-1) sum x), and equal to the last bit to
 whatever else computes it.
 
-LLM.int8 in one pass: outlier columns of x are zeros among the codes, and are multiplied as floats with the codes of the row that
-has just been read.
+LLM.int8 in one pass: outlier columns of x are zeros among the codes, and are multiplied as floats with the codes of the rows that
+have just been read.
 
-The shape of `gemv` and `gemm` is that of `qkit_kernels.weight_only`.
+The shape of `gemv` is that of `qkit_kernels.weight_only`, that of `gemm` stands in `qkit_kernels.tiles`.
 """
 
 import numpy as np
@@ -20,26 +20,36 @@ from numba.extending import overload
 from qkit_kernels.grid import load_row
 from qkit_kernels.streams import UNIT
 from qkit_kernels.threads import fork_join
+from qkit_kernels.tiles import (
+    BAND_ROWS,
+    CODES,
+    FLOATS,
+    PANEL_ROWS,
+    TOKENS,
+    add_dots,
+    add_products,
+    add_scaled_dots,
+    write_out,
+)
 from qkit_kernels.vector import (
     BYTES,
     LANES,
-    accumulate,
     as_i32,
     dot4,
-    dot4_each,
     fma,
-    fma_each,
+    load_bytes,
     load_codes,
-    load_each,
     load_f32,
     load_i32,
     nth_bytes,
     offset,
     pointer,
     pointers,
+    prefetch,
     room_f32,
     room_u8,
-    scale_each,
+    splat,
+    store_f32,
     store_i32,
     sum_f32,
     sum_i32,
@@ -48,16 +58,7 @@ from qkit_kernels.vector import (
     zeros_f32,
     zeros_i32,
 )
-from qkit_kernels.weight_only import (
-    INLINE,
-    PANEL_BYTES,
-    PANEL_ROWS,
-    ROWS,
-    TOKENS,
-    copy_tail,
-    lane_scales,
-    panel_place,
-)
+from qkit_kernels.weight_only import AHEAD, INLINE, copy_tail, lane_scales, tile_height
 
 
 @njit(nogil=True, cache=True)
@@ -65,9 +66,9 @@ def gemv_rows(x, x_scales, sums, outliers, packed, grid, block_group, lane_group
     """One token.
 
     Args:
-        x: int8 [1, blocks, unit / 4, 1, 64], laid by `streams.quantize`.
+        x: int8 [blocks, unit / 4, 64], laid by `streams.quantize`.
         x_scales: float32 [1].
-        sums: float32 [1, groups and zeros up to a multiple of 16], the sum of each group of x.
+        sums: float32 [groups and zeros up to a multiple of 16], the sum of each group of x.
         outliers: (columns int64 [n], float32 [n, 1]): columns that are zeros in x, and what they really hold; 8 bits only.
         packed: uint8 [rows, bytes].
         grid: see `qkit_kernels.grid`.
@@ -77,21 +78,22 @@ def gemv_rows(x, x_scales, sums, outliers, packed, grid, block_group, lane_group
         y: float32 [1, rows], is filled.
         first, last: which rows.
     """
-    blocks, streams, groups, row_bytes, end = x.shape[1], x.shape[2], grid[0].shape[1], packed.shape[1], packed.size
+    blocks, streams, groups, row_bytes, end = x.shape[0], x.shape[1], grid[0].shape[1], packed.shape[1], packed.size
     block_bytes, uniform = 8 * streams * value(bits), lane_group.size == 0
     one_scale = groups == 1 and grid[1].size == 0 and grid[2].size == 0
     s, c, tail = room_f32(groups + LANES), room_f32(groups + LANES), room_u8(2 * BYTES)
     columns, count, floats = pointer(outliers[0]), outliers[0].size, pointer(outliers[1])
-    x, x_scale, x_sum = pointer(x), x_scales[0], np.int32(sums[0, 0])
+    x, x_scale, x_sum = pointer(x), x_scales[0], np.int32(sums[0])
     sums, packed, y = pointer(sums), pointer(packed), pointer(y)
     block_group, lane_group = pointer(block_group), pointer(lane_group)
     grid, sizes = pointers(grid), (grid[0].shape[0], grid[1].size, grid[2].size)
     for row in range(first, last):
-        shifted = load_row(grid, sizes, row, groups, bits, np.float32(0), s, c)
+        shifted = load_row(grid, sizes, row, groups, 0, groups, bits, np.float32(0), s, c)
         start, exact, total = row * row_bytes, zeros_i32(), zeros_f32()
         readable = (min(row_bytes, end - start - 3)) // block_bytes
         for block in range(blocks):
             source, at = packed, start + block * block_bytes
+            prefetch(packed, at + AHEAD)
             if block >= readable:
                 source, at = copy_tail(packed, at, min(block_bytes, start + row_bytes - at), tail)
             if one_scale:
@@ -146,149 +148,141 @@ def gemv(team, threads, chunk, rows, x, x_scales, sums, outliers, packed, grid, 
 
 
 @njit(nogil=True, cache=True)
-def gemm_rows(x, x_scales, sums, outliers, packed, grid, block_group, lane_group, bits, y, first, last):
-    """Many tokens. Arguments as for `gemv_rows`, with x int8 [tokens / 4, blocks, unit / 4, 4, 64], y float32 [tokens, rows]."""
-    tokens, blocks, streams, outputs, end = y.shape[0], x.shape[1], x.shape[2], y.shape[1], packed.size
-    row_bytes, groups, pad, room = packed.shape[1], grid[0].shape[1], sums.shape[1], grid[0].shape[1] + LANES
-    vector_step = BYTES * streams
-    panel_blocks = PANEL_BYTES // vector_step
-    stride, width, taken = vector_step * blocks, vector_step * panel_blocks, min(TOKENS, tokens)
-    block_bytes, uniform = 8 * streams * value(bits), lane_group.size == 0
-    one_scale = groups == 1 and grid[1].size == 0 and grid[2].size == 0
-    s, c, tail = room_f32(PANEL_ROWS * room), room_f32(PANEL_ROWS * room), room_u8(2 * BYTES)
-    panel, products = room_u8(PANEL_ROWS * width), room_f32(PANEL_ROWS * taken)
-    exact = as_i32(products)  # the same memory, where sums are whole numbers
+def gemm_rows(x, x_scales, x_sums, outliers, packed, grid, bits, vectors, y, first, last):
+    """Many tokens.
+
+    Args:
+        x: int8 [tiles, features / 4 rounded up, lanes, 4], laid by `streams.quantize_tiles`.
+        x_scales: float32 [tiles * lanes].
+        x_sums: float32 [tiles, groups, lanes], the sum of each group of x.
+        outliers: (columns int64 [n], float32 [tiles, n, lanes]), as for `gemv_rows`.
+        packed, grid, bits: as for `gemv_rows`.
+        vectors: Static(n), of tokens in a tile.
+        y: float32 [tokens, rows], is filled.
+        first, last: which rows.
+    """
+    (tokens, outputs), tiles, width, lanes = y.shape, x.shape[0], 4 * x.shape[1], x.shape[2]
+    groups, row_bytes, end, room = grid[0].shape[1], packed.shape[1], packed.size, min(TOKENS, tiles * lanes)
+    one_scale, size = groups == 1 and grid[1].size == 0 and grid[2].size == 0, max(1, width // groups)
+    panel, tail = room_u8(PANEL_ROWS * CODES), room_u8(2 * BYTES)
+    s, c = room_f32(PANEL_ROWS * groups), room_f32(PANEL_ROWS * groups)
+    row_scales, sums = room_f32(BAND_ROWS), room_f32(BAND_ROWS * room)
+    exact = as_i32(sums)  # the same memory, where sums are whole numbers
     columns, count, floats = pointer(outliers[0]), outliers[0].size, pointer(outliers[1])
-    floats_sum = room_f32(PANEL_ROWS * taken)  # of the outliers
-    x, x_scales, sums, packed, y = pointer(x), pointer(x_scales), pointer(sums), pointer(packed), pointer(y)
-    block_group, lane_group = pointer(block_group), pointer(lane_group)
+    wild = room_f32(BAND_ROWS * room if count else 0)  # the outliers' share of the sums
+    x, x_scales, x_sums, packed, y = pointer(x), pointer(x_scales), pointer(x_sums), pointer(packed), pointer(y)
     grid, sizes = pointers(grid), (grid[0].shape[0], grid[1].size, grid[2].size)
     for token in range(0, tokens, TOKENS):
-        meeting = min(tokens - token, TOKENS)
-        for row in range(first, last, PANEL_ROWS):
-            rows, shifted = min(PANEL_ROWS, last - row), False
-            for i in range(rows):
-                mine, my_shift = offset(s, i * room), offset(c, i * room)
-                shifted = load_row(grid, sizes, row + i, groups, bits, np.float32(0), mine, my_shift)
-            for i in range(PANEL_ROWS * taken):
-                exact[i] = np.int32(0)
-            for first_block in range(0, blocks, panel_blocks):
-                last_block = min(blocks, first_block + panel_blocks)
-                for i in range(rows):
-                    start = (row + i) * row_bytes
-                    readable = (min(row_bytes, end - start - 3)) // block_bytes
-                    for block in range(first_block, last_block):
-                        source, at = packed, start + block * block_bytes
-                        if block >= readable:
-                            source, at = copy_tail(packed, at, min(block_bytes, start + row_bytes - at), tail)
-                        store_block(
-                            source, at, panel, panel_place(i, (block - first_block) * streams, width, BYTES), bits
-                        )
-                at = token * stride + first_block * ROWS * vector_step
-                if one_scale:
-                    length = (last_block - first_block) * vector_step
-                    for i in range(0, rows, ROWS):
-                        mine = offset(exact, i * taken)
-                        add_whole(offset(panel, i * width), length, x, at, stride, meeting, mine, taken)
-                    continue
-                for i in range(0, rows, 2):  # two rows at a time share the loads of four tokens
-                    w_at, s0, s1 = panel_place(i, 0, width, BYTES), offset(s, i * room), offset(s, (i + 1) * room)
-                    for t in range(0, meeting, 4):
-                        totals0 = totals1 = (zeros_f32(), zeros_f32(), zeros_f32(), zeros_f32())
-                        for block in range(first_block, last_block):
-                            k = (block - first_block) * ROWS * vector_step
-                            dots0, dots1 = block_products(panel, w_at + k, x, at + t * stride + k, bits)
-                            scales0 = lane_scales(s0, block, block_group, lane_group, uniform)
-                            scales1 = lane_scales(s1, block, block_group, lane_group, uniform)
-                            totals0, totals1 = scale_each(dots0, scales0, totals0), scale_each(dots1, scales1, totals1)
-                        if shifted and last_block == blocks:
-                            for g in range(0, groups, LANES):
-                                of_groups = load_each(sums, (token + t) * pad + g, pad, zeros_f32())
-                                totals0 = fma_each(load_f32(c, i * room + g), of_groups, totals0)
-                                totals1 = fma_each(load_f32(c, (i + 1) * room + g), of_groups, totals1)
-                        accumulate(products, i * taken + t, totals0)
-                        accumulate(products, (i + 1) * taken + t, totals1)
+        meeting, laid = min(tokens - token, TOKENS), min(tiles * lanes - token, TOKENS)
+        for band in range(first, last, BAND_ROWS):
+            rows = min(BAND_ROWS, last - band)
+            begin(sums, exact, one_scale, x_sums, token, laid, groups, lanes, room, value(bits))
+            for start in range(0, width, CODES):
+                stop = min(start + CODES, width)
+                for i in range(0, rows, PANEL_ROWS):
+                    height, shifted = min(PANEL_ROWS, rows - i), False
+                    for r in range(height):
+                        row = band + i + r
+                        mine, my_shift = offset(s, r * groups), offset(c, r * groups)
+                        shifted = load_row(grid, sizes, row, groups, 0, groups, bits, np.float32(0), mine, my_shift)
+                        row_scales[i + r] = mine[0]
+                        to = offset(panel, r * CODES)
+                        unpack(packed, row * row_bytes, (row + 1) * row_bytes, end, start, stop, to, tail, bits)
+                    for t in range(0, meeting, lanes):
+                        of_x = offset(x, (token + t) * width + start * lanes)
+                        for r in range(0, height, tile_height(vectors)):
+                            mine, to = offset(panel, r * CODES), (i + r) * room + t
+                            if one_scale:
+                                add_dots(mine, CODES, 0, stop - start, of_x, 0, vectors, exact, to, room)
+                                continue
+                            for g in range(start // size, (stop - 1) // size + 1):
+                                k, after = max(g * size, start) - start, min((g + 1) * size, stop) - start
+                                scales, nth = offset(s, r * groups), g
+                                add_scaled_dots(
+                                    mine, CODES, k, after, of_x, 0, vectors, scales, nth, groups, sums, to, room
+                                )
+                            if shifted and stop == width:
+                                shifts, from_sums = offset(c, r * groups), (token + t) * groups
+                                add_products(shifts, groups, groups, x_sums, from_sums, vectors, sums, to, room)
             if count:
-                for i in range(PANEL_ROWS * taken):
-                    floats_sum[i] = np.float32(0)
-            for i in range(rows):
-                for n in range(count):
-                    code = packed[(row + i) * row_bytes + columns[n]]
-                    w = (np.float32(code) - np.float32(128)) * s[i * room]
-                    for t in range(meeting):
-                        floats_sum[i * taken + t] += floats[n * tokens + token + t] * w
-            for t in range(meeting):
-                to, x_scale = (token + t) * outputs + row, x_scales[token + t]
-                if one_scale:
-                    x_sum = np.int32(sums[(token + t) * pad])
-                    for i in range(rows):
-                        whole = whole_product(exact[i * taken + t], x_sum, x_scale, s[i * room], value(bits))
-                        y[to + i] = whole + floats_sum[i * taken + t]
-                else:
-                    for i in range(rows):
-                        y[to + i] = products[i * taken + t] * x_scale
+                codes, tile = (packed, row_bytes, band, columns, count), (lanes, vectors)
+                add_outliers(codes, row_scales, rows, floats, token, meeting, tile, wild, room)
+            finish(sums, exact, one_scale, wild, count, row_scales, x_scales, token, laid, rows, room)
+            write_out(sums, room, rows, meeting, y, token * outputs + band, outputs)
 
 
-def store_block(packed, at, panel, to, bits):
-    """The codes of a block to bytes, in the order of the streams."""
-    raise NotImplementedError("store_block is for kernels")
+def unpack(packed, at, stop, end, start, after, panel, tail, bits):
+    """The codes of features start .. after - 1, one to a byte; arguments as for `weight_only.unpack`."""
+    raise NotImplementedError("unpack is for kernels")
 
 
-@overload(store_block, jit_options=INLINE)
-def _store_block(packed, at, panel, to, bits):
-    streams = UNIT[bits.value] // 4
+@overload(unpack, jit_options=INLINE)
+def _unpack(packed, at, stop, end, start, after, panel, tail, bits):
+    def codes(packed, at, stop, end, start, after, panel, tail, bits):
+        size = 8 * value(bits)  # bytes of 64 codes
+        for k in range(start, after, BYTES):
+            source, place = packed, at + k // BYTES * size
+            prefetch(packed, place + CODES * value(bits) // 8)  # the stretch after this
+            if place + size > end:
+                source, place = copy_tail(packed, place, stop - place, tail)
+            store_i32(panel, k - start, load_bytes(source, place, bits))
 
-    def store(packed, at, panel, to, bits):
-        codes = load_codes(packed, at, bits)
-        for j in range(streams):
-            store_i32(panel, to + ROWS * BYTES * j, nth_bytes(codes, j, bits))
-
-    return store
-
-
-def block_products(w, at, x, first, bits):
-    """One block of two rows times the same block of four tokens: twice four vectors of whole numbers."""
-    raise NotImplementedError("block_products is for kernels")
+    return codes
 
 
-@overload(block_products, jit_options=INLINE)
-def _block_products(w, at, x, first, bits):
-    streams = UNIT[bits.value] // 4
+@njit
+def begin(sums, exact, one_scale, x_sums, token, laid, groups, lanes, room, bits):
+    """Zeros; or, where sums are whole numbers, what codes without a sign count too much: -2^(b - 1) sum x.
 
-    def products(w, at, x, first, bits):
-        zero = zeros_i32()
-        dots0 = dots1 = (zero, zero, zero, zero)
-        for j in range(streams):
-            step = ROWS * BYTES * j
-            xs = load_each(x, first + step, BYTES, zero)
-            dots0 = dot4_each(load_i32(w, at + step), xs, dots0)
-            dots1 = dot4_each(load_i32(w, at + BYTES + step), xs, dots1)
-        return dots0, dots1
-
-    return products
+    int32 wraps around, and wraps back.
+    """
+    for i in range(BAND_ROWS):
+        for t in range(laid):
+            if one_scale:
+                total = np.int32(x_sums[(token + t // lanes * lanes) * groups + t % lanes])
+                exact[i * room + t] = np.int32(np.int32(-(2 ** (bits - 1))) * total)
+            else:
+                sums[i * room + t] = np.float32(0)
 
 
-@njit(forceinline=True)
-def add_whole(w, length, x, first, stride, count, sums, room):
-    """sums[i, t] += w[i] x[t] for four rows and all tokens, four at a time: whole numbers."""
-    zero = zeros_i32()
-    for t in range(0, count, 4):
-        totals0 = totals1 = totals2 = totals3 = (zero, zero, zero, zero)
-        at = first + t * stride
-        for k in range(0, ROWS * length, ROWS * BYTES):
-            xs = load_each(x, at + k, BYTES, zero)
-            totals0 = dot4_each(load_i32(w, k), xs, totals0)
-            totals1 = dot4_each(load_i32(w, k + BYTES), xs, totals1)
-            totals2 = dot4_each(load_i32(w, k + 2 * BYTES), xs, totals2)
-            totals3 = dot4_each(load_i32(w, k + 3 * BYTES), xs, totals3)
-        accumulate(sums, t, totals0)
-        accumulate(sums, room + t, totals1)
-        accumulate(sums, 2 * room + t, totals2)
-        accumulate(sums, 3 * room + t, totals3)
+@njit
+def add_outliers(codes, scales, rows, x, token, meeting, tile, wild, room):
+    """wild[i, t] = sum_n w[i, column n] x[n, t] in float32; columns are whole bytes."""
+    (packed, row_bytes, band, columns, count), (lanes, vectors) = codes, tile
+    panel = room_f32(PANEL_ROWS * FLOATS)
+    for i in range(rows * room):
+        wild[i] = np.float32(0)
+    for n in range(0, count, FLOATS):
+        length = min(FLOATS, count - n)
+        for i in range(0, rows, PANEL_ROWS):
+            height = min(PANEL_ROWS, rows - i)
+            for r in range(height):
+                for k in range(length):
+                    code = np.float32(packed[(band + i + r) * row_bytes + columns[n + k]])
+                    panel[r * FLOATS + k] = (code - np.float32(128)) * scales[i + r]
+            for t in range(0, meeting, lanes):
+                at = (token + t) * count + n * lanes
+                for r in range(0, height, tile_height(vectors)):
+                    mine, to = offset(panel, r * FLOATS), (i + r) * room + t
+                    add_products(mine, FLOATS, length, x, at, vectors, wild, to, room)
+
+
+@njit
+def finish(sums, exact, one_scale, wild, count, scales, x_scales, token, laid, rows, room):
+    """What has been summed up, times the scales: s_x s_w sum + wild, or s_x sum."""
+    for i in range(rows):
+        scale = splat(scales[i])
+        for t in range(0, laid, LANES):
+            at, x_scale = i * room + t, load_f32(x_scales, token + t)
+            if one_scale:
+                found = to_f32(load_i32(exact, at)) * x_scale * scale
+                store_f32(sums, at, found + load_f32(wild, at) if count else found)
+            else:
+                store_f32(sums, at, load_f32(sums, at) * x_scale)
 
 
 @njit(nogil=True, cache=True)
-def gemm(team, threads, chunk, rows, x, x_scales, sums, outliers, packed, grid, block_group, lane_group, bits, y):
+def gemm(team, threads, chunk, rows, x, x_scales, x_sums, outliers, packed, grid, bits, vectors, y):
     """`gemm_rows` by a team of threads."""
-    args = (x, x_scales, sums, outliers, packed, grid, block_group, lane_group, bits, y)
+    args = (x, x_scales, x_sums, outliers, packed, grid, bits, vectors, y)
     fork_join(gemm_rows, args, rows, chunk, threads, team)

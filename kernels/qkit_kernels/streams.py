@@ -13,40 +13,41 @@ many, the activations are laid in this order once, since they serve all rows of 
     floats   x'[block, j, l]   = x[block, l, j]     16 lanes l of `unit` codes j
     bytes    x'[block, j, i]   = x[block, i, j]     64 bytes i of unit / 4 codes j       (for `dot4`)
 
-Behind the last feature there are zeros, so that whatever the codes there are, they count nothing. Where there are several
-tokens, four lie together, a vector of each in turn, so that what is used together is read as one stream.
+Behind the last feature there are zeros, so that whatever the codes there are, they count nothing.
+
+That is for one token. Many lie in tiles of one or two vectors of tokens (`qkit_kernels.tiles`), with features in their order:
+
+    floats   x'[tile, k, t]                        bytes    x'[tile, k / 4, t, k mod 4]
 """
 
 import numpy as np
 from numba import njit
 
 from qkit_kernels.threads import fork_join
-from qkit_kernels.vector import LANES, as_float, as_i32, pointer, room_f32, room_i8
+from qkit_kernels.vector import LANES, as_float, as_i32, offset, pointer, room_f32, room_i8
 
 UNIT = {bits: {4: 8, 2: 16}.get(bits, 4) for bits in range(2, 9)}  # codes in a lane
 INFINITY, TINY = np.int32(0x7F800000), np.finfo(np.float32).tiny  # the first as bits
 
 
 @njit(nogil=True, cache=True)
-def lay_floats_rows(x, groups, laid, sums, first, last):
-    """Lay float activations, and sum each group of them (the shifts of zero points multiply these sums).
+def lay_floats(x, groups, laid, sums):
+    """Lay one token, and sum each group of it (the shifts of zero points multiply these sums).
 
     Args:
-        x: [tokens, features], see `vector.as_float`.
+        x: [1, features], see `vector.as_float`.
         groups: of a row of the weight.
-        laid: float32 [tokens / n, blocks, unit, n, 16], is filled, n (1 or 4) tokens together.
-        sums: float32 [tokens, groups and zeros up to a multiple of 16], its groups are filled.
-        first, last: which tokens.
+        laid: float32 [blocks, unit, 16], is filled.
+        sums: float32 [groups and zeros up to a multiple of 16], its groups are filled.
     """
-    features, blocks, unit, together, pad = x.shape[1], laid.shape[1], laid.shape[2], laid.shape[3], sums.shape[1]
-    length, size = blocks * unit * LANES, features // groups
+    features, length, unit = x.shape[1], laid.size, laid.shape[1]
+    size = features // groups
     x, laid, sums, row = pointer(x), pointer(laid), pointer(sums), room_f32(length)
-    for t in range(first, last):
-        for k in range(features):
-            row[k] = as_float(x[t * features + k])
-        for g in range(groups):
-            sums[t * pad + g] = float_sum(row, g * size, (g + 1) * size)
-        transpose(row, length, unit, LANES, laid, t // together * together * length, t % together, together)
+    for k in range(features):
+        row[k] = as_float(x[k])
+    for g in range(groups):
+        sums[g] = float_sum(row, g * size, (g + 1) * size)
+    transpose(row, length, unit, LANES, laid)
 
 
 @njit(fastmath={"reassoc"})
@@ -59,48 +60,115 @@ def float_sum(values, first, last):
 
 
 @njit
-def transpose(row, size, unit, width, laid, first, nth, together):
-    """laid[block, j, nth, i] = row[block, i, j] for blocks of `width` i and `unit` j; pointers, laid from `first` on."""
+def transpose(row, size, unit, width, laid):
+    """laid[block, j, i] = row[block, i, j] for blocks of `width` i and `unit` j; pointers."""
     for start in range(0, size, unit * width):
         for j in range(unit):
-            to = first + (start + j * width) * together + nth * width
             for i in range(width):
-                laid[to + i] = row[start + i * unit + j]
+                laid[start + j * width + i] = row[start + i * unit + j]
 
 
 @njit(nogil=True, cache=True)
-def quantize_rows(x, keep, fixed, groups, scales, laid, sums, first, last):
-    """Quantize activations to INT8 codes -127 .. 127, each token by its absmax / 127, and lay them.
+def quantize(x, keep, fixed, groups, scales, laid, sums):
+    """Quantize one token to INT8 codes -127 .. 127, by its absmax / 127, and lay it.
+
+    Args:
+        x: [1, features], see `vector.as_float`.
+        keep: uint8 [features], 0 where a column is an outlier and counts as 0 here; [0]: keep all.
+        fixed: a scale, beyond which values are clamped; 0: the token's own.
+        groups: of a row of the weight.
+        scales: float32 [1], is filled; NaN for a token that holds NaN, or infinity without a fixed scale.
+        laid: int8 [blocks, unit / 4, 64], is filled.
+        sums: float32 [groups and zeros up to a multiple of 16], its groups are filled with sums of codes.
+    """
+    features, length, unit = x.shape[1], laid.size, laid.shape[1]
+    row, codes = room_f32(features), room_i8(length)
+    scales[0] = codes_of(pointer(x), features, pointer(keep), keep.size, fixed, row, codes)
+    sum_codes(codes, features // groups, groups, pointer(sums), 1)
+    transpose(codes, length, unit, 4 * LANES, pointer(laid))
+
+
+@njit
+def codes_of(x, features, keep, keep_count, fixed, row, codes):
+    """The codes of one token, whose numbers begin at x; returns its scale. row: float32 [features] of scratch memory."""
+    for k in range(features):
+        row[k] = as_float(x[k])
+    if keep_count:
+        for k in range(features):
+            row[k] = row[k] if keep[k] != 0 else np.float32(0)
+    scale, bad = token_scale(row, features, fixed)
+    quantize_row(row, features, scale, codes)
+    return np.float32(np.nan) if bad else scale
+
+
+@njit
+def sum_codes(codes, size, groups, sums, apart):
+    """sums[g apart] = the sum of the codes of group g."""
+    for g in range(groups):
+        total = np.int32(0)
+        for k in range(g * size, (g + 1) * size):
+            total += np.int32(codes[k])
+        sums[g * apart] = np.float32(total)
+
+
+# ---- many tokens
+
+
+@njit(nogil=True, cache=True)
+def lay_float_tiles_rows(x, laid, first, last):
+    """Lay many tokens.
 
     Args:
         x: [tokens, features], see `vector.as_float`.
-        keep: uint8 [features], 0 where a column is an outlier and counts as 0 here; [0]: keep all.
-        fixed: a scale for all tokens, beyond which values are clamped; 0: each token its own.
-        groups: of a row of the weight.
-        scales: float32 [tokens], is filled; NaN for a token that holds NaN, or infinity without a fixed scale.
-        laid: int8 [tokens / n, blocks, unit / 4, n, 64], is filled, n (1 or 4) tokens together.
-        sums: float32 [tokens, groups and zeros up to a multiple of 16], its groups are filled with sums of codes.
-        first, last: which tokens.
+        laid: float32 [tiles, features, lanes], is filled; lanes without a token get zeros.
+        first, last: which tokens, whole tiles.
     """
-    features, blocks, unit, together, pad = x.shape[1], laid.shape[1], laid.shape[2], laid.shape[3], sums.shape[1]
-    length, size, keeps_all = blocks * unit * 4 * LANES, features // groups, keep.size == 0
-    row, codes = room_f32(features), room_i8(length)
-    x, keep, scales, laid, sums = pointer(x), pointer(keep), pointer(scales), pointer(laid), pointer(sums)
-    for t in range(first, last):
+    tokens, features, lanes = x.shape[0], x.shape[1], laid.shape[2]
+    x, laid = pointer(x), pointer(laid)
+    for token in range(first, last, lanes):
+        count, to = min(lanes, tokens - token), token * features
         for k in range(features):
-            row[k] = as_float(x[t * features + k])
-        if not keeps_all:
+            for t in range(count):
+                laid[to + k * lanes + t] = as_float(x[(token + t) * features + k])
+            for t in range(count, lanes):
+                laid[to + k * lanes + t] = np.float32(0)
+
+
+@njit(nogil=True, cache=True)
+def quantize_tiles_rows(x, keep, fixed, groups, scales, laid, sums, first, last):
+    """Quantize many tokens and lay them.
+
+    Args:
+        x, keep, fixed, groups: as for `quantize`, x [tokens, features].
+        scales: float32 [tiles * lanes], is filled; 1 where there is no token.
+        laid: int8 [tiles, features / 4 rounded up, lanes, 4], is filled; zeros where there is no token or feature.
+        sums: float32 [tiles, groups, lanes], is filled.
+        first, last: which tokens, whole tiles.
+    """
+    tokens, features, fours, lanes = x.shape[0], x.shape[1], laid.shape[1], laid.shape[2]
+    row, codes = room_f32(features), room_i8(4 * fours)
+    x, keep, keep_count, scales, laid, sums = (
+        pointer(x),
+        pointer(keep),
+        keep.size,
+        pointer(scales),
+        pointer(laid),
+        pointer(sums),
+    )
+    words = as_i32(laid)
+    for token in range(first, last):
+        t, start = token % lanes, token // lanes
+        if token < tokens:
+            from_x = offset(x, token * features)
+            scales[token] = codes_of(from_x, features, keep, keep_count, fixed, row, codes)
+        else:
+            scales[token] = np.float32(1)
             for k in range(features):
-                row[k] = row[k] if keep[k] != 0 else np.float32(0)
-        scale, bad = token_scale(row, features, fixed)
-        quantize_row(row, features, scale, codes)
-        scales[t] = np.float32(np.nan) if bad else scale
-        for g in range(groups):
-            total = np.int32(0)
-            for k in range(g * size, (g + 1) * size):
-                total += np.int32(codes[k])
-            sums[t * pad + g] = np.float32(total)
-        transpose(codes, length, unit, 4 * LANES, laid, t // together * together * length, t % together, together)
+                codes[k] = np.int8(0)
+        sum_codes(codes, features // groups, groups, offset(sums, start * groups * lanes + t), lanes)
+        four = as_i32(codes)
+        for k in range(fours):
+            words[(start * fours + k) * lanes + t] = four[k]
 
 
 @njit
@@ -134,12 +202,12 @@ def quantize_row(row, size, scale, codes):
 
 
 @njit(nogil=True, cache=True)
-def lay_floats(team, threads, chunk, rows, x, groups, laid, sums):
-    """`lay_floats_rows` by a team of threads."""
-    fork_join(lay_floats_rows, (x, groups, laid, sums), rows, chunk, threads, team)
+def lay_float_tiles(team, threads, chunk, rows, x, laid):
+    """`lay_float_tiles_rows` by a team of threads."""
+    fork_join(lay_float_tiles_rows, (x, laid), rows, chunk, threads, team)
 
 
 @njit(nogil=True, cache=True)
-def quantize(team, threads, chunk, rows, x, keep, fixed, groups, scales, laid, sums):
-    """`quantize_rows` by a team of threads."""
-    fork_join(quantize_rows, (x, keep, fixed, groups, scales, laid, sums), rows, chunk, threads, team)
+def quantize_tiles(team, threads, chunk, rows, x, keep, fixed, groups, scales, laid, sums):
+    """`quantize_tiles_rows` by a team of threads."""
+    fork_join(quantize_tiles_rows, (x, keep, fixed, groups, scales, laid, sums), rows, chunk, threads, team)

@@ -197,6 +197,20 @@ def load_f64(_context, p, i):
     return F64(p, types.intp), lambda _context, builder, _signature, args: _load(builder, *args[:2], _V8F64)
 
 
+@intrinsic
+def prefetch(_context, p, i):
+    """Ask for the 64 bytes around p[i], to have them in the nearest cache later; any address will do, read is nothing."""
+
+    def codegen(context, builder, _signature, args):
+        place = builder.bitcast(builder.gep(*args[:1], [args[1]]), _I8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+        fn = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(fn, [place, *(ir.Constant(_I32, number) for number in (0, 3, 1))])  # to read, near, data
+        return context.get_dummy_value()
+
+    return types.void(p, types.intp), codegen
+
+
 def _storer(kind, vector):
     @intrinsic
     def store(_context, p, i, v):
@@ -264,10 +278,7 @@ _binary(operator.and_, (I32, I32, types.intp), _with_number("and_"))
 def fma(_context, x, y, total):
     """x y + total, rounded once where the CPU can."""
 
-    def codegen(_context, builder, _signature, args):
-        return builder.fadd(builder.fmul(*args[:2], flags=("contract",)), args[2], flags=("contract",))
-
-    return F32(F32, F32, F32), codegen
+    return F32(F32, F32, F32), lambda _context, builder, _signature, args: _fma(builder, *args)
 
 
 @intrinsic
@@ -355,11 +366,16 @@ def _lookup_avx2(builder, table, index):
     return builder.shuffle_vector(*halves, ir.Constant(ir.VectorType(_I32, 16), list(range(16))))
 
 
-# ---- several vectors: a row of weights meets several tokens
+# ---- several vectors: a tile of rows and tokens
+
+
+def tile_rows() -> int:
+    """Rows of a tile: as many as leave registers for x and w beside two vectors of sums a row (AVX-512) or one."""
+    return 12 if has("avx512f") else 4
 
 
 def _each(build):
-    """An operation on tuples of vectors, built one by one."""
+    """An operation that makes a tuple of vectors, one by one."""
 
     def codegen(context, builder, signature, args):
         return context.make_tuple(builder, signature.return_type, build(builder, args))
@@ -367,92 +383,102 @@ def _each(build):
     return codegen
 
 
-def _parts(builder, args):
-    return cgutils.unpack_tuple(builder, args)
+@intrinsic
+def zeros_each(_context, kind, count):
+    """Zeros for all rows of a tile of `count` (a `Static`) vectors of tokens; kind: any `F32` or `I32`, says which."""
+    size = tile_rows() * count.value
+    return types.UniTuple(kind, size)(kind, count), _each(
+        lambda builder, args: [ir.Constant(args[0].type, None)] * size
+    )
 
 
 @intrinsic
-def load_each(_context, p, first, stride, kind):
-    """Four vectors, from p[first], p[first + stride], ...; kind: any `F32` or `I32`, says which."""
+def load_each(_context, p, first, count, kind):
+    """`count` (a `Static`) vectors that lie together, from p[first] on; kind: any `F32` or `I32`, says which."""
     vector = _V16F32 if kind is F32 else _V16I32
+    step = BYTES * 8 // p.dtype.bitwidth
 
     def build(builder, args):
-        p, at, stride, _ = args
-        vectors = []
-        for _ in range(4):
-            vectors.append(_load(builder, p, at, vector))
-            at = builder.add(at, stride)
-        return vectors
+        p, first = args[:2]
+        places = [builder.add(first, ir.Constant(first.type, step * v)) for v in range(count.value)]
+        return [_load(builder, p, place, vector) for place in places]
 
-    return types.UniTuple(kind, 4)(p, types.intp, types.intp, kind), _each(build)
+    return types.UniTuple(kind, count.value)(p, types.intp, count, kind), _each(build)
+
+
+def _rows_of(builder, first, stride, count):
+    """first + r stride for each row r."""
+    for _ in range(count):
+        yield first
+        first = builder.add(first, stride)
 
 
 @intrinsic
-def fma_each(_context, w, xs, totals):
-    """(w x + total) for each x and total of two tuples."""
+def add_outer(_context, totals, w, first, stride, xs):
+    """totals[r, v] + w_r xs[v], w_r read at w[first + r stride]: a float32; or four bytes without a sign, as for `dot4`."""
+    vectors, kind = len(xs), xs.dtype
+    number, vector = (_F32, _V16F32) if kind is F32 else (_I32, _V16I32)
 
     def build(builder, args):
-        w, xs, totals = args[0], *(_parts(builder, pack) for pack in args[1:])
-        products = [builder.fmul(w, x, flags=("contract",)) for x in xs]
-        return [builder.fadd(*pair, flags=("contract",)) for pair in zip(products, totals, strict=True)]
+        totals, w, first, stride, xs = args
+        totals, xs = (cgutils.unpack_tuple(builder, pack) for pack in (totals, xs))
+        made = []
+        for r, place in enumerate(_rows_of(builder, first, stride, len(totals) // vectors)):
+            found = builder.load(builder.bitcast(builder.gep(w, [place]), number.as_pointer()))
+            found.align = 4 if kind is F32 else 1
+            spread = _splat(builder, found, vector)
+            for v, x in enumerate(xs):
+                total = totals[r * vectors + v]
+                made.append(_fma(builder, spread, x, total) if kind is F32 else _dot4(builder, total, spread, x))
+        return made
 
-    return totals(F32, xs, totals), _each(build)
+    return totals(totals, w, types.intp, types.intp, xs), _each(build)
+
+
+def _fma(builder, x, y, total):
+    return builder.fadd(builder.fmul(x, y, flags=("contract",)), total, flags=("contract",))
 
 
 @intrinsic
-def dot4_each(_context, w, xs, totals):
-    """dot4(total, w, x) for each x and total of two tuples."""
-
-    def build(builder, args):
-        w, xs, totals = args[0], *(_parts(builder, pack) for pack in args[1:])
-        return [_dot4(builder, total, w, x) for total, x in zip(totals, xs, strict=True)]
-
-    return totals(I32, xs, totals), _each(build)
-
-
-@intrinsic
-def scale_each(_context, sums, scales, totals):
-    """(float(sum) scales + total) for each sum and total of two tuples."""
-
-    def build(builder, args):
-        sums, totals = (_parts(builder, args[place]) for place in (0, 2))
-        products = [builder.fmul(builder.sitofp(v, _V16F32), args[1], flags=("contract",)) for v in sums]
-        return [builder.fadd(*pair, flags=("contract",)) for pair in zip(products, totals, strict=True)]
-
-    return totals(sums, F32, totals), _each(build)
-
-
-@intrinsic
-def accumulate(_context, p, i, totals):
-    """p[i + n] += the sum of vector n of four: halves of two vectors are added as one, until each vector is one number."""
-    kind = totals.dtype
+def add_each(_context, p, first, stride, totals):
+    """p[first + r stride + 16 v ..] += totals[r, v]."""
+    kind, rows = totals.dtype, tile_rows()
 
     def codegen(context, builder, _signature, args):
-        p, i, totals = args[0], args[1], _parts(builder, args[2])
-        add = builder.fadd if kind is F32 else builder.add
-
-        def pair(a, b, width):  # of every `width` lanes of a and b the lower and the upper half, side by side
-            half = width // 2
-            places = [at + lane for at in range(0, 2 * LANES, width) for lane in range(half)]
-            low, high = (
-                builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, 16), [at + up for at in places]))
-                for up in (0, half)
-            )
-            return add(low, high)
-
-        both = pair(pair(totals[0], totals[1], 16), pair(totals[2], totals[3], 16), 8)
-        quarter = builder.shuffle_vector  # four lanes of each vector are left: 0 1 2 3 of vector 0 first
-        for step in (2, 1):
-            moved = quarter(both, both, ir.Constant(ir.VectorType(_I32, 16), [lane ^ step for lane in range(16)]))
-            both = add(both, moved)
-        sums = _shuffle(builder, both, (0, 4, 8, 12))
-        place = builder.bitcast(builder.gep(p, [i]), sums.type.as_pointer())
-        before = builder.load(place)
-        before.align = 4
-        builder.store(add(before, sums), place).align = 4
+        p, first, stride, totals = args
+        _add_each(builder, p, first, stride, cgutils.unpack_tuple(builder, totals), rows, kind is F32)
         return context.get_dummy_value()
 
-    return types.void(p, types.intp, totals), codegen
+    return types.void(p, types.intp, types.intp, totals), codegen
+
+
+def _add_each(builder, p, first, stride, totals, rows, floats):
+    vectors, vector = len(totals) // rows, _V16F32 if floats else _V16I32
+    for r, place in enumerate(_rows_of(builder, first, stride, rows)):
+        for v in range(vectors):
+            at = builder.add(place, ir.Constant(place.type, LANES * v))
+            before, total = _load(builder, p, at, vector), totals[r * vectors + v]
+            new = builder.fadd(before, total, flags=("contract",)) if floats else builder.add(before, total)
+            builder.store(new, builder.bitcast(builder.gep(p, [at]), vector.as_pointer())).align = 4
+
+
+@intrinsic
+def add_scaled_each(_context, p, first, stride, totals, scales, nth, apart):
+    """p[first + r stride + 16 v ..] += scales[nth + r apart] float(totals[r, v])."""
+    rows = tile_rows()
+
+    def codegen(context, builder, _signature, args):
+        p, first, stride, totals, scales, nth, apart = args
+        totals = cgutils.unpack_tuple(builder, totals)
+        vectors, scaled = len(totals) // rows, []
+        for r, place in enumerate(_rows_of(builder, nth, apart, rows)):
+            scale = _splat(builder, builder.load(builder.gep(scales, [place])), _V16F32)
+            numbers = (builder.sitofp(total, _V16F32) for total in totals[r * vectors : (r + 1) * vectors])
+            scaled += [builder.fmul(number, scale, flags=("contract",)) for number in numbers]
+        _add_each(builder, p, first, stride, scaled, rows, True)
+        return context.get_dummy_value()
+
+    return types.void(p, types.intp, types.intp, totals, scales, types.intp, types.intp), codegen
 
 
 # ---- 64 bytes at a time
@@ -537,6 +563,19 @@ def _cut_vbmi(builder, packed, width):
     starts = ir.Constant(_V64I8, [code * width for _ in range(8) for code in range(8)])
     name, kind = "llvm.x86.avx512.pmultishift.qb.512", ir.FunctionType(_V64I8, [_V64I8, _V64I8])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [starts, words])
+
+
+@intrinsic
+def widen(_context, codes):
+    """64 bytes without a sign as four times sixteen int32, in their order."""
+
+    def build(builder, args):
+        octets = builder.bitcast(args[0], _V64I8)
+        return [
+            builder.zext(_shuffle(builder, octets, range(at, at + LANES)), _V16I32) for at in range(0, BYTES, LANES)
+        ]
+
+    return types.UniTuple(I32, 4)(I32), _each(build)
 
 
 def code_width(bits: int) -> int:

@@ -9,8 +9,11 @@ three instructions, a shift, a look-up and a multiply-add:
 The table holds 0 .. 15 less 8, or NF4's numbers: a codebook costs no more than integers. Scales come in after each block, a
 lane its own, so that any group that is whole lanes will do.
 
-Many tokens (`gemm`). Arithmetic is what takes the time, so the codes of 16 rows become floats once for 128 tokens, a stretch
-of features at a time that stays in the cache; four rows then meet four tokens: eight loads for sixteen multiply-adds.
+What is read next is asked for early (`AHEAD`): the processor looks a hundred or two instructions ahead by itself, and a kernel
+that does a dozen with each 64 bytes has too few of them on their way.
+
+Many tokens (`gemm`). Arithmetic is what takes the time, so the codes of some rows become floats once for 128 tokens, a stretch
+of features at a time that stays in the cache (`qkit_kernels.tiles`).
 """
 
 import numpy as np
@@ -20,15 +23,14 @@ from numba.extending import overload
 from qkit_kernels.grid import load_row
 from qkit_kernels.streams import UNIT
 from qkit_kernels.threads import fork_join
+from qkit_kernels.tiles import BAND_ROWS, FLOATS, PANEL_ROWS, TOKENS, add_products, write_out
 from qkit_kernels.vector import (
     BYTES,
     LANES,
-    accumulate,
     fma,
-    fma_each,
     has,
+    load_bytes,
     load_codes,
-    load_each,
     load_f32,
     load_i32,
     lookup,
@@ -36,6 +38,7 @@ from qkit_kernels.vector import (
     offset,
     pointer,
     pointers,
+    prefetch,
     room_f32,
     room_u8,
     signed,
@@ -43,15 +46,15 @@ from qkit_kernels.vector import (
     store_f32,
     sum_f32,
     table_of,
+    tile_rows,
     to_f32,
     value,
+    widen,
     zeros_f32,
 )
 
 INLINE = {"forceinline": True}
-ROWS = 4  # of the weight, that meet four tokens: 16 sums, in half of AVX-512's registers
-PANEL_ROWS, PANEL_BYTES = 16, 2048  # what is made of codes at a time; four rows are a quarter of a first-level cache
-TOKENS = 128  # that meet a panel before it is dropped; theirs is a quarter of a second-level cache
+AHEAD = 4096  # bytes: 0.1 microseconds of a core's share of the memory
 
 
 @njit(nogil=True, cache=True)
@@ -59,8 +62,8 @@ def gemv_rows(x, sums, packed, grid, table, block_group, lane_group, bits, y, fi
     """One token.
 
     Args:
-        x: float32 [1, blocks, unit, 1, 16], laid by `streams.lay_floats`.
-        sums: float32 [1, groups and zeros up to a multiple of 16], the sum of each group of x.
+        x: float32 [blocks, unit, 16], laid by `streams.lay_floats`.
+        sums: float32 [groups and zeros up to a multiple of 16], the sum of each group of x.
         packed: uint8 [rows, bytes].
         grid: see `qkit_kernels.grid`.
         table: float32 [16] or None.
@@ -70,7 +73,7 @@ def gemv_rows(x, sums, packed, grid, table, block_group, lane_group, bits, y, fi
         y: float32 [1, rows], is filled.
         first, last: which rows.
     """
-    blocks, unit, groups, row_bytes, end = x.shape[1], x.shape[2], grid[0].shape[1], packed.shape[1], packed.size
+    blocks, unit, groups, row_bytes, end = x.shape[0], x.shape[1], grid[0].shape[1], packed.shape[1], packed.size
     block_bytes, uniform, middle = (
         LANES * unit * value(bits) // 8,
         lane_group.size == 0,
@@ -81,11 +84,12 @@ def gemv_rows(x, sums, packed, grid, table, block_group, lane_group, bits, y, fi
     block_group, lane_group = pointer(block_group), pointer(lane_group)
     grid, sizes = pointers(grid), (grid[0].shape[0], grid[1].size, grid[2].size)
     for row in range(first, last):
-        shifted = load_row(grid, sizes, row, groups, bits, middle, s, c)
+        shifted = load_row(grid, sizes, row, groups, 0, groups, bits, middle, s, c)
         start, total = row * row_bytes, zeros_f32()
         readable = (min(row_bytes, end - start - 3)) // block_bytes
         for block in range(blocks):
             source, at = packed, start + block * block_bytes
+            prefetch(packed, at + AHEAD)
             if block >= readable:
                 source, at = copy_tail(packed, at, min(block_bytes, start + row_bytes - at), tail)
             dot = block_dot(source, at, x, block * LANES * unit, table, bits)
@@ -153,106 +157,133 @@ def gemv(team, threads, chunk, rows, x, sums, packed, grid, table, block_group, 
 
 
 @njit(nogil=True, cache=True)
-def gemm_rows(x, packed, grid, table, block_group, lane_group, bits, y, first, last):
-    """Many tokens. Arguments as for `gemv_rows`, with x float32 [tokens / 4, blocks, unit, 4, 16], y float32 [tokens, rows]."""
-    tokens, blocks, unit, outputs, end = y.shape[0], x.shape[1], x.shape[2], y.shape[1], packed.size
-    row_bytes, groups, vector_step = packed.shape[1], grid[0].shape[1], LANES * unit
-    panel_blocks = PANEL_BYTES // (4 * vector_step)
-    stride, width, room = vector_step * blocks, vector_step * panel_blocks, min(TOKENS, tokens)
-    block_bytes, uniform, middle = (
-        vector_step * value(bits) // 8,
-        lane_group.size == 0,
-        np.float32(2 ** (value(bits) - 1)),
-    )
-    of_row, tail = groups + LANES, room_u8(2 * BYTES)
-    s, c = room_f32(PANEL_ROWS * of_row), room_f32(PANEL_ROWS * of_row)
-    panel, sums = room_f32(PANEL_ROWS * width), room_f32(PANEL_ROWS * room)
+def gemm_rows(x, packed, grid, table, bits, vectors, y, first, last):
+    """Many tokens.
+
+    Args:
+        x: float32 [tiles, features, lanes], laid by `streams.lay_float_tiles`.
+        packed, grid, table, bits: as for `gemv_rows`.
+        vectors: Static(n), of tokens in a tile.
+        y: float32 [tokens, rows], is filled.
+        first, last: which rows.
+    """
+    (tokens, outputs), tiles, features, lanes = y.shape, x.shape[0], x.shape[1], x.shape[2]
+    groups, row_bytes, end, room = grid[0].shape[1], packed.shape[1], packed.size, min(TOKENS, tiles * lanes)
+    panel, sums = room_f32(PANEL_ROWS * FLOATS), room_f32(BAND_ROWS * room)
+    middle = middle_of(table, bits)
+    s, c, tail = room_f32(FLOATS + 2), room_f32(FLOATS + 2), room_u8(2 * BYTES)
     x, packed, y, table = pointer(x), pointer(packed), pointer(y), pointer(table)
-    block_group, lane_group = pointer(block_group), pointer(lane_group)
     grid, sizes = pointers(grid), (grid[0].shape[0], grid[1].size, grid[2].size)
     for token in range(0, tokens, TOKENS):
-        count = min(tokens - token, TOKENS)
-        for row in range(first, last, PANEL_ROWS):
-            rows = min(PANEL_ROWS, last - row)
-            for i in range(PANEL_ROWS * room):
+        meeting = min(tokens - token, TOKENS)
+        for band in range(first, last, BAND_ROWS):
+            rows = min(BAND_ROWS, last - band)
+            for i in range(BAND_ROWS * room):
                 sums[i] = np.float32(0)
-            for i in range(rows):
-                load_row(grid, sizes, row + i, groups, bits, middle, offset(s, i * of_row), offset(c, i * of_row))
-            for first_block in range(0, blocks, panel_blocks):
-                last_block = min(blocks, first_block + panel_blocks)
-                for i in range(rows):
-                    mine, my_shift = offset(s, i * of_row), offset(c, i * of_row)
-                    start = (row + i) * row_bytes
-                    readable = (min(row_bytes, end - start - 3)) // block_bytes
-                    for block in range(first_block, last_block):
-                        source, at = packed, start + block * block_bytes
-                        if block >= readable:
-                            source, at = copy_tail(packed, at, min(block_bytes, start + row_bytes - at), tail)
-                        scales = lane_scales(mine, block, block_group, lane_group, uniform)
-                        shifts = lane_scales(my_shift, block, block_group, lane_group, uniform)
-                        to = panel_place(i, (block - first_block) * unit, width, LANES)
-                        store_values(source, at, scales, shifts, panel, to, table, bits)
-                features = (last_block - first_block) * vector_step
-                at = token * stride + first_block * ROWS * vector_step
-                for i in range(0, rows, ROWS):
-                    add_products(offset(panel, i * width), features, x, at, stride, count, offset(sums, i * room), room)
-            for t in range(count):
-                for i in range(rows):
-                    y[(token + t) * outputs + row + i] = sums[i * room + t]
+            for start in range(0, features, FLOATS):
+                length = min(FLOATS, features - start)
+                for i in range(0, rows, PANEL_ROWS):
+                    for r in range(min(PANEL_ROWS, rows - i)):
+                        row = band + i + r
+                        to = offset(panel, r * FLOATS)
+                        unpack(
+                            packed, row * row_bytes, (row + 1) * row_bytes, end, start, length, to, tail, table, bits
+                        )
+                        scale_row(grid, sizes, row, groups, features // groups, start, length, to, s, c, bits, middle)
+                    for t in range(0, meeting, lanes):
+                        at = (token + t) * features + start * lanes
+                        for r in range(0, min(PANEL_ROWS, rows - i), tile_height(vectors)):
+                            mine = offset(panel, r * FLOATS)
+                            add_products(mine, FLOATS, length, x, at, vectors, sums, (i + r) * room + t, room)
+            write_out(sums, room, rows, meeting, y, token * outputs + band, outputs)
 
 
-@njit(forceinline=True)
-def panel_place(row, vector, width, lanes):
-    """Where vector `vector` of a row stands in a panel: four rows lie together, a vector of each in turn."""
-    return row // ROWS * ROWS * width + (vector * ROWS + row % ROWS) * lanes
+def tile_height(vectors):
+    """Rows of a tile."""
+    raise NotImplementedError("tile_height is for kernels")
 
 
-@njit(forceinline=True)
-def add_products(w, features, x, first, stride, count, sums, room):
-    """sums[i, t] += w[i] x[t] for four rows and all tokens, four at a time."""
-    zero = zeros_f32()
-    for t in range(0, count, 4):
-        totals0 = totals1 = totals2 = totals3 = (zero, zero, zero, zero)
-        at = first + t * stride
-        for k in range(0, ROWS * features, ROWS * LANES):
-            xs = load_each(x, at + k, LANES, zero)
-            totals0 = fma_each(load_f32(w, k), xs, totals0)
-            totals1 = fma_each(load_f32(w, k + LANES), xs, totals1)
-            totals2 = fma_each(load_f32(w, k + 2 * LANES), xs, totals2)
-            totals3 = fma_each(load_f32(w, k + 3 * LANES), xs, totals3)
-        accumulate(sums, t, totals0)
-        accumulate(sums, room + t, totals1)
-        accumulate(sums, 2 * room + t, totals2)
-        accumulate(sums, 3 * room + t, totals3)
+@overload(tile_height, jit_options=INLINE)
+def _tile_height(vectors):
+    rows = tile_rows()
+    return lambda vectors: rows
 
 
-def store_values(packed, at, scales, shifts, panel, to, table, bits):
-    """ŵ = s (q - middle) + c of one block to panel[to] and after it."""
-    raise NotImplementedError("store_values is for kernels")
+def unpack(packed, at, stop, end, start, length, panel, tail, table, bits):
+    """The codes of features start .. start + length - 1 as floats: entries of the table, or the codes themselves.
+
+    Args:
+        packed: pointer to all bytes, `end` of them; the row's are at .. stop - 1.
+        panel: pointer to float32, is filled up to the next multiple of 64.
+    """
+    raise NotImplementedError("unpack is for kernels")
 
 
-@overload(store_values, jit_options=INLINE)
-def _store_values(packed, at, scales, shifts, panel, to, table, bits):
-    unit, step = UNIT[bits.value], bits.value
-    if table is not types.none or (step in (2, 4) and has("avx512f")):
+@overload(unpack, jit_options=INLINE)
+def _unpack(packed, at, stop, end, start, length, panel, tail, table, bits):
+    def floats(packed, at, stop, end, start, length, panel, tail, table, bits):
+        size = 8 * value(bits)  # bytes of 64 codes
+        for k in range(0, length, BYTES):
+            source, place = packed, at + (start + k) // 64 * size
+            prefetch(packed, place + FLOATS * value(bits) // 8)  # the stretch after this
+            if place + size > end:
+                source, place = copy_tail(packed, place, stop - place, tail)
+            store_floats(load_bytes(source, place, bits), panel, k, table, bits)
 
-        def values(packed, at, scales, shifts, panel, to, table, bits):
-            codes, numbers = load_codes(packed, at, bits), table_of(table, bits)
-            for j in range(unit):
-                store_f32(panel, to + ROWS * LANES * j, fma(lookup(numbers, codes >> step * j), scales, shifts))
+    return floats
 
-        return values
 
-    def values(packed, at, scales, shifts, panel, to, table, bits):
-        codes = signed(load_codes(packed, at, bits), bits)
-        for j in range(unit):
-            store_f32(panel, to + ROWS * LANES * j, fma(to_f32(nth_signed(codes, j, bits)), scales, shifts))
+def store_floats(codes, panel, k, table, bits):
+    """64 codes as floats to panel[k ..]."""
+    raise NotImplementedError("store_floats is for kernels")
 
-    return values
+
+@overload(store_floats, jit_options=INLINE)
+def _store_floats(codes, panel, k, table, bits):
+    if table is not types.none:
+
+        def store(codes, panel, k, table, bits):
+            numbers, (a, b, c, d) = table_of(table, bits), widen(codes)
+            store_f32(panel, k, lookup(numbers, a))
+            store_f32(panel, k + LANES, lookup(numbers, b))
+            store_f32(panel, k + 2 * LANES, lookup(numbers, c))
+            store_f32(panel, k + 3 * LANES, lookup(numbers, d))
+
+        return store
+
+    def store(codes, panel, k, table, bits):
+        a, b, c, d = widen(codes)
+        store_f32(panel, k, to_f32(a))
+        store_f32(panel, k + LANES, to_f32(b))
+        store_f32(panel, k + 2 * LANES, to_f32(c))
+        store_f32(panel, k + 3 * LANES, to_f32(d))
+
+    return store
+
+
+def middle_of(table, bits):
+    """What is taken off codes before they are scaled: 2^(b - 1); off the numbers of a table, nothing."""
+    raise NotImplementedError("middle_of is for kernels")
+
+
+@overload(middle_of, jit_options=INLINE)
+def _middle_of(table, bits):
+    middle = np.float32(0 if table is not types.none else 2 ** (bits.value - 1))
+    return lambda table, bits: middle
+
+
+@njit
+def scale_row(grid, sizes, row, groups, size, start, length, panel, s, c, bits, middle):
+    """panel[k] = s (panel[k] - middle) + c, each group its own."""
+    first, last = start // size, (start + length - 1) // size
+    load_row(grid, sizes, row, groups, first, last + 1, bits, np.float32(2 ** (value(bits) - 1)), s, c)
+    for g in range(first, last + 1):
+        scale, shift = s[g - first], c[g - first]
+        for k in range(max(g * size, start) - start, min((g + 1) * size, start + length) - start):
+            panel[k] = (panel[k] - middle) * scale + shift
 
 
 @njit(nogil=True, cache=True)
-def gemm(team, threads, chunk, rows, x, packed, grid, table, block_group, lane_group, bits, y):
+def gemm(team, threads, chunk, rows, x, packed, grid, table, bits, vectors, y):
     """`gemm_rows` by a team of threads."""
-    args = (x, packed, grid, table, block_group, lane_group, bits, y)
-    fork_join(gemm_rows, args, rows, chunk, threads, team)
+    fork_join(gemm_rows, (x, packed, grid, table, bits, vectors, y), rows, chunk, threads, team)

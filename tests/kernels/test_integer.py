@@ -8,10 +8,10 @@ from qkit import QTensor, cpu
 from qkit.methods.bitsandbytes import int8_rows
 from qkit.ops import int8_linear, outlier_columns, quantize_activations_int8
 from qkit_kernels.streams import UNIT
-from qkit_kernels.weight_only import PANEL_BYTES, PANEL_ROWS, TOKENS
+from qkit_kernels.tiles import BAND_ROWS, CODES, FLOATS, PANEL_ROWS, TOKENS
 
 BITS = range(2, 9)
-# A block holds 64, 128 or 256 codes, a panel 2048, and a row ends in any byte: around each of them.
+# A block holds 64, 128 or 256 codes, a stretch 2048, and a row ends in any byte: around each of them.
 FEATURES = (1, 2, 3, 7, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257, 513, 777, 2047, 2048, 2049)
 TOKEN_COUNTS = (2, 3, 4, 5, 17)
 ROW_COUNTS = (1, 3, 7, 17)
@@ -61,12 +61,20 @@ def test_whole_numbers_are_multiplied_exactly_whatever_the_groups(bits, kind):
             same(whole_codes(tokens, features, seed=i), q)
 
 
-@pytest.mark.parametrize("group_size", [None, 32])
-def test_more_tokens_and_rows_than_meet_at_once(group_size):
-    features = PANEL_BYTES + 32
-    for tokens in (TOKENS - 1, TOKENS, TOKENS + 2, 2 * TOKENS + 1):
-        for rows in (PANEL_ROWS, PANEL_ROWS + 1, 2 * PANEL_ROWS + 5):
-            same(whole_codes(tokens, features, seed=tokens), weight(4, rows, features, group_size))
+@pytest.mark.parametrize("kind", ["symmetric", "zero points"])
+@pytest.mark.parametrize("group_size", [None, 32, 96])
+def test_more_tokens_and_rows_than_meet_at_once(group_size, kind):
+    """Groups of 96 lie across the end of a stretch."""
+    features = CODES + 160
+    for tokens in (16, 33, TOKENS - 1, TOKENS, TOKENS + 2, 2 * TOKENS + 1):
+        for rows in (PANEL_ROWS, PANEL_ROWS + 1, 2 * PANEL_ROWS + 5, BAND_ROWS + 1):
+            same(whole_codes(tokens, features, seed=tokens), weight(4, rows, features, group_size, kind))
+
+
+def test_more_outliers_than_meet_at_once():
+    features = FLOATS + 30
+    q, x = int8_rows(random(BAND_ROWS + 5, features)), random(TOKENS + 2, features) + 10
+    assert outlier_error(product(x, q, outliers=outlier_columns(x, 6.0)), x, q, 6.0) < 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,12 +19,12 @@ from qkit.packing import pack, unpack
 from qkit_kernels.streams import UNIT
 from qkit_kernels.vector import (
     Static,
-    accumulate,
+    add_each,
+    add_outer,
+    add_scaled_each,
     as_float,
     dot4,
-    dot4_each,
     fma,
-    fma_each,
     has,
     load_bytes,
     load_codes,
@@ -36,7 +36,7 @@ from qkit_kernels.vector import (
     nth_code,
     nth_signed,
     pointer,
-    scale_each,
+    prefetch,
     signed,
     splat,
     store_f32,
@@ -44,7 +44,10 @@ from qkit_kernels.vector import (
     sum_f32,
     sum_i32,
     table_of,
+    tile_rows,
     to_f32,
+    widen,
+    zeros_each,
     zeros_f32,
     zeros_i32,
 )
@@ -230,44 +233,82 @@ def test_a_lookup_counts_modulo_16():
         np.testing.assert_array_equal(found, table[index % 16])
 
 
-# ---- four tokens at once
+# ---- a tile of rows and tokens
 
 
 @njit
-def floats_of_four(w, x, scales, sums, out):
-    zero, w = zeros_f32(), load_f32(pointer(w), 0)
-    xs = load_each(pointer(x), 3, 21, zero)
-    totals = fma_each(w, xs, (zero, zero, zero, zero))
-    accumulate(pointer(out), 1, totals)
-    whole = load_each(pointer(sums), 0, 16, zeros_i32())
-    accumulate(pointer(out), 6, scale_each(whole, load_f32(pointer(scales), 0), (zero, zero, zero, zero)))
-
-
-def test_four_tokens_are_multiplied_and_summed_each_for_itself():
-    """Small whole numbers: exact. The tokens lie 21 numbers apart; what stands around the results stays."""
-    w, x, scales = integers(-9, 9, 16), integers(-9, 9, 3 + 4 * 21, seed=1), integers(-9, 9, 16, seed=2)
-    sums, found = integers(-9, 9, 4, 16, seed=3), np.arange(12, dtype=np.float32)
-    floats_of_four(w.astype(np.float32), x.astype(np.float32), scales.astype(np.float32), sums, found)
-    expected = np.arange(12)
-    expected[1:5] += [w @ x[at : at + 16] for at in range(3, 84, 21)]
-    expected[6:10] += sums @ scales
-    assert found.tolist() == expected.tolist()
+def tile_of_floats(w, stride, x, vectors, at, room, sums):
+    totals = zeros_each(zeros_f32(), vectors)
+    for k in range(x.shape[0]):
+        xs = load_each(pointer(x), k * x.shape[1], vectors, zeros_f32())
+        totals = add_outer(totals, pointer(w), k, stride, xs)
+    add_each(pointer(sums), at, room, totals)
 
 
 @njit
-def bytes_of_four(w, x, out):
-    zero = zeros_i32()
-    totals = dot4_each(load_i32(pointer(w), 0), load_each(pointer(x), 0, 64, zero), (zero, zero, zero, zero))
-    accumulate(pointer(out), 1, totals)
+def tile_of_bytes(w, stride, x, vectors, at, room, sums, scales, group, groups, scaled):
+    totals = zeros_each(zeros_i32(), vectors)
+    for four in range(x.shape[0]):
+        xs = load_each(pointer(x), four * x.shape[1] * 4, vectors, zeros_i32())
+        totals = add_outer(totals, pointer(w), 4 * four, stride, xs)
+    add_each(pointer(sums), at, room, totals)
+    add_scaled_each(pointer(scaled), at, room, totals, pointer(scales), group, groups)
 
 
-def test_four_tokens_of_bytes_are_multiplied_and_summed_each_for_itself():
-    w, x = integers(0, 256, 64, dtype=np.uint8), integers(-128, 128, 4, 64, dtype=np.int8)
-    found = np.arange(6, dtype=np.int32)
-    bytes_of_four(w, x, found)
-    expected = np.arange(6)
-    expected[1:5] += x.astype(np.int64) @ w
-    assert found.tolist() == expected.tolist()
+def around(sums, at, room, added):
+    """What `sums` become when rows `room` numbers apart get `added`; what stands between them stays."""
+    for r, row in enumerate(added):
+        sums[at + r * room : at + r * room + len(row)] += row
+    return sums
+
+
+@pytest.mark.parametrize("vectors", [1, 2])
+def test_a_tile_of_floats_is_multiplied_and_added_where_it_belongs(vectors):
+    """Small whole numbers: exact."""
+    rows, lanes, stride, room = tile_rows(), 16 * vectors, 21, 16 * vectors + 3
+    w, x = integers(-9, 9, rows * stride), integers(-9, 9, 7, lanes, seed=1)
+    sums = np.arange(5 + rows * room).astype(np.float32)
+    expected = around(sums.copy(), 5, room, w.reshape(rows, stride)[:, :7] @ x)
+    tile_of_floats(w.astype(np.float32), stride, x.astype(np.float32), Static(vectors), 5, room, sums)
+    np.testing.assert_array_equal(sums, expected)
+
+
+@pytest.mark.parametrize("vectors", [1, 2])
+def test_a_tile_of_bytes_is_multiplied_added_and_scaled_where_it_belongs(vectors):
+    rows, lanes, stride, room = tile_rows(), 16 * vectors, 13, 16 * vectors + 3
+    w = integers(0, 256, rows * stride, dtype=np.uint8)  # the fours begin anywhere
+    x, scales = integers(-128, 128, 3, lanes, 4, dtype=np.int8, seed=1), integers(-9, 9, 2 * rows, seed=2)
+    products = w.reshape(rows, stride)[:, :12].astype(np.int64) @ x.transpose(0, 2, 1).reshape(12, lanes)
+    sums, scaled = np.arange(5 + rows * room, dtype=np.int32), np.arange(5 + rows * room).astype(np.float32)
+    expected = around(sums.copy(), 5, room, products)
+    expected_scaled = around(scaled.copy(), 5, room, products * scales[1::2, None])
+    args = (w, stride, x, Static(vectors), 5, room, sums, scales.astype(np.float32), 1, 2, scaled)
+    tile_of_bytes(*args)
+    np.testing.assert_array_equal(sums, expected)
+    np.testing.assert_array_equal(scaled, expected_scaled)
+
+
+@njit
+def widened(codes, out):
+    for i, part in enumerate(widen(load_i32(pointer(codes), 0))):
+        store_i32(pointer(out), 16 * i, part)
+
+
+def test_64_bytes_are_widened_in_their_order():
+    codes, out = integers(0, 256, 64, dtype=np.uint8), np.zeros(64, np.int32)
+    widened(codes, out)
+    np.testing.assert_array_equal(out, codes)
+
+
+@njit
+def asked_for(x, place):
+    prefetch(pointer(x), place)
+
+
+def test_anything_may_be_asked_for():
+    """An address that nobody has is no error."""
+    for place in (0, -1, 2**20, 2**46):
+        asked_for(np.zeros(3, np.uint8), place)
 
 
 # ---- 16-bit floats

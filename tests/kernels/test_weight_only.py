@@ -8,10 +8,10 @@ from qkit import FP4, NF4, RTN, cpu, quantize_tensor
 from qkit.codebook_qtensor import CodebookQTensor
 from qkit.methods.bitsandbytes import codebook_quantize
 from qkit_kernels.streams import UNIT
-from qkit_kernels.weight_only import PANEL_BYTES, PANEL_ROWS, TOKENS
+from qkit_kernels.tiles import BAND_ROWS, FLOATS, PANEL_ROWS, TOKENS
 
 BITS = range(2, 9)
-# A block holds 64, 128 or 256 codes, a panel 512, and a row ends in any byte: around each of them.
+# A block holds 64, 128 or 256 codes, a stretch 512, and a row ends in any byte: around each of them.
 FEATURES = (1, 2, 3, 7, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513, 777, 2053)
 TOKEN_COUNTS = (2, 3, 4, 5, 17)
 ROW_COUNTS = (1, 3, 7, 17)
@@ -68,9 +68,9 @@ def test_whole_numbers_are_multiplied_exactly_whatever_the_groups(bits, kind):
 
 @pytest.mark.parametrize("bits", [3, 4])
 def test_more_tokens_and_rows_than_meet_at_once(bits):
-    features = 3 * PANEL_BYTES // 4 + 32
-    for tokens in (TOKENS - 1, TOKENS, TOKENS + 2, 2 * TOKENS + 1):
-        for rows in (PANEL_ROWS, PANEL_ROWS + 1, 2 * PANEL_ROWS + 5):
+    features = 3 * FLOATS + 32
+    for tokens in (16, 33, TOKENS - 1, TOKENS, TOKENS + 2, 2 * TOKENS + 1):
+        for rows in (PANEL_ROWS, PANEL_ROWS + 1, 2 * PANEL_ROWS + 5, BAND_ROWS + 1):
             same(whole(tokens, features, seed=tokens), weight(bits, rows, features, 32, "zero points"))
 
 
