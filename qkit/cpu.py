@@ -114,7 +114,8 @@ def linear(x: Tensor, q: QTensor) -> Tensor:
         laid = _laid((count, in_features, lanes), torch.float32)
         run(streams.lay_float_tiles, streams.lay_float_tiles_rows, (given, laid), count * lanes, lanes, count == 1)
         args = (laid, packed, grid, table, bits, vectors, y.numpy())
-        run(weight_only.gemm, weight_only.gemm_rows, args, out_features, tiles.PANEL_ROWS, serial)
+        work = tiles.pieces(len(given), out_features)
+        run(weight_only.gemm, weight_only.gemm_rows, args, work, serial=serial, chunk=1)
     return y
 
 
@@ -149,7 +150,8 @@ def integer_linear(x: Tensor, q: QTensor, input_scale: Tensor | None = None, out
         quantized = (given, keep, fixed, groups, scales, laid, sums)
         run(streams.quantize_tiles, streams.quantize_tiles_rows, quantized, count * lanes, lanes, count == 1)
         args = (laid, scales, sums, _wild(x, outliers, lanes), *weight, bits, vectors, y.numpy())
-        run(integer.gemm, integer.gemm_rows, args, out_features, tiles.PANEL_ROWS, serial)
+        work = tiles.pieces(len(given), out_features)
+        run(integer.gemm, integer.gemm_rows, args, work, serial=serial, chunk=1)
     return y
 
 

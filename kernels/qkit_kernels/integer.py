@@ -29,6 +29,7 @@ from qkit_kernels.tiles import (
     add_dots,
     add_products,
     add_scaled_dots,
+    piece,
     write_out,
 )
 from qkit_kernels.vector import (
@@ -58,7 +59,7 @@ from qkit_kernels.vector import (
     zeros_f32,
     zeros_i32,
 )
-from qkit_kernels.weight_only import AHEAD, INLINE, copy_tail, lane_scales, tile_height
+from qkit_kernels.weight_only import AHEAD, INLINE, codes_in_lane, copy_tail, lane_scales, tile_height
 
 
 @njit(nogil=True, cache=True)
@@ -90,17 +91,19 @@ def gemv_rows(x, x_scales, sums, outliers, packed, grid, block_group, lane_group
     for row in range(first, last):
         shifted = load_row(grid, sizes, row, groups, 0, groups, bits, np.float32(0), s, c)
         start, exact, total = row * row_bytes, zeros_i32(), zeros_f32()
-        readable = (min(row_bytes, end - start - 3)) // block_bytes
-        for block in range(blocks):
-            source, at = packed, start + block * block_bytes
-            prefetch(packed, at + AHEAD)
-            if block >= readable:
-                source, at = copy_tail(packed, at, min(block_bytes, start + row_bytes - at), tail)
+        readable = min(blocks, (min(row_bytes, end - start - 3)) // block_bytes)
+        if one_scale:
+            exact = add_blocks(packed, start, 0, readable, x, exact, bits)
+        else:
+            total = add_scaled_blocks(packed, start, 0, readable, x, s, block_group, lane_group, uniform, total, bits)
+        for block in range(readable, blocks):  # the last, or the last two
+            at = start + block * block_bytes
+            copy_tail(packed, at, min(block_bytes, start + row_bytes - at), tail)
             if one_scale:
-                exact = add_block(source, at, x, block * BYTES * streams, exact, bits)
-            else:
-                dot = to_f32(add_block(source, at, x, block * BYTES * streams, zeros_i32(), bits))
-                total = fma(dot, lane_scales(s, block, block_group, lane_group, uniform), total)
+                exact = add_blocks(tail, -block * block_bytes, block, block + 1, x, exact, bits)
+                continue
+            where = (tail, -block * block_bytes, block, block + 1)
+            total = add_scaled_blocks(*where, x, s, block_group, lane_group, uniform, total, bits)
         if one_scale:
             y[row] = whole_product(sum_i32(exact), x_sum, x_scale, s[0], value(bits))
             for i in range(count):
@@ -128,6 +131,27 @@ def _add_block(packed, at, x, first, total, bits):
         return total
 
     return add
+
+
+@njit(forceinline=True)
+def add_blocks(packed, start, first, last, x, total, bits):
+    """total + the products of the blocks first .. last - 1 of a row that begins at `start`, sixteen int32."""
+    step, size = BYTES * (codes_in_lane(bits) // 4), 2 * codes_in_lane(bits) * value(bits)
+    for block in range(first, last):
+        prefetch(packed, start + block * size + AHEAD)
+        total = add_block(packed, start + block * size, x, block * step, total, bits)
+    return total
+
+
+@njit(forceinline=True)
+def add_scaled_blocks(packed, start, first, last, x, s, block_group, lane_group, uniform, total, bits):
+    """The same, each block times its lanes' scales, sixteen float32."""
+    step, size = BYTES * (codes_in_lane(bits) // 4), 2 * codes_in_lane(bits) * value(bits)
+    for block in range(first, last):
+        prefetch(packed, start + block * size + AHEAD)
+        dot = to_f32(add_block(packed, start + block * size, x, block * step, zeros_i32(), bits))
+        total = fma(dot, lane_scales(s, block, block_group, lane_group, uniform), total)
+    return total
 
 
 @njit(forceinline=True)
@@ -159,7 +183,7 @@ def gemm_rows(x, x_scales, x_sums, outliers, packed, grid, bits, vectors, y, fir
         packed, grid, bits: as for `gemv_rows`.
         vectors: Static(n), of tokens in a tile.
         y: float32 [tokens, rows], is filled.
-        first, last: which rows.
+        first, last: which pieces.
     """
     (tokens, outputs), tiles, width, lanes = y.shape, x.shape[0], 4 * x.shape[1], x.shape[2]
     groups, row_bytes, end, room = grid[0].shape[1], packed.shape[1], packed.size, min(TOKENS, tiles * lanes)
@@ -167,48 +191,55 @@ def gemm_rows(x, x_scales, x_sums, outliers, packed, grid, bits, vectors, y, fir
     panel, tail = room_u8(PANEL_ROWS * CODES), room_u8(2 * BYTES)
     s, c = room_f32(PANEL_ROWS * groups), room_f32(PANEL_ROWS * groups)
     row_scales, sums = room_f32(BAND_ROWS), room_f32(BAND_ROWS * room)
-    exact = as_i32(sums)  # the same memory, where sums are whole numbers
+    exact, starts = (
+        as_i32(sums),
+        as_i32(room_f32(room)),
+    )  # the same memory, where sums are whole numbers; what they begin with
     columns, count, floats = pointer(outliers[0]), outliers[0].size, pointer(outliers[1])
     wild = room_f32(BAND_ROWS * room if count else 0)  # the outliers' share of the sums
     x, x_scales, x_sums, packed, y = pointer(x), pointer(x_scales), pointer(x_sums), pointer(packed), pointer(y)
     grid, sizes = pointers(grid), (grid[0].shape[0], grid[1].size, grid[2].size)
-    for token in range(0, tokens, TOKENS):
+    for number in range(first, last):
+        token, band = piece(number, outputs)
         meeting, laid = min(tokens - token, TOKENS), min(tiles * lanes - token, TOKENS)
-        for band in range(first, last, BAND_ROWS):
-            rows = min(BAND_ROWS, last - band)
-            begin(sums, exact, one_scale, x_sums, token, laid, groups, lanes, room, value(bits))
-            for start in range(0, width, CODES):
-                stop = min(start + CODES, width)
-                for i in range(0, rows, PANEL_ROWS):
-                    height, shifted = min(PANEL_ROWS, rows - i), False
-                    for r in range(height):
-                        row = band + i + r
-                        mine, my_shift = offset(s, r * groups), offset(c, r * groups)
-                        shifted = load_row(grid, sizes, row, groups, 0, groups, bits, np.float32(0), mine, my_shift)
-                        row_scales[i + r] = mine[0]
-                        to = offset(panel, r * CODES)
-                        unpack(packed, row * row_bytes, (row + 1) * row_bytes, end, start, stop, to, tail, bits)
-                    for t in range(0, meeting, lanes):
-                        of_x = offset(x, (token + t) * width + start * lanes)
-                        for r in range(0, height, tile_height(vectors)):
-                            mine, to = offset(panel, r * CODES), (i + r) * room + t
-                            if one_scale:
-                                add_dots(mine, CODES, 0, stop - start, of_x, 0, vectors, exact, to, room)
-                                continue
-                            for g in range(start // size, (stop - 1) // size + 1):
-                                k, after = max(g * size, start) - start, min((g + 1) * size, stop) - start
-                                scales, nth = offset(s, r * groups), g
-                                add_scaled_dots(
-                                    mine, CODES, k, after, of_x, 0, vectors, scales, nth, groups, sums, to, room
-                                )
-                            if shifted and stop == width:
-                                shifts, from_sums = offset(c, r * groups), (token + t) * groups
-                                add_products(shifts, groups, groups, x_sums, from_sums, vectors, sums, to, room)
-            if count:
-                codes, tile = (packed, row_bytes, band, columns, count), (lanes, vectors)
-                add_outliers(codes, row_scales, rows, floats, token, meeting, tile, wild, room)
-            finish(sums, exact, one_scale, wild, count, row_scales, x_scales, token, laid, rows, room)
-            write_out(sums, room, rows, meeting, y, token * outputs + band, outputs)
+        rows = min(BAND_ROWS, outputs - band)
+        if one_scale:
+            whole_starts(x_sums, token, laid, value(bits), starts)
+        for i in range(BAND_ROWS):
+            for t in range(0, laid, LANES):
+                store_i32(exact, i * room + t, load_i32(starts, t))
+        for start in range(0, width, CODES):
+            stop = min(start + CODES, width)
+            for i in range(0, rows, PANEL_ROWS):
+                height, shifted = min(PANEL_ROWS, rows - i), False
+                for r in range(height):
+                    row = band + i + r
+                    mine, my_shift = offset(s, r * groups), offset(c, r * groups)
+                    shifted = load_row(grid, sizes, row, groups, 0, groups, bits, np.float32(0), mine, my_shift)
+                    row_scales[i + r] = mine[0]
+                    to = offset(panel, r * CODES)
+                    unpack(packed, row * row_bytes, (row + 1) * row_bytes, end, start, stop, to, tail, bits)
+                for t in range(0, meeting, lanes):
+                    of_x = offset(x, (token + t) * width + start * lanes)
+                    for r in range(0, height, tile_height(vectors)):
+                        mine, to = offset(panel, r * CODES), (i + r) * room + t
+                        if one_scale:
+                            add_dots(mine, CODES, 0, stop - start, of_x, 0, vectors, exact, to, room)
+                            continue
+                        for g in range(start // size, (stop - 1) // size + 1):
+                            k, after = max(g * size, start) - start, min((g + 1) * size, stop) - start
+                            scales, nth = offset(s, r * groups), g
+                            add_scaled_dots(
+                                mine, CODES, k, after, of_x, 0, vectors, scales, nth, groups, sums, to, room
+                            )
+                        if shifted and stop == width:
+                            shifts, from_sums = offset(c, r * groups), (token + t) * groups
+                            add_products(shifts, groups, groups, x_sums, from_sums, vectors, sums, to, room)
+        if count:
+            codes, tile = (packed, row_bytes, band, columns, count), (lanes, vectors)
+            add_outliers(codes, row_scales, rows, floats, token, meeting, tile, wild, room)
+        finish(sums, exact, one_scale, wild, count, row_scales, x_scales, token, laid, rows, room)
+        write_out(sums, room, rows, meeting, y, token * outputs + band, outputs)
 
 
 def unpack(packed, at, stop, end, start, after, panel, tail, bits):
@@ -224,25 +255,18 @@ def _unpack(packed, at, stop, end, start, after, panel, tail, bits):
             source, place = packed, at + k // BYTES * size
             prefetch(packed, place + CODES * value(bits) // 8)  # the stretch after this
             if place + size > end:
-                source, place = copy_tail(packed, place, stop - place, tail)
+                copy_tail(packed, place, stop - place, tail)
+                source, place = tail, 0
             store_i32(panel, k - start, load_bytes(source, place, bits))
 
     return codes
 
 
 @njit
-def begin(sums, exact, one_scale, x_sums, token, laid, groups, lanes, room, bits):
-    """Zeros; or, where sums are whole numbers, what codes without a sign count too much: -2^(b - 1) sum x.
-
-    int32 wraps around, and wraps back.
-    """
-    for i in range(BAND_ROWS):
-        for t in range(laid):
-            if one_scale:
-                total = np.int32(x_sums[(token + t // lanes * lanes) * groups + t % lanes])
-                exact[i * room + t] = np.int32(np.int32(-(2 ** (bits - 1))) * total)
-            else:
-                sums[i * room + t] = np.float32(0)
+def whole_starts(x_sums, token, laid, bits, starts):
+    """-2^(b - 1) sum x: what codes without a sign count too much, whole numbers. int32 wraps around, and wraps back."""
+    for t in range(laid):
+        starts[t] = np.int32(np.int32(-(2 ** (bits - 1))) * np.int32(x_sums[token + t]))
 
 
 @njit

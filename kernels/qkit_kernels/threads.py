@@ -116,7 +116,7 @@ def chunk_size(rows: int, threads: int, multiple: int = 1) -> int:
     return max(1, -(-rows // (parts * multiple))) * multiple
 
 
-def run(team, body, args: tuple, rows: int, multiple: int = 1, serial: bool = False) -> None:
+def run(team, body, args: tuple, rows: int, multiple: int = 1, serial: bool = False, chunk: int | None = None) -> None:
     """Call `body(*args, first, last)` until all rows 0 .. rows - 1 are done.
 
     Args:
@@ -126,10 +126,11 @@ def run(team, body, args: tuple, rows: int, multiple: int = 1, serial: bool = Fa
         rows: how many there are.
         multiple: only whole multiples of so many rows are dealt out, but for the last.
         serial: there is too little to do for two threads to be worth waking.
+        chunk: how many are dealt out at a time; None: so many that each thread comes about four times.
     """
     threads = 1 if serial else thread_count()
-    chunk = chunk_size(rows, threads, multiple)
-    if chunk >= rows:
+    chunk = chunk or chunk_size(rows, threads, multiple)
+    if chunk >= rows or threads == 1:
         body(*args, 0, rows)
     elif address := team_address():
         team(address, threads, chunk, rows, *args)

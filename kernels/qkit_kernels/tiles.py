@@ -11,6 +11,8 @@ side because it is the weights that have to be unpacked:
     block      TOKENS tokens, the same stretch                           256 KB: second cache, for all panels of a band
     band       BAND_ROWS rows, whose sums are kept while the stretches   48 KB
                pass by: x comes from farther away once a band
+
+A block and a band make one piece of work. Pieces are dealt out to threads one by one, all bands of a block after another.
 """
 
 from numba import njit
@@ -23,13 +25,14 @@ from qkit_kernels.vector import (
     add_scaled_each,
     has,
     load_each,
+    transpose16,
     value,
     zeros_each,
     zeros_f32,
     zeros_i32,
 )
 
-PANEL_ROWS, BAND_ROWS, TOKENS = 12, 96, 128
+PANEL_ROWS, BAND_ROWS, TOKENS = 12, 96, 256
 FLOATS, CODES = 512, 2048  # of a stretch: 2 KB either way
 ONE, TWO = Static(1), Static(2)
 
@@ -37,6 +40,18 @@ ONE, TWO = Static(1), Static(2)
 def tile(tokens: int) -> Static:
     """How many vectors of tokens a tile has: two keep more sums in registers, if there are 32 registers of 64 bytes."""
     return TWO if tokens > LANES and has("avx512f") else ONE
+
+
+def pieces(tokens: int, rows: int) -> int:
+    """How many blocks times bands there are."""
+    return -(-tokens // TOKENS) * -(-rows // BAND_ROWS)
+
+
+@njit(forceinline=True)
+def piece(number, rows):
+    """The first token and the first row of a piece."""
+    bands = (rows + BAND_ROWS - 1) // BAND_ROWS
+    return number // bands * TOKENS, number % bands * BAND_ROWS
 
 
 @njit(forceinline=True)
@@ -76,7 +91,11 @@ def add_scaled_dots(w, stride, k, end, x, first, vectors, scales, group, groups,
 
 @njit
 def write_out(sums, room, rows, tokens, y, at, outputs):
-    """y[at + t outputs + i] = sums[i room + t]: rows and tokens change places."""
+    """y[at + t outputs + i] = sums[i room + t]: rows and tokens change places, sixteen by sixteen and what is left one by one."""
+    whole_rows, whole_tokens = rows // LANES * LANES, tokens // LANES * LANES
+    for t in range(0, whole_tokens, LANES):
+        for i in range(0, whole_rows, LANES):
+            transpose16(sums, i * room + t, room, y, at + t * outputs + i, outputs)
     for t in range(tokens):
-        for i in range(rows):
+        for i in range(whole_rows if t < whole_tokens else 0, rows):
             y[at + t * outputs + i] = sums[i * room + t]

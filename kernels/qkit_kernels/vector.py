@@ -481,6 +481,28 @@ def add_scaled_each(_context, p, first, stride, totals, scales, nth, apart):
     return types.void(p, types.intp, types.intp, totals, scales, types.intp, types.intp), codegen
 
 
+@intrinsic
+def transpose16(_context, p, first, stride, q, to, apart):
+    """q[to + j apart + i] = p[first + i stride + j] for 16 i and 16 j, float32.
+
+    Four rounds, in each of which pairs of vectors are dealt into each other as cards are.
+    """
+
+    def codegen(context, builder, _signature, args):
+        p, first, stride, q, to, apart = args
+        rows = [_load(builder, p, place, _V16F32) for place in _rows_of(builder, first, stride, LANES)]
+        dealt = [number for lane in range(LANES) for number in (lane, LANES + lane)]
+        low, high = (ir.Constant(ir.VectorType(_I32, LANES), part) for part in (dealt[:LANES], dealt[LANES:]))
+        half = LANES // 2
+        for _ in range(4):  # row i and row i + 8: after log2(16) rounds, number j of row i is number i of row j
+            rows = [builder.shuffle_vector(rows[i], rows[i + half], part) for i in range(half) for part in (low, high)]
+        for row, place in zip(rows, _rows_of(builder, to, apart, LANES), strict=True):
+            builder.store(row, builder.bitcast(builder.gep(q, [place]), _V16F32.as_pointer())).align = 4
+        return context.get_dummy_value()
+
+    return types.void(p, types.intp, types.intp, q, types.intp, types.intp), codegen
+
+
 # ---- 64 bytes at a time
 
 

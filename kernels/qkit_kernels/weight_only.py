@@ -23,7 +23,7 @@ from numba.extending import overload
 from qkit_kernels.grid import load_row
 from qkit_kernels.streams import UNIT
 from qkit_kernels.threads import fork_join
-from qkit_kernels.tiles import BAND_ROWS, FLOATS, PANEL_ROWS, TOKENS, add_products, write_out
+from qkit_kernels.tiles import BAND_ROWS, FLOATS, PANEL_ROWS, TOKENS, add_products, piece, write_out
 from qkit_kernels.vector import (
     BYTES,
     LANES,
@@ -86,18 +86,40 @@ def gemv_rows(x, sums, packed, grid, table, block_group, lane_group, bits, y, fi
     for row in range(first, last):
         shifted = load_row(grid, sizes, row, groups, 0, groups, bits, middle, s, c)
         start, total = row * row_bytes, zeros_f32()
-        readable = (min(row_bytes, end - start - 3)) // block_bytes
-        for block in range(blocks):
-            source, at = packed, start + block * block_bytes
-            prefetch(packed, at + AHEAD)
-            if block >= readable:
-                source, at = copy_tail(packed, at, min(block_bytes, start + row_bytes - at), tail)
-            dot = block_dot(source, at, x, block * LANES * unit, table, bits)
-            total = fma(dot, lane_scales(s, block, block_group, lane_group, uniform), total)
+        readable = min(blocks, (min(row_bytes, end - start - 3)) // block_bytes)
+        total = add_blocks(packed, start, 0, readable, x, s, block_group, lane_group, uniform, total, table, bits)
+        for block in range(readable, blocks):  # the last, or the last two
+            at = start + block * block_bytes
+            copy_tail(packed, at, min(block_bytes, start + row_bytes - at), tail)
+            where = (tail, -block * block_bytes, block, block + 1)
+            total = add_blocks(*where, x, s, block_group, lane_group, uniform, total, table, bits)
         if shifted:
             for g in range(0, groups, LANES):
                 total = fma(load_f32(c, g), load_f32(sums, g), total)
         y[row] = sum_f32(total)
+
+
+@njit(forceinline=True)
+def add_blocks(packed, start, first, last, x, s, block_group, lane_group, uniform, total, table, bits):
+    """total + the products of the blocks first .. last - 1 of a row that begins at `start`, each times its lanes' scales."""
+    codes = LANES * codes_in_lane(bits)
+    size = codes * value(bits) // 8
+    for block in range(first, last):
+        prefetch(packed, start + block * size + AHEAD)
+        dot = block_dot(packed, start + block * size, x, block * codes, table, bits)
+        total = fma(dot, lane_scales(s, block, block_group, lane_group, uniform), total)
+    return total
+
+
+def codes_in_lane(bits):
+    """UNIT[b]."""
+    raise NotImplementedError("codes_in_lane is for kernels")
+
+
+@overload(codes_in_lane, jit_options=INLINE)
+def _codes_in_lane(bits):
+    unit = UNIT[bits.value]
+    return lambda bits: unit
 
 
 def block_dot(packed, at, x, first, table, bits):
@@ -140,10 +162,9 @@ def lane_scales(s, block, block_group, lane_group, uniform):
 
 @njit
 def copy_tail(packed, at, count, tail):
-    """The last bytes of a row, to where a whole block and 3 bytes behind it can be read; returns the new place."""
+    """The last bytes of a row, to where a whole block and 3 bytes behind it can be read."""
     for i in range(count):
         tail[i] = packed[at + i]
-    return tail, 0
 
 
 @njit(nogil=True, cache=True)
@@ -165,37 +186,47 @@ def gemm_rows(x, packed, grid, table, bits, vectors, y, first, last):
         packed, grid, table, bits: as for `gemv_rows`.
         vectors: Static(n), of tokens in a tile.
         y: float32 [tokens, rows], is filled.
-        first, last: which rows.
+        first, last: which pieces.
     """
     (tokens, outputs), tiles, features, lanes = y.shape, x.shape[0], x.shape[1], x.shape[2]
     groups, row_bytes, end, room = grid[0].shape[1], packed.shape[1], packed.size, min(TOKENS, tiles * lanes)
     panel, sums = room_f32(PANEL_ROWS * FLOATS), room_f32(BAND_ROWS * room)
-    middle = middle_of(table, bits)
+    size, middle = features // groups, middle_of(table, bits)
     s, c, tail = room_f32(FLOATS + 2), room_f32(FLOATS + 2), room_u8(2 * BYTES)
     x, packed, y, table = pointer(x), pointer(packed), pointer(y), pointer(table)
     grid, sizes = pointers(grid), (grid[0].shape[0], grid[1].size, grid[2].size)
-    for token in range(0, tokens, TOKENS):
-        meeting = min(tokens - token, TOKENS)
-        for band in range(first, last, BAND_ROWS):
-            rows = min(BAND_ROWS, last - band)
-            for i in range(BAND_ROWS * room):
-                sums[i] = np.float32(0)
-            for start in range(0, features, FLOATS):
-                length = min(FLOATS, features - start)
-                for i in range(0, rows, PANEL_ROWS):
-                    for r in range(min(PANEL_ROWS, rows - i)):
-                        row = band + i + r
-                        to = offset(panel, r * FLOATS)
-                        unpack(
-                            packed, row * row_bytes, (row + 1) * row_bytes, end, start, length, to, tail, table, bits
-                        )
-                        scale_row(grid, sizes, row, groups, features // groups, start, length, to, s, c, bits, middle)
-                    for t in range(0, meeting, lanes):
-                        at = (token + t) * features + start * lanes
-                        for r in range(0, min(PANEL_ROWS, rows - i), tile_height(vectors)):
-                            mine = offset(panel, r * FLOATS)
-                            add_products(mine, FLOATS, length, x, at, vectors, sums, (i + r) * room + t, room)
-            write_out(sums, room, rows, meeting, y, token * outputs + band, outputs)
+    for number in range(first, last):
+        token, band = piece(number, outputs)
+        meeting, rows = min(tokens - token, TOKENS), min(BAND_ROWS, outputs - band)
+        for i in range(BAND_ROWS * room):
+            sums[i] = np.float32(0)
+        for start in range(0, features, FLOATS):
+            length = min(FLOATS, features - start)
+            for i in range(0, rows, PANEL_ROWS):
+                for r in range(min(PANEL_ROWS, rows - i)):
+                    row = band + i + r
+                    to = offset(panel, r * FLOATS)
+                    one = start // size  # the first group of the stretch
+                    load_row(grid, sizes, row, groups, one, (start + length - 1) // size + 1, bits, middle, s, c)
+                    unpack(
+                        packed,
+                        (row * row_bytes, (row + 1) * row_bytes, end),
+                        start,
+                        length,
+                        size,
+                        s,
+                        c,
+                        to,
+                        tail,
+                        table,
+                        bits,
+                    )
+                for t in range(0, meeting, lanes):
+                    at = (token + t) * features + start * lanes
+                    for r in range(0, min(PANEL_ROWS, rows - i), tile_height(vectors)):
+                        mine = offset(panel, r * FLOATS)
+                        add_products(mine, FLOATS, length, x, at, vectors, sums, (i + r) * room + t, room)
+        write_out(sums, room, rows, meeting, y, token * outputs + band, outputs)
 
 
 def tile_height(vectors):
@@ -209,78 +240,90 @@ def _tile_height(vectors):
     return lambda vectors: rows
 
 
-def unpack(packed, at, stop, end, start, length, panel, tail, table, bits):
-    """The codes of features start .. start + length - 1 as floats: entries of the table, or the codes themselves.
+def unpack(packed, place, start, length, size, s, c, panel, tail, table, bits):
+    """s v + c of the features start .. start + length - 1, where v is a code, or what the table has for it.
 
     Args:
-        packed: pointer to all bytes, `end` of them; the row's are at .. stop - 1.
+        packed: pointer to all bytes.
+        place: where those of the row begin and end, and all of them.
+        size: of a group; the first of s and c, pointers to float32, are those of the group of `start`.
         panel: pointer to float32, is filled up to the next multiple of 64.
     """
     raise NotImplementedError("unpack is for kernels")
 
 
 @overload(unpack, jit_options=INLINE)
-def _unpack(packed, at, stop, end, start, length, panel, tail, table, bits):
-    def floats(packed, at, stop, end, start, length, panel, tail, table, bits):
-        size = 8 * value(bits)  # bytes of 64 codes
+def _unpack(packed, place, start, length, size, s, c, panel, tail, table, bits):
+    def floats(packed, place, start, length, size, s, c, panel, tail, table, bits):
+        (at, stop, end), block = place, 8 * value(bits)  # bytes of 64 codes
+        whole, group, scale, shift = size % BYTES == 0, 0, splat(np.float32(1)), zeros_f32()
+        until = size - start % size if whole else length  # where the next group begins
+        if whole:
+            scale, shift = splat(s[0]), splat(c[0])
         for k in range(0, length, BYTES):
-            source, place = packed, at + (start + k) // 64 * size
-            prefetch(packed, place + FLOATS * value(bits) // 8)  # the stretch after this
-            if place + size > end:
-                source, place = copy_tail(packed, place, stop - place, tail)
-            store_floats(load_bytes(source, place, bits), panel, k, table, bits)
+            if k == until:
+                group, until = group + 1, until + size
+                scale, shift = splat(s[group]), splat(c[group])
+            source, first = packed, at + (start + k) // BYTES * block
+            prefetch(packed, first + FLOATS * value(bits) // 8)  # the stretch after this
+            if first + block > end:
+                copy_tail(packed, first, stop - first, tail)
+                source, first = tail, 0
+            store_floats(load_bytes(source, first, bits), panel, k, scale, shift, table, bits)
+        if not whole:
+            scale_groups(panel, start, length, size, s, c)
 
     return floats
 
 
-def store_floats(codes, panel, k, table, bits):
-    """64 codes as floats to panel[k ..]."""
+def store_floats(codes, panel, k, scale, shift, table, bits):
+    """64 numbers scale v + shift to panel[k ..]."""
     raise NotImplementedError("store_floats is for kernels")
 
 
 @overload(store_floats, jit_options=INLINE)
-def _store_floats(codes, panel, k, table, bits):
-    if table is not types.none:
-
-        def store(codes, panel, k, table, bits):
-            numbers, (a, b, c, d) = table_of(table, bits), widen(codes)
-            store_f32(panel, k, lookup(numbers, a))
-            store_f32(panel, k + LANES, lookup(numbers, b))
-            store_f32(panel, k + 2 * LANES, lookup(numbers, c))
-            store_f32(panel, k + 3 * LANES, lookup(numbers, d))
-
-        return store
-
-    def store(codes, panel, k, table, bits):
-        a, b, c, d = widen(codes)
-        store_f32(panel, k, to_f32(a))
-        store_f32(panel, k + LANES, to_f32(b))
-        store_f32(panel, k + 2 * LANES, to_f32(c))
-        store_f32(panel, k + 3 * LANES, to_f32(d))
+def _store_floats(codes, panel, k, scale, shift, table, bits):
+    def store(codes, panel, k, scale, shift, table, bits):
+        first, second, third, fourth = widen(codes)
+        store_f32(panel, k, fma(number_of(first, table, bits), scale, shift))
+        store_f32(panel, k + LANES, fma(number_of(second, table, bits), scale, shift))
+        store_f32(panel, k + 2 * LANES, fma(number_of(third, table, bits), scale, shift))
+        store_f32(panel, k + 3 * LANES, fma(number_of(fourth, table, bits), scale, shift))
 
     return store
 
 
+def number_of(codes, table, bits):
+    """What sixteen codes stand for before they are scaled: themselves, or entries of the table."""
+    raise NotImplementedError("number_of is for kernels")
+
+
+@overload(number_of, jit_options=INLINE)
+def _number_of(codes, table, bits):
+    if table is not types.none:
+        return lambda codes, table, bits: lookup(table_of(table, bits), codes)
+    return lambda codes, table, bits: to_f32(codes)
+
+
 def middle_of(table, bits):
-    """What is taken off codes before they are scaled: 2^(b - 1); off the numbers of a table, nothing."""
+    """What `load_row` is to take for the middle, so that c is the shift of whole codes; a table has none."""
     raise NotImplementedError("middle_of is for kernels")
 
 
 @overload(middle_of, jit_options=INLINE)
 def _middle_of(table, bits):
-    middle = np.float32(0 if table is not types.none else 2 ** (bits.value - 1))
+    middle = np.float32(0 if table is types.none else 2 ** (bits.value - 1))
     return lambda table, bits: middle
 
 
 @njit
-def scale_row(grid, sizes, row, groups, size, start, length, panel, s, c, bits, middle):
-    """panel[k] = s (panel[k] - middle) + c, each group its own."""
-    first, last = start // size, (start + length - 1) // size
-    load_row(grid, sizes, row, groups, first, last + 1, bits, np.float32(2 ** (value(bits) - 1)), s, c)
-    for g in range(first, last + 1):
+def scale_groups(panel, start, length, size, s, c):
+    """panel[k] = s panel[k] + c, groups of any size."""
+    first = start // size
+    for g in range(first, (start + length - 1) // size + 1):
         scale, shift = s[g - first], c[g - first]
         for k in range(max(g * size, start) - start, min((g + 1) * size, start + length) - start):
-            panel[k] = (panel[k] - middle) * scale + shift
+            panel[k] = panel[k] * scale + shift
 
 
 @njit(nogil=True, cache=True)
