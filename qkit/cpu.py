@@ -24,6 +24,8 @@ MAX_FEATURES, MAX_GROUPS = 2**16, 2**11  # a row of each stands on a thread's st
 _NOTHING = np.zeros((0, 0), np.float32)
 _NO_BYTES = np.zeros(0, np.uint8)
 _NO_OUTLIERS = (np.zeros(0, np.int64), np.zeros((0, 0, 0), np.float32))
+_TOGETHER = {count: Static(count) for count in (1, 2, 4)}
+FEW = max(_TOGETHER)  # tokens: more are multiplied in tiles
 _STATIC = {bits: Static(bits) for bits in range(2, 9)}
 
 
@@ -79,13 +81,14 @@ def _groups(q: QTensor) -> int:
     return q.shape[1] // q.block_size if isinstance(q, CodebookQTensor) else q.scales.shape[1]
 
 
-def _laid(shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
-    """Room that begins with a cache line."""
-    return torch.empty(shape, dtype=dtype).numpy()
+def _laid(shape: tuple[int, ...], dtype: torch.dtype, zeros: bool = False) -> np.ndarray:
+    """Room that begins with a cache line; zeros where a token may be missing, which lays nothing."""
+    return (torch.zeros if zeros else torch.empty)(shape, dtype=dtype).numpy()
 
 
-def _sums(groups: int) -> np.ndarray:
-    return np.zeros(-(-groups // LANES) * LANES, np.float32)
+def _few(tokens: int) -> Static:
+    """How many tokens a kernel takes together: 1, 2 or 4."""
+    return _TOGETHER[min(n for n in _TOGETHER if n >= tokens)]
 
 
 def _tiles(tokens: int) -> tuple[Static, int, int]:
@@ -99,17 +102,20 @@ def linear(x: Tensor, q: QTensor) -> Tensor:
     """x ŵᵀ with float activations: float32 [tokens, out] of x [..., in], float32, float16 or bfloat16."""
     (out_features, in_features), groups = q.shape, _groups(q)
     given = _floats(x.reshape(-1, in_features))
-    y = torch.empty(len(given), out_features)
-    serial = y.numel() * in_features < SERIAL_WEIGHTS
+    serial = len(given) * out_features * in_features < SERIAL_WEIGHTS
     table = _table(q.codebook) if isinstance(q, CodebookQTensor) else None
     packed, grid, bits = q.packed.contiguous().numpy(), _grid(q), _STATIC[q.bits]
-    if len(given) == 1:
-        block_group, lane_group = _geometry(q.bits, in_features, groups)
-        laid, sums = _laid((len(block_group), streams.UNIT[q.bits], LANES), torch.float32), _sums(groups)
+    if 0 < len(given) <= FEW:
+        together = _few(len(given))
+        n, (block_group, lane_group) = together.type.value, _geometry(q.bits, in_features, groups)
+        laid = _laid((len(block_group), streams.UNIT[q.bits], n, LANES), torch.float32, n > len(given))
+        sums, y = np.zeros((-(-groups // LANES), n, LANES), np.float32), torch.empty(n, out_features)
         streams.lay_floats(given, groups, laid, sums)
-        args = (laid, sums, packed, grid, table, block_group, lane_group, bits, y.numpy())
+        args = (laid, sums, packed, grid, table, block_group, lane_group, bits, together, y.numpy())
         run(weight_only.gemv, weight_only.gemv_rows, args, out_features, serial=serial)
-    elif len(given):
+        return y[: len(given)]
+    y = torch.empty(len(given), out_features)
+    if len(given):
         vectors, lanes, count = _tiles(len(given))
         laid = _laid((count, in_features, lanes), torch.float32)
         run(streams.lay_float_tiles, streams.lay_float_tiles_rows, (given, laid), count * lanes, lanes, count == 1)
@@ -130,20 +136,23 @@ def integer_linear(x: Tensor, q: QTensor, input_scale: Tensor | None = None, out
     """
     (out_features, in_features), groups = q.shape, _groups(q)
     given = _floats(x.reshape(-1, in_features))
-    y = torch.empty(len(given), out_features)
-    serial = y.numel() * in_features < SERIAL_WEIGHTS
+    serial = len(given) * out_features * in_features < SERIAL_WEIGHTS
     fixed = np.float32(0 if input_scale is None else input_scale)
     keep = _NO_BYTES if outliers is None else (~outliers).view(torch.uint8).numpy()
     weight = (q.packed.contiguous().numpy(), _grid(q))
     bits = _STATIC[q.bits]
-    if len(given) == 1:
-        block_group, lane_group = _geometry(q.bits, in_features, groups)
-        laid, sums = _laid((len(block_group), streams.UNIT[q.bits] // 4, 4 * LANES), torch.int8), _sums(groups)
-        scales = np.empty(1, np.float32)
+    if 0 < len(given) <= FEW:
+        together = _few(len(given))
+        n, (block_group, lane_group) = together.type.value, _geometry(q.bits, in_features, groups)
+        laid = _laid((len(block_group), streams.UNIT[q.bits] // 4, n, 4 * LANES), torch.int8, n > len(given))
+        sums, y = np.zeros((-(-groups // LANES), n, LANES), np.float32), torch.empty(n, out_features)
+        scales = np.ones(n, np.float32)
         streams.quantize(given, keep, fixed, groups, scales, laid, sums)
-        args = (laid, scales, sums, _wild(x, outliers, 1), *weight, block_group, lane_group, bits, y.numpy())
+        args = (laid, scales, sums, _wild(x, outliers, n), *weight, block_group, lane_group, bits, together, y.numpy())
         run(integer.gemv, integer.gemv_rows, args, out_features, serial=serial)
-    elif len(given):
+        return y[: len(given)]
+    y = torch.empty(len(given), out_features)
+    if len(given):
         vectors, lanes, count = _tiles(len(given))
         laid = _laid((count, -(-in_features // 4), lanes, 4), torch.int8)
         sums, scales = np.empty((count, groups, lanes), np.float32), np.empty(count * lanes, np.float32)

@@ -88,8 +88,8 @@ def exact(x: Tensor, q: QTensor) -> Tensor:
 def off(found: Tensor, x: Tensor, q: QTensor, scales: Tensor | float = 1.0) -> float:
     """The largest error of x ŵᵀ times scales, as a share of what its roundings can make; above 1 something is wrong.
 
-    One token: sixteen lanes add up K / 16 products each, block by block, and are added up themselves: no term passes more
-    than K / 8 + 32 roundings. Many: a stretch of up to 512 products is added up one by one, and the stretches: 512 + K / 512,
+    Up to four tokens: sixteen lanes add up K / 16 products each, block by block, and are added up themselves: no term passes more
+    than K / 8 + 32 roundings. More: a stretch of up to 512 products is added up one by one, and the stretches: 512 + K / 512,
     and a few for the weight and its scale. Where a group has a shift, that comes in with the sum of the group's activations:
     at most as many roundings more as a group has weights. A result in 16 bits is rounded once more.
     """
@@ -97,7 +97,7 @@ def off(found: Tensor, x: Tensor, q: QTensor, scales: Tensor | float = 1.0) -> f
     features = q.shape[1]
     shifted = q.zero_points is not None or q.offsets is not None
     one_by_one = min(features, 512) + features // 512 + 8
-    roundings = features // 8 + 32 if x[..., 0].numel() == 1 else one_by_one
+    roundings = features // 8 + 32 if x[..., 0].numel() <= 4 else one_by_one
     roundings += features // q.scales.shape[1] if shifted else 0
     expected, terms = x.double() @ weights.T * scales, x.double().abs() @ sizes.T * scales
     limit = roundings * ROUNDING * terms + 2.0**-140

@@ -36,10 +36,11 @@ from qkit_kernels.vector import (
     BYTES,
     LANES,
     as_i32,
-    dot4,
-    fma,
+    dot4_each,
+    fma_each,
     load_bytes,
     load_codes,
+    load_each,
     load_f32,
     load_i32,
     nth_bytes,
@@ -49,13 +50,14 @@ from qkit_kernels.vector import (
     prefetch,
     room_f32,
     room_u8,
+    scale_each,
     splat,
     store_f32,
     store_i32,
-    sum_f32,
-    sum_i32,
+    store_sums,
     to_f32,
     value,
+    zeros_each,
     zeros_f32,
     zeros_i32,
 )
@@ -63,95 +65,103 @@ from qkit_kernels.weight_only import AHEAD, INLINE, codes_in_lane, copy_tail, la
 
 
 @njit(nogil=True, cache=True)
-def gemv_rows(x, x_scales, sums, outliers, packed, grid, block_group, lane_group, bits, y, first, last):
-    """One token.
+def gemv_rows(x, x_scales, sums, outliers, packed, grid, block_group, lane_group, bits, together, y, first, last):
+    """A few tokens.
 
     Args:
-        x: int8 [blocks, unit / 4, 64], laid by `streams.quantize`.
-        x_scales: float32 [1].
-        sums: float32 [groups and zeros up to a multiple of 16], the sum of each group of x.
-        outliers: (columns int64 [n], float32 [n, 1]): columns that are zeros in x, and what they really hold; 8 bits only.
+        x: int8 [blocks, unit / 4, n, 64], laid by `streams.quantize`.
+        x_scales: float32 [n].
+        sums: float32 [ceil(groups / 16), n, 16], the sum of each group of x, zeros behind.
+        outliers: (columns int64 [m], float32 [1, m, n]): columns that are zeros in x, and what they really hold; 8 bits only.
         packed: uint8 [rows, bytes].
         grid: see `qkit_kernels.grid`.
         block_group: int32 [blocks], the group of a block's first lane.
         lane_group: int32 [blocks, 16], the group of each lane counted from its block's; [0, 16] where all are 0.
         bits: Static(b).
-        y: float32 [1, rows], is filled.
+        together: Static(n), how many tokens.
+        y: float32 [n, rows], is filled.
         first, last: which rows.
     """
-    blocks, streams, groups, row_bytes, end = x.shape[0], x.shape[1], grid[0].shape[1], packed.shape[1], packed.size
-    block_bytes, uniform = 8 * streams * value(bits), lane_group.size == 0
+    blocks, groups, row_bytes, end, outputs = x.shape[0], grid[0].shape[1], packed.shape[1], packed.size, y.shape[1]
+    block_bytes, uniform, tokens = 2 * codes_in_lane(bits) * value(bits), lane_group.size == 0, value(together)
     one_scale = groups == 1 and grid[1].size == 0 and grid[2].size == 0
-    s, c, tail = room_f32(groups + LANES), room_f32(groups + LANES), room_u8(2 * BYTES)
+    s, c, tail, found = room_f32(groups + LANES), room_f32(groups + LANES), room_u8(2 * BYTES), room_f32(tokens)
+    whole = as_i32(found)  # the same memory, where sums are whole numbers
     columns, count, floats = pointer(outliers[0]), outliers[0].size, pointer(outliers[1])
-    x, x_scale, x_sum = pointer(x), x_scales[0], np.int32(sums[0])
-    sums, packed, y = pointer(sums), pointer(packed), pointer(y)
-    block_group, lane_group = pointer(block_group), pointer(lane_group)
+    x, x_scales, sums, packed, y = pointer(x), pointer(x_scales), pointer(sums), pointer(packed), pointer(y)
+    lanes = (s, pointer(block_group), pointer(lane_group), uniform)
     grid, sizes = pointers(grid), (grid[0].shape[0], grid[1].size, grid[2].size)
     for row in range(first, last):
         shifted = load_row(grid, sizes, row, groups, 0, groups, bits, np.float32(0), s, c)
-        start, exact, total = row * row_bytes, zeros_i32(), zeros_f32()
-        readable = min(blocks, (min(row_bytes, end - start - 3)) // block_bytes)
+        start, exact, totals = row * row_bytes, zeros_each(zeros_i32(), together), zeros_each(zeros_f32(), together)
+        readable = max(0, min(blocks, min(row_bytes, end - start - 3) // block_bytes))
         if one_scale:
-            exact = add_blocks(packed, start, 0, readable, x, exact, bits)
+            exact = add_blocks(packed, start, 0, readable, x, exact, bits, together)
         else:
-            total = add_scaled_blocks(packed, start, 0, readable, x, s, block_group, lane_group, uniform, total, bits)
+            totals = add_scaled_blocks(packed, start, 0, readable, x, lanes, totals, bits, together)
         for block in range(readable, blocks):  # the last, or the last two
             at = start + block * block_bytes
             copy_tail(packed, at, min(block_bytes, start + row_bytes - at), tail)
             if one_scale:
-                exact = add_blocks(tail, -block * block_bytes, block, block + 1, x, exact, bits)
+                exact = add_blocks(tail, -block * block_bytes, block, block + 1, x, exact, bits, together)
                 continue
-            where = (tail, -block * block_bytes, block, block + 1)
-            total = add_scaled_blocks(*where, x, s, block_group, lane_group, uniform, total, bits)
+            totals = add_scaled_blocks(tail, -block * block_bytes, block, block + 1, x, lanes, totals, bits, together)
         if one_scale:
-            y[row] = whole_product(sum_i32(exact), x_sum, x_scale, s[0], value(bits))
-            for i in range(count):
-                y[row] += floats[i] * (np.float32(packed[start + columns[i]]) - np.float32(128)) * s[0]
+            store_sums(whole, 0, 1, exact)
+            for t in range(tokens):
+                product = whole_product(whole[t], np.int32(sums[t * LANES]), x_scales[t], s[0], value(bits))
+                for i in range(count):
+                    w = (np.float32(packed[start + columns[i]]) - np.float32(128)) * s[0]
+                    product += floats[i * tokens + t] * w
+                y[t * outputs + row] = product
         else:
             if shifted:
                 for g in range(0, groups, LANES):
-                    total = fma(load_f32(c, g), load_f32(sums, g), total)
-            y[row] = sum_f32(total) * x_scale
+                    totals = fma_each(load_f32(c, g), load_each(sums, g * tokens, together, zeros_f32()), totals)
+            store_sums(found, 0, 1, totals)
+            for t in range(tokens):
+                y[t * outputs + row] = found[t] * x_scales[t]
 
 
-def add_block(packed, at, x, first, total, bits):
-    """total + the products of one block, four neighbours in a lane."""
+def add_block(packed, at, x, first, totals, bits, together):
+    """totals + the products of one block, four neighbours in a lane."""
     raise NotImplementedError("add_block is for kernels")
 
 
 @overload(add_block, jit_options=INLINE)
-def _add_block(packed, at, x, first, total, bits):
+def _add_block(packed, at, x, first, totals, bits, together):
     streams = UNIT[bits.value] // 4
 
-    def add(packed, at, x, first, total, bits):
+    def add(packed, at, x, first, totals, bits, together):
         codes = load_codes(packed, at, bits)
         for j in range(streams):
-            total = dot4(total, nth_bytes(codes, j, bits), load_i32(x, first + BYTES * j))
-        return total
+            xs = load_each(x, first + BYTES * value(together) * j, together, zeros_i32())
+            totals = dot4_each(nth_bytes(codes, j, bits), xs, totals)
+        return totals
 
     return add
 
 
 @njit(forceinline=True)
-def add_blocks(packed, start, first, last, x, total, bits):
-    """total + the products of the blocks first .. last - 1 of a row that begins at `start`, sixteen int32."""
-    step, size = BYTES * (codes_in_lane(bits) // 4), 2 * codes_in_lane(bits) * value(bits)
+def add_blocks(packed, start, first, last, x, totals, bits, together):
+    """totals + the products of the blocks first .. last - 1 of a row that begins at `start`, whole numbers."""
+    step, size = BYTES * (codes_in_lane(bits) // 4) * value(together), 2 * codes_in_lane(bits) * value(bits)
     for block in range(first, last):
         prefetch(packed, start + block * size + AHEAD)
-        total = add_block(packed, start + block * size, x, block * step, total, bits)
-    return total
+        totals = add_block(packed, start + block * size, x, block * step, totals, bits, together)
+    return totals
 
 
 @njit(forceinline=True)
-def add_scaled_blocks(packed, start, first, last, x, s, block_group, lane_group, uniform, total, bits):
-    """The same, each block times its lanes' scales, sixteen float32."""
-    step, size = BYTES * (codes_in_lane(bits) // 4), 2 * codes_in_lane(bits) * value(bits)
+def add_scaled_blocks(packed, start, first, last, x, lanes, totals, bits, together):
+    """The same, each block times its lanes' scales, float32."""
+    step, size = BYTES * (codes_in_lane(bits) // 4) * value(together), 2 * codes_in_lane(bits) * value(bits)
     for block in range(first, last):
         prefetch(packed, start + block * size + AHEAD)
-        dot = to_f32(add_block(packed, start + block * size, x, block * step, zeros_i32(), bits))
-        total = fma(dot, lane_scales(s, block, block_group, lane_group, uniform), total)
-    return total
+        zeros = zeros_each(zeros_i32(), together)
+        dots = add_block(packed, start + block * size, x, block * step, zeros, bits, together)
+        totals = scale_each(lane_scales(lanes, block), dots, totals)
+    return totals
 
 
 @njit(forceinline=True)
@@ -162,9 +172,11 @@ def whole_product(total, x_sum, x_scale, w_scale, bits):
 
 
 @njit(nogil=True, cache=True)
-def gemv(team, threads, chunk, rows, x, x_scales, sums, outliers, packed, grid, block_group, lane_group, bits, y):
+def gemv(
+    team, threads, chunk, rows, x, x_scales, sums, outliers, packed, grid, block_group, lane_group, bits, together, y
+):
     """`gemv_rows` by a team of threads."""
-    args = (x, x_scales, sums, outliers, packed, grid, block_group, lane_group, bits, y)
+    args = (x, x_scales, sums, outliers, packed, grid, block_group, lane_group, bits, together, y)
     fork_join(gemv_rows, args, rows, chunk, threads, team)
 
 

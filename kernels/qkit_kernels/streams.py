@@ -15,7 +15,8 @@ many, the activations are laid in this order once, since they serve all rows of 
 
 Behind the last feature there are zeros, so that whatever the codes there are, they count nothing.
 
-That is for one token. Many lie in tiles of one or two vectors of tokens (`qkit_kernels.tiles`), with features in their order:
+Up to four tokens lie beside each other, a vector of each in turn. Many lie in tiles of one or two vectors of tokens
+(`qkit_kernels.tiles`), with features in their order:
 
     floats   x'[tile, k, t]                        bytes    x'[tile, k / 4, t, k mod 4]
 """
@@ -44,22 +45,29 @@ INFINITY, TINY = np.int32(0x7F800000), np.finfo(np.float32).tiny  # the first as
 
 @njit(nogil=True, cache=True)
 def lay_floats(x, groups, laid, sums):
-    """Lay one token, and sum each group of it (the shifts of zero points multiply these sums).
+    """Lay a few tokens, and sum each group of them (the shifts of zero points multiply these sums).
 
     Args:
-        x: [1, features], see `vector.as_float`.
+        x: [tokens, features], see `vector.as_float`.
         groups: of a row of the weight.
-        laid: float32 [blocks, unit, 16], is filled.
-        sums: float32 [groups and zeros up to a multiple of 16], its groups are filled.
+        laid: float32 [blocks, unit, n, 16], its places of the tokens are filled.
+        sums: float32 [ceil(groups / 16), n, 16], its groups are filled.
     """
-    features, length, unit = x.shape[1], laid.size, laid.shape[1]
-    size = features // groups
+    (tokens, features), unit, together = x.shape, laid.shape[1], laid.shape[2]
+    length, size = laid.size // together, features // groups
     x, laid, sums, row = pointer(x), pointer(laid), pointer(sums), room_f32(length)
-    for k in range(features):
-        row[k] = as_float(x[k])
-    for g in range(groups):
-        sums[g] = float_sum(row, g * size, (g + 1) * size)
-    transpose(row, length, unit, LANES, laid)
+    for t in range(tokens):
+        for k in range(features):
+            row[k] = as_float(x[t * features + k])
+        for g in range(groups):
+            sums[place_of_sum(g, t, together)] = float_sum(row, g * size, (g + 1) * size)
+        transpose(row, length, unit, LANES, laid, t, together)
+
+
+@njit
+def place_of_sum(group, token, together):
+    """Where in [ceil(groups / 16), n, 16] the sum of a group stands."""
+    return (group // LANES * together + token) * LANES + group % LANES
 
 
 @njit(fastmath={"reassoc"})
@@ -72,32 +80,37 @@ def float_sum(values, first, last):
 
 
 @njit
-def transpose(row, size, unit, width, laid):
-    """laid[block, j, i] = row[block, i, j] for blocks of `width` i and `unit` j; pointers."""
+def transpose(row, size, unit, width, laid, nth, together):
+    """laid[block, j, nth, i] = row[block, i, j] for blocks of `width` i and `unit` j; pointers."""
     for start in range(0, size, unit * width):
         for j in range(unit):
+            to = (start + j * width) * together + nth * width
             for i in range(width):
-                laid[start + j * width + i] = row[start + i * unit + j]
+                laid[to + i] = row[start + i * unit + j]
 
 
 @njit(nogil=True, cache=True)
 def quantize(x, keep, fixed, groups, scales, laid, sums):
-    """Quantize one token to INT8 codes -127 .. 127, by its absmax / 127, and lay it.
+    """Quantize a few tokens to INT8 codes -127 .. 127, each by its absmax / 127, and lay them.
 
     Args:
-        x: [1, features], see `vector.as_float`.
+        x: [tokens, features], see `vector.as_float`.
         keep: uint8 [features], 0 where a column is an outlier and counts as 0 here; [0]: keep all.
-        fixed: a scale, beyond which values are clamped; 0: the token's own.
+        fixed: a scale for all, beyond which values are clamped; 0: each token its own.
         groups: of a row of the weight.
-        scales: float32 [1], is filled; NaN for a token that holds NaN, or infinity without a fixed scale.
-        laid: int8 [blocks, unit / 4, 64], is filled.
-        sums: float32 [groups and zeros up to a multiple of 16], its groups are filled with sums of codes.
+        scales: float32 [n], is filled; NaN for a token that holds NaN, or infinity without a fixed scale.
+        laid: int8 [blocks, unit / 4, n, 64], its places of the tokens are filled.
+        sums: float32 [ceil(groups / 16), n, 16], its groups are filled with sums of codes.
     """
-    features, length, unit = x.shape[1], laid.size, laid.shape[1]
+    (tokens, features), unit, together = x.shape, laid.shape[1], laid.shape[2]
+    length, keep_count = laid.size // together, keep.size
     row, codes = room_f32(features), room_i8(length)
-    scales[0] = codes_of(pointer(x), features, pointer(keep), keep.size, fixed, row, codes)
-    sum_codes(codes, features // groups, groups, pointer(sums), 1)
-    transpose(codes, length, unit, 4 * LANES, pointer(laid))
+    x, keep, laid, sums = pointer(x), pointer(keep), pointer(laid), pointer(sums)
+    for t in range(tokens):
+        scales[t] = codes_of(offset(x, t * features), features, keep, keep_count, fixed, row, codes)
+        for g in range(groups):
+            sums[place_of_sum(g, t, together)] = sum_of_codes(codes, g, features // groups)
+        transpose(codes, length, unit, 4 * LANES, laid, t, together)
 
 
 @njit
@@ -114,13 +127,12 @@ def codes_of(x, features, keep, keep_count, fixed, row, codes):
 
 
 @njit
-def sum_codes(codes, size, groups, sums, apart):
-    """sums[g apart] = the sum of the codes of group g."""
-    for g in range(groups):
-        total = np.int32(0)
-        for k in range(g * size, (g + 1) * size):
-            total += np.int32(codes[k])
-        sums[g * apart] = np.float32(total)
+def sum_of_codes(codes, group, size):
+    """The sum of the codes of one group."""
+    total = np.int32(0)
+    for k in range(group * size, (group + 1) * size):
+        total += np.int32(codes[k])
+    return np.float32(total)
 
 
 # ---- many tokens
@@ -189,7 +201,8 @@ def quantize_tiles_rows(x, keep, fixed, groups, scales, laid, sums, first, last)
             scales[token] = np.float32(1)
             for k in range(features):
                 codes[k] = np.int8(0)
-        sum_codes(codes, features // groups, groups, offset(sums, start * groups * lanes + t), lanes)
+        for g in range(groups):
+            sums[(start * groups + g) * lanes + t] = sum_of_codes(codes, g, features // groups)
         four = as_i32(codes)
         for k in range(fours):
             words[(start * fours + k) * lanes + t] = four[k]

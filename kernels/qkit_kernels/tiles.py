@@ -27,9 +27,9 @@ from qkit_kernels.vector import (
     load_each,
     transpose16,
     value,
-    zeros_each,
     zeros_f32,
     zeros_i32,
+    zeros_tile,
 )
 
 PANEL_ROWS, BAND_ROWS, TOKENS = 12, 96, 256
@@ -57,7 +57,7 @@ def piece(number, rows):
 @njit(forceinline=True)
 def add_products(w, stride, length, x, first, vectors, sums, at, room):
     """sums[at + r room + t] += sum_k w[r stride + k] x[first + k lanes + t] for the rows and tokens of one tile; pointers."""
-    totals = zeros_each(zeros_f32(), vectors)
+    totals = zeros_tile(zeros_f32(), vectors)
     for k in range(length):
         xs = load_each(x, first + k * LANES * value(vectors), vectors, zeros_f32())
         totals = add_outer(totals, w, k, stride, xs)
@@ -70,7 +70,7 @@ def dots(w, stride, k, end, x, first, vectors):
 
     x[first + k lanes + 4 t ..] holds four features, from k on, of token t.
     """
-    totals = zeros_each(zeros_i32(), vectors)
+    totals = zeros_tile(zeros_i32(), vectors)
     for four in range(k, end, 4):
         xs = load_each(x, first + four * LANES * value(vectors), vectors, zeros_i32())
         totals = add_outer(totals, w, four, stride, xs)

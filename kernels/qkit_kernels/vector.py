@@ -9,8 +9,6 @@ and the few operations that the kernels need. Each becomes one instruction where
 
 What the CPU has is asked when a kernel is compiled, that is when it is first used, and of Numba's own target: LLVM ends the
 process when it is asked for an instruction that the target lacks. Numba's cache on disk is kept apart by CPU, too.
-
-(A change in this file does not invalidate what Numba has cached for the kernels: run `make clean-kernels` after one.)
 """
 
 import operator
@@ -366,7 +364,7 @@ def _lookup_avx2(builder, table, index):
     return builder.shuffle_vector(*halves, ir.Constant(ir.VectorType(_I32, 16), list(range(16))))
 
 
-# ---- several vectors: a tile of rows and tokens
+# ---- several vectors: tokens, and a tile of rows and tokens
 
 
 def tile_rows() -> int:
@@ -383,13 +381,22 @@ def _each(build):
     return codegen
 
 
+def _zeros(kind, size):
+    return types.UniTuple(kind, size), _each(lambda _builder, args: [ir.Constant(args[0].type, None)] * size)
+
+
 @intrinsic
 def zeros_each(_context, kind, count):
+    """`count` (a `Static`) vectors of zeros; kind: any `F32` or `I32`, says which."""
+    made, codegen = _zeros(kind, count.value)
+    return made(kind, count), codegen
+
+
+@intrinsic
+def zeros_tile(_context, kind, count):
     """Zeros for all rows of a tile of `count` (a `Static`) vectors of tokens; kind: any `F32` or `I32`, says which."""
-    size = tile_rows() * count.value
-    return types.UniTuple(kind, size)(kind, count), _each(
-        lambda builder, args: [ir.Constant(args[0].type, None)] * size
-    )
+    made, codegen = _zeros(kind, tile_rows() * count.value)
+    return made(kind, count), codegen
 
 
 @intrinsic
@@ -404,6 +411,54 @@ def load_each(_context, p, first, count, kind):
         return [_load(builder, p, place, vector) for place in places]
 
     return types.UniTuple(kind, count.value)(p, types.intp, count, kind), _each(build)
+
+
+def _pairwise(build):
+    """An operation on a vector and two tuples of vectors, one pair of them after the other."""
+
+    def codegen(builder, args):
+        one, *packs = args
+        pairs = zip(*(cgutils.unpack_tuple(builder, pack) for pack in packs), strict=True)
+        return [build(builder, one, *pair) for pair in pairs]
+
+    return _each(codegen)
+
+
+@intrinsic
+def fma_each(_context, w, xs, totals):
+    """(w x + total) for each x and total."""
+    return totals(F32, xs, totals), _pairwise(_fma)
+
+
+@intrinsic
+def dot4_each(_context, w, xs, totals):
+    """dot4(total, w, x) for each x and total."""
+    return totals(I32, xs, totals), _pairwise(lambda builder, w, x, total: _dot4(builder, total, w, x))
+
+
+@intrinsic
+def scale_each(_context, scales, sums, totals):
+    """(float(sum) scales + total) for each sum and total."""
+
+    def build(builder, scales, number, total):
+        return _fma(builder, builder.sitofp(number, _V16F32), scales, total)
+
+    return totals(F32, sums, totals), _pairwise(build)
+
+
+@intrinsic
+def store_sums(_context, p, first, stride, totals):
+    """p[first + n stride] = the sum of vector n."""
+    kind = totals.dtype
+
+    def codegen(context, builder, _signature, args):
+        p, first, stride, totals = args
+        vectors = cgutils.unpack_tuple(builder, totals)
+        for vector, place in zip(vectors, _rows_of(builder, first, stride, len(vectors)), strict=True):
+            builder.store(_sum(builder, vector, kind), builder.gep(p, [place]))
+        return context.get_dummy_value()
+
+    return types.void(p, types.intp, types.intp, totals), codegen
 
 
 def _rows_of(builder, first, stride, count):

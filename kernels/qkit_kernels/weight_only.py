@@ -1,7 +1,7 @@
 """y = x ŵᵀ with codes of 2 to 8 bits and float activations: the codes are read once and never written back as floats.
 
-One token (`gemv`). The time is that of reading the codes, if what is done with each is little enough. Sixteen codes take
-three instructions, a shift, a look-up and a multiply-add:
+One token, or up to four (`gemv`). The time is that of reading the codes, if what is done with each is little enough. Sixteen
+codes take three instructions, a shift, a look-up and a multiply-add, of which further tokens need only the last:
 
     total[l] += s_l  sum_j  table[code_lj] x'[j, l]         for each block of 16 lanes l (`qkit_kernels.streams`)
     y = sum_l total[l] + sum_g c_g sum_{k in g} x_k          the shifts c, of zero points, once a group
@@ -28,9 +28,11 @@ from qkit_kernels.vector import (
     BYTES,
     LANES,
     fma,
+    fma_each,
     has,
     load_bytes,
     load_codes,
+    load_each,
     load_f32,
     load_i32,
     lookup,
@@ -44,12 +46,13 @@ from qkit_kernels.vector import (
     signed,
     splat,
     store_f32,
-    sum_f32,
+    store_sums,
     table_of,
     tile_rows,
     to_f32,
     value,
     widen,
+    zeros_each,
     zeros_f32,
 )
 
@@ -58,57 +61,54 @@ AHEAD = 4096  # bytes: 0.1 microseconds of a core's share of the memory
 
 
 @njit(nogil=True, cache=True)
-def gemv_rows(x, sums, packed, grid, table, block_group, lane_group, bits, y, first, last):
-    """One token.
+def gemv_rows(x, sums, packed, grid, table, block_group, lane_group, bits, together, y, first, last):
+    """A few tokens.
 
     Args:
-        x: float32 [blocks, unit, 16], laid by `streams.lay_floats`.
-        sums: float32 [groups and zeros up to a multiple of 16], the sum of each group of x.
+        x: float32 [blocks, unit, n, 16], laid by `streams.lay_floats`.
+        sums: float32 [ceil(groups / 16), n, 16], the sum of each group of x, zeros behind.
         packed: uint8 [rows, bytes].
         grid: see `qkit_kernels.grid`.
         table: float32 [16] or None.
         block_group: int32 [blocks], the group of a block's first lane.
         lane_group: int32 [blocks, 16], the group of each lane counted from its block's; [0, 16] where all are 0.
         bits: Static(b).
-        y: float32 [1, rows], is filled.
+        together: Static(n), how many tokens.
+        y: float32 [n, rows], is filled.
         first, last: which rows.
     """
-    blocks, unit, groups, row_bytes, end = x.shape[0], x.shape[1], grid[0].shape[1], packed.shape[1], packed.size
-    block_bytes, uniform, middle = (
-        LANES * unit * value(bits) // 8,
-        lane_group.size == 0,
-        np.float32(2 ** (value(bits) - 1)),
-    )
+    blocks, groups, row_bytes, end, outputs = x.shape[0], grid[0].shape[1], packed.shape[1], packed.size, y.shape[1]
+    block_bytes, uniform = 2 * codes_in_lane(bits) * value(bits), lane_group.size == 0
+    middle = np.float32(2 ** (value(bits) - 1))
     s, c, tail = room_f32(groups + LANES), room_f32(groups + LANES), room_u8(2 * BYTES)
     x, sums, packed, y, table = pointer(x), pointer(sums), pointer(packed), pointer(y), pointer(table)
-    block_group, lane_group = pointer(block_group), pointer(lane_group)
+    lanes = (s, pointer(block_group), pointer(lane_group), uniform)
     grid, sizes = pointers(grid), (grid[0].shape[0], grid[1].size, grid[2].size)
     for row in range(first, last):
         shifted = load_row(grid, sizes, row, groups, 0, groups, bits, middle, s, c)
-        start, total = row * row_bytes, zeros_f32()
-        readable = min(blocks, (min(row_bytes, end - start - 3)) // block_bytes)
-        total = add_blocks(packed, start, 0, readable, x, s, block_group, lane_group, uniform, total, table, bits)
+        start, totals = row * row_bytes, zeros_each(zeros_f32(), together)
+        readable = max(0, min(blocks, min(row_bytes, end - start - 3) // block_bytes))
+        totals = add_blocks(packed, start, 0, readable, x, lanes, totals, table, bits, together)
         for block in range(readable, blocks):  # the last, or the last two
             at = start + block * block_bytes
             copy_tail(packed, at, min(block_bytes, start + row_bytes - at), tail)
-            where = (tail, -block * block_bytes, block, block + 1)
-            total = add_blocks(*where, x, s, block_group, lane_group, uniform, total, table, bits)
+            totals = add_blocks(tail, -block * block_bytes, block, block + 1, x, lanes, totals, table, bits, together)
         if shifted:
             for g in range(0, groups, LANES):
-                total = fma(load_f32(c, g), load_f32(sums, g), total)
-        y[row] = sum_f32(total)
+                totals = fma_each(load_f32(c, g), load_each(sums, g * value(together), together, zeros_f32()), totals)
+        store_sums(y, row, outputs, totals)
 
 
 @njit(forceinline=True)
-def add_blocks(packed, start, first, last, x, s, block_group, lane_group, uniform, total, table, bits):
-    """total + the products of the blocks first .. last - 1 of a row that begins at `start`, each times its lanes' scales."""
+def add_blocks(packed, start, first, last, x, lanes, totals, table, bits, together):
+    """totals + the products of the blocks first .. last - 1 of a row that begins at `start`, each times its lanes' scales."""
     codes = LANES * codes_in_lane(bits)
     size = codes * value(bits) // 8
     for block in range(first, last):
         prefetch(packed, start + block * size + AHEAD)
-        dot = block_dot(packed, start + block * size, x, block * codes, table, bits)
-        total = fma(dot, lane_scales(s, block, block_group, lane_group, uniform), total)
-    return total
+        dots = block_dots(packed, start + block * size, x, block * codes * value(together), table, bits, together)
+        totals = fma_each(lane_scales(lanes, block), dots, totals)
+    return totals
 
 
 def codes_in_lane(bits):
@@ -122,40 +122,45 @@ def _codes_in_lane(bits):
     return lambda bits: unit
 
 
-def block_dot(packed, at, x, first, table, bits):
+def block_dots(packed, at, x, first, table, bits, together):
     """sum_j table[code_lj] x'[j, l] of one block, lane by lane; table None: the codes themselves, less 2^(b - 1)."""
-    raise NotImplementedError("block_dot is for kernels")
+    raise NotImplementedError("block_dots is for kernels")
 
 
-@overload(block_dot, jit_options=INLINE)
-def _block_dot(packed, at, x, first, table, bits):
+@overload(block_dots, jit_options=INLINE)
+def _block_dots(packed, at, x, first, table, bits, together):
     unit, step = UNIT[bits.value], bits.value
     if table is not types.none or (step in (2, 4) and has("avx512f")):
 
-        def dot(packed, at, x, first, table, bits):
-            numbers, even, odd = table_of(table, bits), zeros_f32(), zeros_f32()
+        def dots(packed, at, x, first, table, bits, together):
+            numbers, totals, apart = table_of(table, bits), zeros_each(zeros_f32(), together), LANES * value(together)
             for byte in range(4):  # a load from one byte on shifts all lanes by 8, and costs no shift
                 codes = load_i32(packed, at + byte)
-                for j in range(0, unit // 4, 2):  # two sums, so that half as many additions wait for one another
-                    place = first + LANES * (unit // 4 * byte + j)
-                    even = fma(lookup(numbers, codes >> step * j), load_f32(x, place), even)
-                    odd = fma(lookup(numbers, codes >> step * (j + 1)), load_f32(x, place + LANES), odd)
-            return even + odd
+                for j in range(unit // 4):
+                    xs = load_each(x, first + apart * (unit // 4 * byte + j), together, zeros_f32())
+                    totals = fma_each(lookup(numbers, codes >> step * j), xs, totals)
+            return totals
 
-        return dot
+        return dots
 
-    def dot(packed, at, x, first, table, bits):
-        codes, total = signed(load_codes(packed, at, bits), bits), zeros_f32()
+    def dots(packed, at, x, first, table, bits, together):
+        codes, totals, apart = (
+            signed(load_codes(packed, at, bits), bits),
+            zeros_each(zeros_f32(), together),
+            value(together),
+        )
         for j in range(unit):
-            total = fma(to_f32(nth_signed(codes, j, bits)), load_f32(x, first + LANES * j), total)
-        return total
+            xs = load_each(x, first + LANES * apart * j, together, zeros_f32())
+            totals = fma_each(to_f32(nth_signed(codes, j, bits)), xs, totals)
+        return totals
 
-    return dot
+    return dots
 
 
 @njit(forceinline=True)
-def lane_scales(s, block, block_group, lane_group, uniform):
+def lane_scales(lanes, block):
     """The scale of each lane of a block: one for all where groups are whole blocks, else each lane looks its own up."""
+    s, block_group, lane_group, uniform = lanes
     first = block_group[block]
     return splat(s[first]) if uniform else lookup(load_f32(s, first), load_i32(lane_group, LANES * block))
 
@@ -168,9 +173,9 @@ def copy_tail(packed, at, count, tail):
 
 
 @njit(nogil=True, cache=True)
-def gemv(team, threads, chunk, rows, x, sums, packed, grid, table, block_group, lane_group, bits, y):
+def gemv(team, threads, chunk, rows, x, sums, packed, grid, table, block_group, lane_group, bits, together, y):
     """`gemv_rows` by a team of threads."""
-    args = (x, sums, packed, grid, table, block_group, lane_group, bits, y)
+    args = (x, sums, packed, grid, table, block_group, lane_group, bits, together, y)
     fork_join(gemv_rows, args, rows, chunk, threads, team)
 
 

@@ -13,7 +13,7 @@ from qkit_kernels.tiles import BAND_ROWS, CODES, FLOATS, PANEL_ROWS, TOKENS
 BITS = range(2, 9)
 # A block holds 64, 128 or 256 codes, a stretch 2048, and a row ends in any byte: around each of them.
 FEATURES = (1, 2, 3, 7, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257, 513, 777, 2047, 2048, 2049)
-TOKEN_COUNTS = (2, 3, 4, 5, 17)
+TOKEN_COUNTS = (2, 3, 4, 5, 17, 33)
 ROW_COUNTS = (1, 3, 7, 17)
 
 
@@ -48,7 +48,7 @@ def rounded_twice(x, q, input_scale=None):
 def test_whole_numbers_are_multiplied_exactly_whatever_the_shape(bits, kind):
     for i, features in enumerate(FEATURES):
         q = weight(bits, ROW_COUNTS[i % 4], features, ("tensor", None)[i % 2], kind, seed=i)
-        for tokens in (1, TOKEN_COUNTS[i % 5]):
+        for tokens in (1, TOKEN_COUNTS[i % 6]):
             same(whole_codes(tokens, features, seed=i), q)
 
 
@@ -57,7 +57,7 @@ def test_whole_numbers_are_multiplied_exactly_whatever_the_shape(bits, kind):
 def test_whole_numbers_are_multiplied_exactly_whatever_the_groups(bits, kind):
     for i, (features, size) in enumerate(groupings(bits)):
         q = weight(bits, ROW_COUNTS[i % 4], features, size, kind, seed=i)
-        for tokens in (1, TOKEN_COUNTS[i % 5]):
+        for tokens in (1, TOKEN_COUNTS[i % 6]):
             same(whole_codes(tokens, features, seed=i), q)
 
 
@@ -82,7 +82,7 @@ def test_more_outliers_than_meet_at_once():
 def test_real_numbers_are_multiplied_to_rounding(bits, kind):
     for i, (features, size) in enumerate([*groupings(bits), (1, None), (129, None), (2051, None), (257, "tensor")]):
         q = weight(bits, ROW_COUNTS[i % 4], features, size, kind, real=True, seed=i)
-        for tokens in (1, TOKEN_COUNTS[i % 5]):
+        for tokens in (1, TOKEN_COUNTS[i % 6]):
             x = random(tokens, features, seed=i)
             assert off_int8(product(x, q), x, q) < 1, (tokens, q)
 
@@ -114,7 +114,7 @@ def test_extreme_codes_and_saturated_inputs(bits, code):
 def test_with_one_scale_a_row_nothing_is_rounded_before_the_scales(bits, group_size):
     for i, features in enumerate(FEATURES):
         q = weight(bits, ROW_COUNTS[i % 4], features, group_size, real=True, seed=i)
-        for tokens in (1, TOKEN_COUNTS[i % 5]):
+        for tokens in (1, TOKEN_COUNTS[i % 6]):
             x = random(tokens, features, seed=i)
             assert torch.equal(product(x, q), rounded_twice(x, q)), (tokens, q)
 
@@ -124,7 +124,7 @@ def test_with_one_scale_a_row_nothing_is_rounded_before_the_scales(bits, group_s
 def test_w8a8_is_that_of_the_torch_backend_to_the_last_bit(dtype, options):
     for i, features in enumerate((*FEATURES, 4096, 4100)):
         q = int8_rows(random(ROW_COUNTS[i % 4], features, seed=i))
-        for tokens in (0, 1, TOKEN_COUNTS[i % 5], *([TOKENS + 2] if i == 9 else [])):
+        for tokens in (0, 1, TOKEN_COUNTS[i % 6], *([TOKENS + 2] if i == 9 else [])):
             x = random(tokens, features, seed=i + 1).to(dtype)
             torch_one, numba_one = (int8_linear(x, q, backend=backend, **options) for backend in ("torch", "numba"))
             assert numba_one.dtype == dtype and torch.equal(torch_one, numba_one), (tokens, features)

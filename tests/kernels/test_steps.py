@@ -190,7 +190,7 @@ def test_products_are_known_by_name():
 
 
 def test_machine_code_is_shown_of_what_came_from_the_cache_too():
-    laid, sums = np.zeros((1, 8, 16), np.float32), np.zeros(16, np.float32)
+    laid, sums = np.zeros((1, 8, 1, 16), np.float32), np.zeros((1, 1, 16), np.float32)
     streams.lay_floats(np.ones((1, 128), np.float32), 1, laid, sums)
     assert sum(steps.instructions(steps.assembly(streams.lay_floats)).values()) > 50
 

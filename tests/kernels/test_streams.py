@@ -17,10 +17,17 @@ def normal(tokens, features, seed=0):
     return np.random.default_rng(seed).standard_normal((tokens, features)).astype(np.float32)
 
 
-def blocks_of(row, lanes, unit):
-    """[features] with zeros behind, as [blocks, unit, lanes]: x'[block, j, l] = x[block, l, j]."""
-    padded = np.pad(row, (0, -len(row) % (lanes * unit)))
-    return padded.reshape(-1, lanes, unit).transpose(0, 2, 1)
+def blocks_of(rows, lanes, unit):
+    """[tokens, features] with zeros behind, as [blocks, unit, tokens, lanes]: x'[block, j, l] = x[block, l, j]."""
+    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % (lanes * unit))))
+    return padded.reshape(len(rows), -1, lanes, unit).transpose(1, 3, 0, 2)
+
+
+def in_order(sums, groups):
+    """[ceil(groups / 16), n, 16] as [n, groups]; behind them there is nothing."""
+    found = sums.transpose(1, 0, 2).reshape(sums.shape[1], -1)
+    assert not found[:, groups:].any()
+    return found[:, :groups]
 
 
 def tiles_of(rows, lanes):
@@ -43,30 +50,32 @@ def check_sums(sums, x, groups):
 
 
 @settings(deadline=None)
-@given(layouts())
-def test_a_token_lies_as_the_codes_do_and_its_groups_are_summed(case):
+@given(layouts(), st.integers(1, 4))
+def test_a_few_tokens_lie_as_the_codes_do_and_their_groups_are_summed(case, tokens):
     bits, _, features, groups, _ = case
-    x, unit = normal(1, features, seed=features), UNIT[bits]
-    laid = np.full((-(-features // (16 * unit)), unit, 16), 7, np.float32)
-    sums = np.zeros(-(-groups // 16) * 16, np.float32)
+    x, unit = normal(tokens, features, seed=features), UNIT[bits]
+    laid = np.full((-(-features // (16 * unit)), unit, 4, 16), 7, np.float32)
+    sums = np.zeros((-(-groups // 16), 4, 16), np.float32)
     lay_floats(x, groups, laid, sums)
-    np.testing.assert_array_equal(laid, blocks_of(x[0], 16, unit))
-    check_sums(sums[None, :groups], x, groups)
-    assert not sums[groups:].any()
+    np.testing.assert_array_equal(laid[:, :, :tokens], blocks_of(x, 16, unit))
+    check_sums(in_order(sums, groups)[:tokens], x, groups)
+    assert (laid[:, :, tokens:] == 7).all() and not sums[:, tokens:].any()
 
 
 @settings(deadline=None)
-@given(layouts())
-def test_the_int8_codes_of_a_token_lie_as_the_codes_do_and_are_summed_exactly(case):
+@given(layouts(), st.integers(1, 4))
+def test_the_int8_codes_of_a_few_tokens_lie_as_the_codes_do_and_are_summed_exactly(case, tokens):
     bits, _, features, groups, _ = case
-    x, unit = normal(1, features, seed=features), UNIT[bits]
-    laid = np.full((-(-features // (16 * unit)), unit // 4, 64), 7, np.int8)
-    sums, scales = np.zeros(-(-groups // 16) * 16, np.float32), np.zeros(1, np.float32)
+    x, unit = normal(tokens, features, seed=features), UNIT[bits]
+    laid = np.full((-(-features // (16 * unit)), unit // 4, 4, 64), 7, np.int8)
+    sums, scales = np.zeros((-(-groups // 16), 4, 16), np.float32), np.zeros(4, np.float32)
     quantize(x, NOWHERE, ZERO, groups, scales, laid, sums)
     codes, expected = (part.numpy() for part in quantize_activations_int8(torch.from_numpy(x)))
-    np.testing.assert_array_equal(laid, blocks_of(codes[0], 64, unit // 4))
-    assert scales == expected[0]
-    np.testing.assert_array_equal(sums[:groups], codes.reshape(groups, -1).sum(1, dtype=np.int64))
+    np.testing.assert_array_equal(laid[:, :, :tokens], blocks_of(codes, 64, unit // 4))
+    np.testing.assert_array_equal(scales[:tokens], expected[:, 0])
+    of_groups = codes.reshape(tokens, groups, -1).sum(2, dtype=np.int64)
+    np.testing.assert_array_equal(in_order(sums, groups)[:tokens], of_groups)
+    assert (laid[:, :, tokens:] == 7).all() and not sums[:, tokens:].any()
 
 
 @settings(deadline=None)

@@ -24,7 +24,9 @@ from qkit_kernels.vector import (
     add_scaled_each,
     as_float,
     dot4,
+    dot4_each,
     fma,
+    fma_each,
     has,
     load_bytes,
     load_codes,
@@ -37,10 +39,12 @@ from qkit_kernels.vector import (
     nth_signed,
     pointer,
     prefetch,
+    scale_each,
     signed,
     splat,
     store_f32,
     store_i32,
+    store_sums,
     sum_f32,
     sum_i32,
     table_of,
@@ -50,6 +54,7 @@ from qkit_kernels.vector import (
     zeros_each,
     zeros_f32,
     zeros_i32,
+    zeros_tile,
 )
 
 BITS = range(2, 9)
@@ -233,12 +238,51 @@ def test_a_lookup_counts_modulo_16():
         np.testing.assert_array_equal(found, table[index % 16])
 
 
+# ---- a few tokens
+
+
+@njit
+def floats_of_a_few(w, x, scales, sums, count, out):
+    totals = zeros_each(zeros_f32(), count)
+    totals = fma_each(load_f32(pointer(w), 0), load_each(pointer(x), 3, count, zeros_f32()), totals)
+    store_sums(pointer(out), 1, 2, totals)
+    whole = load_each(pointer(sums), 0, count, zeros_i32())
+    store_sums(pointer(out), 10, 1, scale_each(load_f32(pointer(scales), 0), whole, totals))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_few_tokens_are_multiplied_and_summed_each_for_itself(count):
+    """Small whole numbers: exact. What stands around the results stays."""
+    w, x, scales = integers(-9, 9, 16), integers(-9, 9, 3 + 16 * count, seed=1), integers(-9, 9, 16, seed=2)
+    sums, found = integers(-9, 9, count, 16, seed=3), np.arange(15, dtype=np.float32)
+    floats_of_a_few(w.astype(np.float32), x.astype(np.float32), scales.astype(np.float32), sums, Static(count), found)
+    products, expected = x[3:].reshape(count, 16) @ w, np.arange(15)
+    expected[1 : 1 + 2 * count : 2] = products
+    expected[10 : 10 + count] = products + sums @ scales
+    assert found.tolist() == expected.tolist()
+
+
+@njit
+def bytes_of_a_few(w, x, count, out):
+    xs = load_each(pointer(x), 0, count, zeros_i32())
+    store_sums(pointer(out), 1, 2, dot4_each(load_i32(pointer(w), 0), xs, zeros_each(zeros_i32(), count)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_few_tokens_of_bytes_are_multiplied_and_summed_each_for_itself(count):
+    w, x = integers(0, 256, 64, dtype=np.uint8), integers(-128, 128, count, 64, dtype=np.int8)
+    found, expected = np.arange(9, dtype=np.int32), np.arange(9)
+    bytes_of_a_few(w, x, Static(count), found)
+    expected[1 : 1 + 2 * count : 2] = x.astype(np.int64) @ w
+    assert found.tolist() == expected.tolist()
+
+
 # ---- a tile of rows and tokens
 
 
 @njit
 def tile_of_floats(w, stride, x, vectors, at, room, sums):
-    totals = zeros_each(zeros_f32(), vectors)
+    totals = zeros_tile(zeros_f32(), vectors)
     for k in range(x.shape[0]):
         xs = load_each(pointer(x), k * x.shape[1], vectors, zeros_f32())
         totals = add_outer(totals, pointer(w), k, stride, xs)
@@ -247,7 +291,7 @@ def tile_of_floats(w, stride, x, vectors, at, room, sums):
 
 @njit
 def tile_of_bytes(w, stride, x, vectors, at, room, sums, scales, group, groups, scaled):
-    totals = zeros_each(zeros_i32(), vectors)
+    totals = zeros_tile(zeros_i32(), vectors)
     for four in range(x.shape[0]):
         xs = load_each(pointer(x), four * x.shape[1] * 4, vectors, zeros_i32())
         totals = add_outer(totals, pointer(w), 4 * four, stride, xs)

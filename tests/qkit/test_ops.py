@@ -299,3 +299,17 @@ def test_infinity_never_comes_out_as_a_finite_number(threshold):
 def test_a_weight_that_integers_cannot_take_is_refused(q, message):
     with pytest.raises(ValueError, match=message):
         int8_linear(torch.ones(1, q.shape[1]), q)
+
+
+@pytest.mark.parametrize("name", ["qkit_kernels.weight_only", "numba"])
+def test_a_kernel_that_is_broken_is_an_error_and_one_that_is_not_installed_is_none(monkeypatch, name):
+    def refuse(_module):
+        raise ImportError(f"cannot import {name}", name=name)
+
+    monkeypatch.setattr("qkit.ops.import_module", refuse)
+    why = ops._why_not_importable.__wrapped__
+    if name == "numba":
+        assert why("qkit.cpu") == "cannot import numba"
+    else:
+        with pytest.raises(ImportError, match="cannot import"):
+            why("qkit.cpu")
