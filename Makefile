@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 LESSONS := $(wildcard lessons/*.ipynb)
 
-.PHONY: demo test test-browser test-peers lab lessons claims lint clean
+.PHONY: demo test test-browser test-peers bench lab lessons claims lint clean
 
 demo: .venv/installed
 	$(BIN)/qkit compare bookworm-14m --out out
@@ -27,6 +27,11 @@ test-browser: .venv/installed-browser
 
 test-peers: .venv/installed-peers
 	$(BIN)/python -m pytest -m peers
+
+# Layers and models beside other libraries, on a machine that does nothing else; a quarter of an hour.
+bench: .venv/installed-peers
+	$(BIN)/qkit bench cpu --out out
+	$(BIN)/qkit bench model --out out
 
 lab: .venv/installed-lab
 	$(BIN)/python -m jupyterlab lessons $(ALLOW_ROOT)

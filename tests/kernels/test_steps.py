@@ -13,7 +13,8 @@ import qkit
 from qkit_kernels import steps, streams
 from qkit_kernels.vector import has
 
-FLOATS = [name for name in steps.STEPS if name != "INT8 activations"]
+INTEGERS = ("INT8 activations", "asked for ahead")
+FLOATS = [name for name in steps.STEPS if name not in INTEGERS]
 EPS = float(np.finfo(np.float32).eps)
 
 
@@ -70,6 +71,12 @@ def test_the_integer_step_rounds_once_a_group_and_is_exact_inside(q):
     roundings = q.scales.shape[1] + 6  # a multiply-add for each group, four halvings of sixteen lanes, two scales
     slack = roundings * EPS * (np.abs(w_hat) @ np.abs(x_hat))
     assert (np.abs(step("INT8 activations", x, q) - w_hat @ x_hat) <= slack).all()
+
+
+@pytest.mark.parametrize("q", WEIGHTS, ids=repr)
+def test_to_ask_ahead_changes_no_bit(q):
+    x = numbers(q.shape[1])
+    assert np.array_equal(*(step(name, x, q) for name in INTEGERS))
 
 
 def test_saturated_codes_do_not_overflow():
