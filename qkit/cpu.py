@@ -20,7 +20,7 @@ from qkit_kernels.threads import run
 from qkit_kernels.vector import LANES, Static
 
 SERIAL_WEIGHTS = 2**17  # times tokens: less is done before a second thread has woken
-MAX_FEATURES, MAX_GROUPS = 2**16, 2**11  # a row of each stands on a thread's stack
+MAX_FEATURES, MAX_GROUPS = 2**16, 2**11  # a row of features, and one of groups, stand on a thread's stack
 _NOTHING = np.zeros((0, 0), np.float32)
 _NO_BYTES = np.zeros(0, np.uint8)
 _NO_OUTLIERS = (np.zeros(0, np.int64), np.zeros((0, 0, 0), np.float32))
@@ -30,14 +30,20 @@ _STATIC = {bits: Static(bits) for bits in range(2, 9)}
 
 
 def fits(q: QTensor) -> bool:
-    """Whether the kernels can read `q`: groups are whole lanes, and blocks of a codebook do not run over the ends of rows."""
+    """Whether the kernels can read `q`: blocks of a codebook must not run over the ends of rows."""
     out_features, in_features = q.shape
-    if not out_features or not 0 < in_features <= MAX_FEATURES or _groups(q) > MAX_GROUPS:
-        return False
-    if isinstance(q, CodebookQTensor):
-        return in_features % q.block_size == 0
-    groups = q.scales.shape[1]
-    return groups == 1 or in_features // groups % streams.UNIT[q.bits] == 0
+    whole = not isinstance(q, CodebookQTensor) or in_features % q.block_size == 0
+    return out_features > 0 and 0 < in_features <= MAX_FEATURES and whole
+
+
+def fits_integers(q: QTensor) -> bool:
+    """Whether the kernels can multiply `q` with INT8 activations: whole numbers, in groups of whole fours."""
+    return fits(q) and not isinstance(q, CodebookQTensor) and _groups_are_multiples_of(4, q)
+
+
+def _groups_are_multiples_of(unit: int, q: QTensor) -> bool:
+    groups = _groups(q)
+    return groups == 1 or (groups <= MAX_GROUPS and q.shape[1] // groups % unit == 0)
 
 
 @lru_cache(maxsize=256)
@@ -105,7 +111,7 @@ def linear(x: Tensor, q: QTensor) -> Tensor:
     serial = len(given) * out_features * in_features < SERIAL_WEIGHTS
     table = _table(q.codebook) if isinstance(q, CodebookQTensor) else None
     packed, grid, bits = q.packed.contiguous().numpy(), _grid(q), _STATIC[q.bits]
-    if 0 < len(given) <= FEW:
+    if 0 < len(given) <= FEW and _groups_are_multiples_of(streams.UNIT[q.bits], q):
         together = _few(len(given))
         n, (block_group, lane_group) = together.type.value, _geometry(q.bits, in_features, groups)
         laid = _laid((len(block_group), streams.UNIT[q.bits], n, LANES), torch.float32, n > len(given))
@@ -130,7 +136,7 @@ def integer_linear(x: Tensor, q: QTensor, input_scale: Tensor | None = None, out
 
     Args:
         x: float32, float16 or bfloat16 [..., in].
-        q: any weight that `fits` and has no codebook.
+        q: any weight that `fits_integers`.
         input_scale: float32 [], the step of all activations; None: absmax / 127 of each token.
         outliers: bool [in], columns that stay floats; only where a row of `q` has one scale, 8 bits and no zero point.
     """
@@ -141,7 +147,7 @@ def integer_linear(x: Tensor, q: QTensor, input_scale: Tensor | None = None, out
     keep = _NO_BYTES if outliers is None else (~outliers).view(torch.uint8).numpy()
     weight = (q.packed.contiguous().numpy(), _grid(q))
     bits = _STATIC[q.bits]
-    if 0 < len(given) <= FEW:
+    if 0 < len(given) <= FEW and _groups_are_multiples_of(streams.UNIT[q.bits], q):
         together = _few(len(given))
         n, (block_group, lane_group) = together.type.value, _geometry(q.bits, in_features, groups)
         laid = _laid((len(block_group), streams.UNIT[q.bits] // 4, n, 4 * LANES), torch.int8, n > len(given))

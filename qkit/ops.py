@@ -72,10 +72,10 @@ def _linear_numba(x: Tensor, q: QTensor, activations: str | None) -> Tensor:
         return F.linear(x, dequantize(q).to(x.dtype))  # the weight as floats: for gradients, and for what has no kernel
     if activations is None:
         y = cpu.linear(x, q)
-    elif isinstance(q, CodebookQTensor):  # a table has no integers to multiply
-        y = cpu.linear(quantize_activations(x), q)
-    else:
+    elif cpu.fits_integers(q):
         y = cpu.integer_linear(x, q)
+    else:  # a table has no integers to multiply
+        y = cpu.linear(quantize_activations(x), q)
     return y.to(x.dtype).reshape(*x.shape[:-1], q.shape[0])
 
 
@@ -93,7 +93,7 @@ def _int8_linear_numba(x: Tensor, q: QTensor, input_scale: Tensor | None, outlie
     from qkit import cpu
 
     x = x.float() if x.dtype == torch.float64 else x
-    run = cpu.integer_linear if cpu.fits(q) else _int8_linear_torch
+    run = cpu.integer_linear if cpu.fits_integers(q) else _int8_linear_torch
     return run(x, q, input_scale, outliers)
 
 

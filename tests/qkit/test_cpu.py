@@ -12,7 +12,6 @@ from products import KINDS, exact, off, off_int8, random, weight, whole
 from qkit import FP4, NF4, QTensor, cpu, linear, quantize_tensor
 from qkit.methods.bitsandbytes import int8_rows
 from qkit.ops import dequantize, int8_linear, quantize_activations
-from qkit_kernels.streams import UNIT
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -77,13 +76,14 @@ def test_inference_mode_and_detached_inputs_run_in_the_kernel(monkeypatch):
 
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 24, 32, 48, 96, 100, 128])
-def test_groups_fit_where_they_are_whole_lanes(bits, size):
-    """Those that do not are multiplied all the same, as floats."""
-    q, x = weight(bits, 5, 3 * size, size, "zero points"), whole(2, 3 * size)
-    assert cpu.fits(q) == (size % UNIT[bits] == 0)
-    for activations in (None, "int8"):
-        x[:, 0] = 127
-        assert torch.equal(linear(x, q, backend="numba", activations=activations).double(), exact(x, q))
+def test_groups_of_any_size_fit_and_those_of_whole_fours_fit_integers(bits, size):
+    q = weight(bits, 5, 3 * size, size, "zero points")
+    assert cpu.fits(q) and cpu.fits_integers(q) == (size % 4 == 0)
+    for tokens in (2, 7, 35):
+        x = whole(tokens, 3 * size)
+        for activations in (None, "int8"):
+            x[:, 0] = 127  # the INT8 scale of each token is 1 then
+            assert torch.equal(linear(x, q, backend="numba", activations=activations).double(), exact(x, q))
 
 
 def test_one_group_a_row_always_fits():
@@ -101,19 +101,19 @@ def test_a_codebook_fits_where_no_block_runs_over_the_end_of_a_row(scheme, featu
 
 
 @pytest.mark.parametrize(
-    ("features", "group_size", "fits"),
+    ("features", "group_size", "fits", "integers"),
     [
-        (cpu.MAX_FEATURES, None, True),
-        (cpu.MAX_FEATURES + 1, None, False),
-        (8 * cpu.MAX_GROUPS, 8, True),
-        (8 * cpu.MAX_GROUPS + 8, 8, False),
+        (cpu.MAX_FEATURES, None, True, True),
+        (cpu.MAX_FEATURES + 1, None, False, False),
+        (8 * cpu.MAX_GROUPS, 8, True, True),
+        (8 * cpu.MAX_GROUPS + 8, 8, True, False),
     ],
 )
-def test_a_row_is_at_most_as_long_as_a_stack_may_hold(features, group_size, fits):
-    """17 rows and a second token: the largest scratch memory."""
+def test_a_row_is_at_most_as_long_as_a_stack_may_hold(features, group_size, fits, integers):
+    """17 rows and a fifth token: the largest scratch memory."""
     q = weight(4, 17, features, group_size, "zero points", real=True)
-    assert cpu.fits(q) == fits
-    for tokens in (1, 2):
+    assert cpu.fits(q) == fits and cpu.fits_integers(q) == integers
+    for tokens in (1, 2, 5):
         x = random(tokens, features)
         assert off(linear(x, q, backend="numba"), x, q) < 1
         assert off_int8(linear(x, q, backend="numba", activations="int8"), x, q) < 1
@@ -131,7 +131,7 @@ def test_a_weight_without_rows_or_features_has_no_kernel_and_a_product():
 
 @pytest.mark.parametrize("activations", [None, "int8"])
 @pytest.mark.parametrize(
-    "q", [weight(4, 7, 96, 32, "zero points", real=True), weight(4, 7, 95, 5, real=True)], ids=repr
+    "q", [weight(4, 7, 96, 32, "zero points", real=True), quantize_tensor(random(7, 95), NF4(32))], ids=repr
 )
 def test_float64_and_what_does_not_fit_is_multiplied_as_floats(q, activations):
     x = random(3, q.shape[1]) if q.shape[1] == 95 else random(3, q.shape[1]).double()
