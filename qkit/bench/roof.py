@@ -13,25 +13,27 @@ from numba import njit
 
 from qkit.bench.record import Roof
 from qkit_kernels.threads import fork_join, run
+from qkit_kernels.tiles import TOKENS, tile
 from qkit_kernels.vector import (
     BYTES,
     LANES,
-    dot4,
-    fma,
-    load_f32,
+    add_each,
+    add_outer,
+    load_each,
     load_i32,
     offset,
     pointer,
-    sum_f32,
     sum_i32,
+    tile_rows,
     zeros_f32,
     zeros_i32,
+    zeros_tile,
 )
 
 READ_BYTES = 2**28  # 256 MB, eight times a large cache
 PAGE = 2**16  # bytes that are dealt out at a time
-CHAINS = 8  # independent sums, so that no operation waits for the one before
-TURNS = 2**16  # of an arithmetic loop: 0.2 ms or so
+TURNS = 2**14  # of an arithmetic loop: 0.1 ms or so
+SUMS = 2 * LANES  # of one loop
 CHUNKS = 32  # such loops
 REPEATS = 9
 
@@ -55,45 +57,39 @@ def read(team, threads, chunk, rows, data, sums):
 
 
 @njit(nogil=True)
-def multiply_floats_rows(data, sums, first, last):
-    """`CHAINS` chains of float32 multiply-adds; two loads from the nearest cache serve all of them."""
+def multiply_floats_rows(data, sums, vectors, first, last):
+    """A tile of `qkit_kernels.tiles`: as many sums as a kernel keeps in registers, fed from the nearest cache."""
+    p, zero = pointer(data), zeros_f32()
     for row in range(first, last):
-        p = pointer(data)
-        w0, w1 = load_f32(p, 0), load_f32(p, LANES)
-        w2, w3 = load_f32(p, 2 * LANES), load_f32(p, 3 * LANES)
-        a = b = c = d = e = f = g = h = zeros_f32()
+        totals = zeros_tile(zero, vectors)
         for turn in range(TURNS):
-            x, y = load_f32(p, LANES * (turn & 3)), load_f32(p, LANES * (4 + (turn & 3)))
-            a, b, c, d = fma(w0, x, a), fma(w1, x, b), fma(w2, x, c), fma(w3, x, d)
-            e, f, g, h = fma(w0, y, e), fma(w1, y, f), fma(w2, y, g), fma(w3, y, h)
-        sums[row] = sum_f32(((a + b) + (c + d)) + ((e + f) + (g + h)))
+            k = turn & 3
+            totals = add_outer(totals, p, k, LANES, load_each(p, LANES * k, vectors, zero))
+        add_each(pointer(sums), row * SUMS, 0, totals)
 
 
 @njit(nogil=True)
-def multiply_floats(team, threads, chunk, rows, data, sums):
+def multiply_floats(team, threads, chunk, rows, data, sums, vectors):
     """`multiply_floats_rows` by a team of threads."""
-    fork_join(multiply_floats_rows, (data, sums), rows, chunk, threads, team)
+    fork_join(multiply_floats_rows, (data, sums, vectors), rows, chunk, threads, team)
 
 
 @njit(nogil=True)
-def multiply_bytes_rows(data, sums, first, last):
+def multiply_bytes_rows(data, sums, vectors, first, last):
     """The same with `dot4`: 64 products of bytes each."""
+    p, zero = pointer(data), zeros_i32()
     for row in range(first, last):
-        p = pointer(data)
-        w0, w1 = load_i32(p, 0), load_i32(p, BYTES)
-        w2, w3 = load_i32(p, 2 * BYTES), load_i32(p, 3 * BYTES)
-        a = b = c = d = e = f = g = h = zeros_i32()
+        totals = zeros_tile(zero, vectors)
         for turn in range(TURNS):
-            x, y = load_i32(p, BYTES * (turn & 3)), load_i32(p, BYTES * (4 + (turn & 3)))
-            a, b, c, d = dot4(a, w0, x), dot4(b, w1, x), dot4(c, w2, x), dot4(d, w3, x)
-            e, f, g, h = dot4(e, w0, y), dot4(f, w1, y), dot4(g, w2, y), dot4(h, w3, y)
-        sums[row] = sum_i32(((a + b) + (c + d)) + ((e + f) + (g + h)))
+            k = BYTES * (turn & 3)
+            totals = add_outer(totals, p, k, BYTES, load_each(p, k, vectors, zero))
+        add_each(pointer(sums), row * SUMS, 0, totals)
 
 
 @njit(nogil=True)
-def multiply_bytes(team, threads, chunk, rows, data, sums):
+def multiply_bytes(team, threads, chunk, rows, data, sums, vectors):
     """`multiply_bytes_rows` by a team of threads."""
-    fork_join(multiply_bytes_rows, (data, sums), rows, chunk, threads, team)
+    fork_join(multiply_bytes_rows, (data, sums, vectors), rows, chunk, threads, team)
 
 
 def _seconds(team, rows, args: tuple, count: int) -> float:
@@ -112,13 +108,15 @@ def measure_roof() -> Roof:
     pages = READ_BYTES // PAGE
     data, sums = np.ones(READ_BYTES, np.uint8), np.zeros(pages, np.int32)
     reading = _seconds(read, read_rows, (data, sums), pages)
-    floats, totals = np.ones(8 * LANES, np.float32), np.zeros(CHUNKS, np.float32)
-    products = 2 * CHAINS * TURNS * CHUNKS
-    adding = _seconds(multiply_floats, multiply_floats_rows, (floats, totals), CHUNKS)
-    dotting = _seconds(multiply_bytes, multiply_bytes_rows, (data[: 8 * BYTES], sums[:CHUNKS]), CHUNKS)
+    vectors = tile(TOKENS)
+    floats, products = np.ones(16 * BYTES, np.float32), TURNS * CHUNKS * tile_rows() * vectors.type.value
+    totals = np.zeros(CHUNKS * SUMS, np.float32)
+    adding = _seconds(multiply_floats, multiply_floats_rows, (floats, totals, vectors), CHUNKS)
+    args = (data[: 16 * BYTES], totals.view(np.int32), vectors)
+    dotting = _seconds(multiply_bytes, multiply_bytes_rows, args, CHUNKS)
     return Roof(
         threads=torch.get_num_threads(),
         gigabytes_per_second=READ_BYTES / reading / 1e9,
-        float_gops=LANES * products / adding / 1e9,
-        int8_gops=BYTES * products / dotting / 1e9,
+        float_gops=2 * LANES * products / adding / 1e9,
+        int8_gops=2 * BYTES * products / dotting / 1e9,
     )
