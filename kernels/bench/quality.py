@@ -4,7 +4,8 @@
 
 Calibration is the first 128 chunks of 511 tokens of the book text, evaluation 100 chunks spread over the rest of it and all
 of python-docs-heldout: `--books` takes any long English text, and the figures compare only within one text. Each row is
-printed as soon as it is measured, with its ratio to FP32. `--mixed` calibrates on half books, half python-docs instead.
+printed as soon as it is measured, with its ratio to FP32. `--mixed` calibrates on half books, half python-docs instead;
+`--tune 3` measures only GPTQ at 3 bits and what `qkit.tune` makes of it.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from qkit.compare import ALL
 from qkit.evaluate import evaluate
 from qkit.surgery import clone
 from qkit.tokens import token_chunks
+from qkit.tune import own_text
 
 SHAPES = ((4, 128), (3, 128), (2, 64))
 INGREDIENTS = {  # GPTQ without one of them at a time
@@ -30,7 +32,12 @@ INGREDIENTS = {  # GPTQ without one of them at a time
     "without refitting scales": {"refit_scales": False},
     "without shrinking": {"shrink": 0.0, "damp": 0.01},
 }
-TUNED = {4: 1e-3, 3: 2e-3, 2: 4e-3}  # bits: learning rate; 6 passes over the calibration text
+TUNED = {  # bits: learning rates of scales and of codes
+    4: {"learning_rate": 1e-3, "code_rate": 1e-3},
+    3: {"learning_rate": 2e-3, "code_rate": 2e-3},
+    2: {"learning_rate": 4e-3, "code_rate": 2e-3},
+}
+OWN_CHUNKS = 512  # written by the original, beside the calibration text
 
 
 def main() -> None:
@@ -42,6 +49,9 @@ def main() -> None:
     parser.add_argument("--mixed", action="store_true")
     parser.add_argument("--planted", action="store_true")
     parser.add_argument("--ingredients", action="store_true")
+    parser.add_argument(
+        "--tune", type=int, nargs="+", default=(), metavar="BITS", help="only GPTQ of these bits, tuned"
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
 
@@ -77,19 +87,30 @@ def main() -> None:
         return copy
 
     measure("FP32", clone(model), 0.0)
+
+    def tuned(quantized, name: str, ids: torch.Tensor, **settings) -> None:
+        copy, start = clone(quantized), time.perf_counter()
+        print(qkit.tune(copy, model, calibration=ids, progress=False, **settings))
+        measure(name, copy, time.perf_counter() - start)
+
     if arguments.ingredients:
         for bits, group_size in SHAPES:
             for name, change in INGREDIENTS.items():
                 run(qkit.GPTQ(bits, group_size, **change), f"GPTQ W{bits} g{group_size} {name}")
-    else:
+    elif not arguments.tune:
         for scheme in ALL:
             run(scheme)
+    start = time.perf_counter()
+    more = torch.cat([calibration, own_text(model, tokenizer, OWN_CHUNKS, progress=False)])
+    print(f"{OWN_CHUNKS} chunks of own text in {time.perf_counter() - start:.1f} s", flush=True)
     for bits, group_size in SHAPES:
-        copy = run(qkit.GPTQ(bits, group_size), f"GPTQ W{bits} g{group_size} (again)")
-        start = time.perf_counter()
-        tuned = {"epochs": 6, "learning_rate": TUNED[bits], "progress": False}
-        qkit.tune(copy, model, calibration=calibration, **tuned)
-        measure(f"GPTQ W{bits} g{group_size} + tune", copy, time.perf_counter() - start)
+        if arguments.tune and bits not in arguments.tune:
+            continue
+        name = f"GPTQ W{bits} g{group_size}"
+        copy = run(qkit.GPTQ(bits, group_size), f"{name} (again)")
+        tuned(copy, f"{name} + tune, codes fixed", calibration, codes=False, epochs=6, **TUNED[bits])
+        tuned(copy, f"{name} + tune", calibration, **TUNED[bits])
+        tuned(copy, f"{name} + tune, own text too", more, epochs=6, **TUNED[bits])
     if arguments.out:
         arguments.out.write_text(json.dumps(rows, indent=1))
 
