@@ -1,7 +1,7 @@
 """Quantized linear layers on the CPU: lays out what the Numba kernels read, allocates, launches.
 
-The kernels stand in `qkit_kernels`: `weight_only` (float activations) and `integer` (INT8 activations), each for one token
-(`gemv`: bound by reading the weight) and for many (`gemm`: bound by arithmetic). They read a QTensor's buffers as they are
+The kernels stand in `qkit_kernels`: `weight_only` (float activations) and `integer` (INT8 activations), each for up to four
+tokens (`gemv`: bound by reading the weight) and for many (`gemm`: bound by arithmetic). They read a QTensor's buffers as they are
 stored; only the activations are laid out anew.
 """
 
@@ -16,7 +16,7 @@ from qkit.codebook_qtensor import CodebookQTensor
 from qkit.codebooks import codebook, dynamic_map
 from qkit.qtensor import QTensor
 from qkit_kernels import integer, streams, tiles, weight_only
-from qkit_kernels.threads import run
+from qkit_kernels.threads import run, thread_count
 from qkit_kernels.vector import LANES, Static
 
 SERIAL_WEIGHTS = 2**17  # times tokens: less is done before a second thread has woken
@@ -88,7 +88,7 @@ def _groups(q: QTensor) -> int:
 
 
 def _laid(shape: tuple[int, ...], dtype: torch.dtype, zeros: bool = False) -> np.ndarray:
-    """Room that begins with a cache line; zeros where a token may be missing, which lays nothing."""
+    """Room that begins with a cache line; zeros where some of the tokens that a kernel takes together are missing."""
     return (torch.zeros if zeros else torch.empty)(shape, dtype=dtype).numpy()
 
 
@@ -125,9 +125,9 @@ def linear(x: Tensor, q: QTensor) -> Tensor:
         vectors, lanes, count = _tiles(len(given))
         laid = _laid((count, in_features, lanes), torch.float32)
         run(streams.lay_float_tiles, streams.lay_float_tiles_rows, (given, laid), count * lanes, lanes, count == 1)
-        args = (laid, packed, grid, table, bits, vectors, y.numpy())
-        work = tiles.pieces(len(given), out_features)
-        run(weight_only.gemm, weight_only.gemm_rows, args, work, serial=serial, chunk=1)
+        share, pieces = tiles.shares(len(given), out_features, lanes, thread_count())
+        args = (laid, packed, grid, table, bits, vectors, share, y.numpy())
+        run(weight_only.gemm, weight_only.gemm_rows, args, pieces, serial=serial, chunk=1)
     return y
 
 
@@ -164,9 +164,9 @@ def integer_linear(x: Tensor, q: QTensor, input_scale: Tensor | None = None, out
         sums, scales = np.empty((count, groups, lanes), np.float32), np.empty(count * lanes, np.float32)
         quantized = (given, keep, fixed, groups, scales, laid, sums)
         run(streams.quantize_tiles, streams.quantize_tiles_rows, quantized, count * lanes, lanes, count == 1)
-        args = (laid, scales, sums, _wild(x, outliers, lanes), *weight, bits, vectors, y.numpy())
-        work = tiles.pieces(len(given), out_features)
-        run(integer.gemm, integer.gemm_rows, args, work, serial=serial, chunk=1)
+        share, pieces = tiles.shares(len(given), out_features, lanes, thread_count())
+        args = (laid, scales, sums, _wild(x, outliers, lanes), *weight, bits, vectors, share, y.numpy())
+        run(integer.gemm, integer.gemm_rows, args, pieces, serial=serial, chunk=1)
     return y
 
 

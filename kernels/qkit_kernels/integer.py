@@ -20,21 +20,13 @@ from numba.extending import overload
 from qkit_kernels.grid import load_row
 from qkit_kernels.streams import UNIT
 from qkit_kernels.threads import fork_join
-from qkit_kernels.tiles import (
-    BAND_ROWS,
-    CODES,
-    FLOATS,
-    PANEL_ROWS,
-    TOKENS,
-    add_dots,
-    add_products,
-    add_scaled_dots,
-    piece,
-    write_out,
-)
+from qkit_kernels.tiles import CODES, FLOATS, PANEL_ROWS, add_products, dots, piece, tile_height, write_out
 from qkit_kernels.vector import (
     BYTES,
+    CODES_AT_ONCE,
     LANES,
+    add_each,
+    add_scaled_each,
     as_i32,
     dot4_each,
     fma_each,
@@ -61,7 +53,9 @@ from qkit_kernels.vector import (
     zeros_f32,
     zeros_i32,
 )
-from qkit_kernels.weight_only import AHEAD, INLINE, codes_in_lane, copy_tail, lane_scales, tile_height
+from qkit_kernels.weight_only import AHEAD, INLINE, codes_in_lane, copy_tail, lane_scales
+
+GROUPS = CODES // 4 + 1  # that may have to do with a stretch: fours at the least, and one that began before
 
 
 @njit(nogil=True, cache=True)
@@ -184,7 +178,7 @@ def gemv(
 
 
 @njit(nogil=True, cache=True)
-def gemm_rows(x, x_scales, x_sums, outliers, packed, grid, bits, vectors, y, first, last):
+def gemm_rows(x, x_scales, x_sums, outliers, packed, grid, bits, vectors, share, y, first, last):
     """Many tokens.
 
     Args:
@@ -194,82 +188,80 @@ def gemm_rows(x, x_scales, x_sums, outliers, packed, grid, bits, vectors, y, fir
         outliers: (columns int64 [n], float32 [tiles, n, lanes]), as for `gemv_rows`.
         packed, grid, bits: as for `gemv_rows`.
         vectors: Static(n), of tokens in a tile.
+        share: (tokens of a block, rows of a band), see `tiles.shares`.
         y: float32 [tokens, rows], is filled.
         first, last: which pieces.
     """
-    (tokens, outputs), tiles, width, lanes = y.shape, x.shape[0], 4 * x.shape[1], x.shape[2]
-    groups, row_bytes, end, room = grid[0].shape[1], packed.shape[1], packed.size, min(TOKENS, tiles * lanes)
+    (tokens, outputs), width, lanes, (room, height) = y.shape, 4 * x.shape[1], x.shape[2], share
+    groups, row_bytes, end = grid[0].shape[1], packed.shape[1], packed.size
     one_scale, size = groups == 1 and grid[1].size == 0 and grid[2].size == 0, max(1, width // groups)
     panel, tail = room_u8(PANEL_ROWS * CODES), room_u8(2 * BYTES)
-    s, c = room_f32(PANEL_ROWS * groups), room_f32(PANEL_ROWS * groups)
-    row_scales, sums = room_f32(BAND_ROWS), room_f32(BAND_ROWS * room)
-    exact, starts = (
-        as_i32(sums),
-        as_i32(room_f32(room)),
-    )  # the same memory, where sums are whole numbers; what they begin with
+    s, c = room_f32(PANEL_ROWS * GROUPS), room_f32(PANEL_ROWS * GROUPS)  # of the groups of a stretch
     columns, count, floats = pointer(outliers[0]), outliers[0].size, pointer(outliers[1])
-    wild = room_f32(BAND_ROWS * room if count else 0)  # the outliers' share of the sums
+    sums, row_scales = room_f32(height * room), room_f32(height)
+    exact = as_i32(sums)  # the same memory, where a row has one scale and sums are whole numbers
+    starts = as_i32(room_f32(room))  # what they begin with, zeros otherwise
+    wild = room_f32(height * room if count else 0)  # the outliers' share
     x, x_scales, x_sums, packed, y = pointer(x), pointer(x_scales), pointer(x_sums), pointer(packed), pointer(y)
     grid, sizes = pointers(grid), (grid[0].shape[0], grid[1].size, grid[2].size)
     for number in range(first, last):
-        token, band = piece(number, outputs)
-        meeting, laid = min(tokens - token, TOKENS), min(tiles * lanes - token, TOKENS)
-        rows = min(BAND_ROWS, outputs - band)
+        token, meeting, band, rows = piece(number, share, tokens, outputs)
+        laid = (meeting + lanes - 1) // lanes * lanes
         if one_scale:
             whole_starts(x_sums, token, laid, value(bits), starts)
-        for i in range(BAND_ROWS):
+        for i in range(height):
             for t in range(0, laid, LANES):
                 store_i32(exact, i * room + t, load_i32(starts, t))
         for start in range(0, width, CODES):
             stop = min(start + CODES, width)
+            g0, g1 = start // size, (stop - 1) // size + 1
+            new = g0 if g0 * size == start else g0 + 1  # the first group that begins in this stretch
             for i in range(0, rows, PANEL_ROWS):
-                height, shifted = min(PANEL_ROWS, rows - i), False
-                for r in range(height):
-                    row = band + i + r
-                    mine, my_shift = offset(s, r * groups), offset(c, r * groups)
-                    shifted = load_row(grid, sizes, row, groups, 0, groups, bits, np.float32(0), mine, my_shift)
-                    row_scales[i + r] = mine[0]
-                    to = offset(panel, r * CODES)
-                    unpack(packed, row * row_bytes, (row + 1) * row_bytes, end, start, stop, to, tail, bits)
+                here, shifted = min(PANEL_ROWS, rows - i), False
+                for r in range(here):
+                    row, of_groups = band + i + r, r * GROUPS
+                    scales, shifts = offset(s, of_groups), offset(c, of_groups)
+                    shifted = load_row(grid, sizes, row, groups, g0, g1, bits, np.float32(0), scales, shifts)
+                    row_scales[i + r] = scales[0]
+                    bytes_of_row = (row * row_bytes, (row + 1) * row_bytes, end)
+                    unpack(packed, bytes_of_row, start, stop, offset(panel, r * CODES), tail, bits)
                 for t in range(0, meeting, lanes):
                     of_x = offset(x, (token + t) * width + start * lanes)
-                    for r in range(0, height, tile_height(vectors)):
-                        mine, to = offset(panel, r * CODES), (i + r) * room + t
+                    for r in range(0, here, tile_height()):
+                        of_rows, to = offset(panel, r * CODES), (i + r) * room + t
                         if one_scale:
-                            add_dots(mine, CODES, 0, stop - start, of_x, 0, vectors, exact, to, room)
+                            add_each(exact, to, room, dots(of_rows, CODES, 0, stop - start, of_x, vectors))
                             continue
-                        for g in range(start // size, (stop - 1) // size + 1):
+                        for g in range(g0, g1):
                             k, after = max(g * size, start) - start, min((g + 1) * size, stop) - start
-                            scales, nth = offset(s, r * groups), g
-                            add_scaled_dots(
-                                mine, CODES, k, after, of_x, 0, vectors, scales, nth, groups, sums, to, room
-                            )
-                        if shifted and stop == width:
-                            shifts, from_sums = offset(c, r * groups), (token + t) * groups
-                            add_products(shifts, groups, groups, x_sums, from_sums, vectors, sums, to, room)
+                            found = dots(of_rows, CODES, k, after, of_x, vectors)
+                            add_scaled_each(sums, to, room, found, s, r * GROUPS + g - g0, GROUPS)
+                        if shifted:
+                            shifts, of_sums = offset(c, r * GROUPS + new - g0), ((token + t) * groups) + new * lanes
+                            add_products(shifts, GROUPS, g1 - new, x_sums, of_sums, vectors, sums, to, room)
         if count:
-            codes, tile = (packed, row_bytes, band, columns, count), (lanes, vectors)
-            add_outliers(codes, row_scales, rows, floats, token, meeting, tile, wild, room)
+            codes = (packed, row_bytes, band, columns, count)
+            add_outliers(codes, row_scales, rows, floats, token, meeting, lanes, vectors, wild, room)
         finish(sums, exact, one_scale, wild, count, row_scales, x_scales, token, laid, rows, room)
         write_out(sums, room, rows, meeting, y, token * outputs + band, outputs)
 
 
-def unpack(packed, at, stop, end, start, after, panel, tail, bits):
-    """The codes of features start .. after - 1, one to a byte; arguments as for `weight_only.unpack`."""
+def unpack(packed, place, start, stop, panel, tail, bits):
+    """The codes of the features start .. stop - 1, one to a byte; `place` and `tail` as for `weight_only.unpack`."""
     raise NotImplementedError("unpack is for kernels")
 
 
 @overload(unpack, jit_options=INLINE)
-def _unpack(packed, at, stop, end, start, after, panel, tail, bits):
-    def codes(packed, at, stop, end, start, after, panel, tail, bits):
-        size = 8 * value(bits)  # bytes of 64 codes
-        for k in range(start, after, BYTES):
-            source, place = packed, at + k // BYTES * size
-            prefetch(packed, place + CODES * value(bits) // 8)  # the stretch after this
-            if place + size > end:
-                copy_tail(packed, place, stop - place, tail)
-                source, place = tail, 0
-            store_i32(panel, k - start, load_bytes(source, place, bits))
+def _unpack(packed, place, start, stop, panel, tail, bits):
+    def codes(packed, place, start, stop, panel, tail, bits):
+        (at, end_of_row, end), size = place, 8 * value(bits)  # bytes of 64 codes
+        for k in range(start, stop, CODES_AT_ONCE):
+            source, first = packed, at + k // CODES_AT_ONCE * size
+            prefetch(packed, first + CODES * value(bits) // 8)  # the stretch after this
+            if first + size > end:
+                copy_tail(packed, first, end_of_row - first, tail)
+                source, first = tail, 0
+            store_i32(panel, k - start, load_bytes(source, first, bits))
 
     return codes
 
@@ -282,25 +274,25 @@ def whole_starts(x_sums, token, laid, bits, starts):
 
 
 @njit
-def add_outliers(codes, scales, rows, x, token, meeting, tile, wild, room):
+def add_outliers(codes, scales, rows, x, token, meeting, lanes, vectors, wild, room):
     """wild[i, t] = sum_n w[i, column n] x[n, t] in float32; columns are whole bytes."""
-    (packed, row_bytes, band, columns, count), (lanes, vectors) = codes, tile
+    packed, row_bytes, band, columns, count = codes
     panel = room_f32(PANEL_ROWS * FLOATS)
     for i in range(rows * room):
         wild[i] = np.float32(0)
     for n in range(0, count, FLOATS):
         length = min(FLOATS, count - n)
         for i in range(0, rows, PANEL_ROWS):
-            height = min(PANEL_ROWS, rows - i)
-            for r in range(height):
+            here = min(PANEL_ROWS, rows - i)
+            for r in range(here):
                 for k in range(length):
                     code = np.float32(packed[(band + i + r) * row_bytes + columns[n + k]])
                     panel[r * FLOATS + k] = (code - np.float32(128)) * scales[i + r]
             for t in range(0, meeting, lanes):
                 at = (token + t) * count + n * lanes
-                for r in range(0, height, tile_height(vectors)):
-                    mine, to = offset(panel, r * FLOATS), (i + r) * room + t
-                    add_products(mine, FLOATS, length, x, at, vectors, wild, to, room)
+                for r in range(0, here, tile_height()):
+                    of_rows, to = offset(panel, r * FLOATS), (i + r) * room + t
+                    add_products(of_rows, FLOATS, length, x, at, vectors, wild, to, room)
 
 
 @njit
@@ -318,7 +310,7 @@ def finish(sums, exact, one_scale, wild, count, scales, x_scales, token, laid, r
 
 
 @njit(nogil=True, cache=True)
-def gemm(team, threads, chunk, rows, x, x_scales, x_sums, outliers, packed, grid, bits, vectors, y):
+def gemm(team, threads, chunk, pieces, x, x_scales, x_sums, outliers, packed, grid, bits, vectors, share, y):
     """`gemm_rows` by a team of threads."""
-    args = (x, x_scales, x_sums, outliers, packed, grid, bits, vectors, y)
-    fork_join(gemm_rows, args, rows, chunk, threads, team)
+    args = (x, x_scales, x_sums, outliers, packed, grid, bits, vectors, share, y)
+    fork_join(gemm_rows, args, pieces, chunk, threads, team)

@@ -8,8 +8,9 @@ those of a `QTensor` as they are stored:
     y        float32 [rows]                   y_r = sum_g s_rg sum_{k in g} (q_rk - 8) x_k
 
 and fill rows first .. last - 1 of y. What changes from step to step is how many instructions a weight costs, and for that the
-order in which x lies: `STEPS` says which order each step takes. The kernels that `qkit.linear` runs are in `weight_only` and
-`integer`: the last two steps here, for all widths, groups, zero points and tails.
+order in which x lies: `STEPS` says which order each step takes. (The last step costs one more, and waits less.) The kernels
+that `qkit.linear` runs are in `weight_only` and `integer`: `registers` and `integers`, asked for ahead, for all widths, groups,
+zero points and tails.
 
 Nothing here is cached on disk: Numba shows the machine code only of what it has just compiled.
 """
@@ -42,7 +43,6 @@ from qkit_kernels.vector import (
     zeros_f32,
 )
 
-GROUP = 128  # codes that share a scale: 64 bytes, one vector
 TABLE = np.arange(-8, 8).astype(np.float32)
 
 
@@ -292,5 +292,6 @@ def processor_without(*parts: str) -> dict[str, str]:
     if not parts:
         return {}
     _, _, known = cpu_target.target_context.codegen().magic_tuple()
+    parts = (*parts, "avx10") if "avx512" in parts else parts  # the newer name of the same
     kept = [name for name in known.split(",") if name[:1] == "+" and not any(part in name for part in parts)]
     return {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ",".join(kept)}

@@ -10,8 +10,8 @@ A kernel reads codes as they are stored, a *block* at a time: what fills one vec
 So with one shift, the sixteen lanes hold sixteen codes that are not neighbours. Rather than sorting the codes, which are
 many, the activations are laid in this order once, since they serve all rows of the weight:
 
-    floats   x'[block, j, l]   = x[block, l, j]     16 lanes l of `unit` codes j
-    bytes    x'[block, j, i]   = x[block, i, j]     64 bytes i of unit / 4 codes j       (for `dot4`)
+    floats   x'[block, j, n, l]   = x[n, block, l, j]     16 lanes l of `unit` codes j, token n
+    bytes    x'[block, j, n, i]   = x[n, block, i, j]     64 bytes i of unit / 4 codes j       (for `dot4`)
 
 Behind the last feature there are zeros, so that whatever the codes there are, they count nothing.
 

@@ -3,28 +3,30 @@
     sums[r, t] += sum_k w[r, k] x[k, t]
 
 Tokens lie in the lanes: what is read of x is 16 tokens at one k, and a weight is one number for all of them, which the load
-itself spreads over the lanes. So a tile of `ROWS` rows and one or two vectors of tokens is summed in as many registers, and no
-lanes are ever added up. It is the shape that BLAS libraries use (Goto and van de Geijn, ACM TOMS 34(3), 2008), turned on its
-side because it is the weights that have to be unpacked:
+itself spreads over the lanes. So a tile of some rows (`vector.tile_rows`) and one or two vectors of tokens is summed in as many
+registers, and no lanes are ever added up. It is the shape that BLAS libraries use (Goto and van de Geijn, ACM TOMS 34(3),
+2008), turned on its side because it is the weights that have to be unpacked:
 
-    panel      PANEL_ROWS rows, a stretch of features, unpacked          24 KB: first cache
-    block      TOKENS tokens, the same stretch                           256 KB: second cache, for all panels of a band
-    band       BAND_ROWS rows, whose sums are kept while the stretches   48 KB
+    panel      PANEL_ROWS rows, a stretch of features, unpacked               24 KB: first cache
+    block      up to TOKENS tokens, the same stretch                          512 KB: second cache, for all panels of a band
+    band       up to BAND_ROWS rows, whose sums are kept while the stretches  96 KB
                pass by: x comes from farther away once a band
 
 A block and a band make one piece of work. Pieces are dealt out to threads one by one, all bands of a block after another.
 """
 
 from numba import njit
+from numba.extending import overload
 
+from qkit_kernels.threads import CHUNKS_PER_THREAD
 from qkit_kernels.vector import (
     LANES,
     Static,
     add_each,
     add_outer,
-    add_scaled_each,
     has,
     load_each,
+    tile_rows,
     transpose16,
     value,
     zeros_f32,
@@ -42,16 +44,36 @@ def tile(tokens: int) -> Static:
     return TWO if tokens > LANES and has("avx512f") else ONE
 
 
-def pieces(tokens: int, rows: int) -> int:
-    """How many blocks times bands there are."""
-    return -(-tokens // TOKENS) * -(-rows // BAND_ROWS)
+def shares(tokens: int, rows: int, lanes: int, threads: int) -> tuple[tuple[int, int], int]:
+    """How the work is cut: (tokens of a block, rows of a band), and how many pieces that makes.
+
+    Blocks are as equal as whole tiles can be, and bands low enough for each thread to come several times.
+    """
+    blocks = -(-tokens // TOKENS)
+    block, band = -(-tokens // (blocks * lanes)) * lanes, BAND_ROWS
+    while band > PANEL_ROWS and blocks * -(-rows // band) < CHUNKS_PER_THREAD * threads:
+        band //= 2
+    return (block, band), -(-tokens // block) * -(-rows // band)
 
 
 @njit(forceinline=True)
-def piece(number, rows):
-    """The first token and the first row of a piece."""
-    bands = (rows + BAND_ROWS - 1) // BAND_ROWS
-    return number // bands * TOKENS, number % bands * BAND_ROWS
+def piece(number, share, tokens, rows):
+    """Of a piece: its first token and how many, its first row and how many."""
+    block, band = share
+    bands = (rows + band - 1) // band
+    token, row = number // bands * block, number % bands * band
+    return token, min(block, tokens - token), row, min(band, rows - row)
+
+
+def tile_height():
+    """`vector.tile_rows`, for kernels."""
+    raise NotImplementedError("tile_height is for kernels")
+
+
+@overload(tile_height, jit_options={"forceinline": True})
+def _tile_height():
+    rows = tile_rows()
+    return lambda: rows
 
 
 @njit(forceinline=True)
@@ -65,28 +87,16 @@ def add_products(w, stride, length, x, first, vectors, sums, at, room):
 
 
 @njit(forceinline=True)
-def dots(w, stride, k, end, x, first, vectors):
-    """sum_k w[r stride + k] x[k, t], bytes k .. end - 1, for one tile: whole numbers.
+def dots(w, stride, start, stop, x, vectors):
+    """sum_k w[r stride + k] x[k, t], bytes start .. stop - 1, for one tile: whole numbers.
 
-    x[first + k lanes + 4 t ..] holds four features, from k on, of token t.
+    x[k lanes + 4 t ..] holds four features, from k on, of token t.
     """
     totals = zeros_tile(zeros_i32(), vectors)
-    for four in range(k, end, 4):
-        xs = load_each(x, first + four * LANES * value(vectors), vectors, zeros_i32())
-        totals = add_outer(totals, w, four, stride, xs)
+    for k in range(start, stop, 4):
+        xs = load_each(x, k * LANES * value(vectors), vectors, zeros_i32())
+        totals = add_outer(totals, w, k, stride, xs)
     return totals
-
-
-@njit(forceinline=True)
-def add_dots(w, stride, k, end, x, first, vectors, sums, at, room):
-    """sums[r, t] += dots, int32."""
-    add_each(sums, at, room, dots(w, stride, k, end, x, first, vectors))
-
-
-@njit(forceinline=True)
-def add_scaled_dots(w, stride, k, end, x, first, vectors, scales, group, groups, sums, at, room):
-    """sums[r, t] += scales[r groups + group] dots, float32."""
-    add_scaled_each(sums, at, room, dots(w, stride, k, end, x, first, vectors), scales, group, groups)
 
 
 @njit

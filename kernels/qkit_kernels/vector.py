@@ -1,10 +1,10 @@
 """Sixteen numbers at a time: the vector instructions that the kernels are written in, for @njit functions.
 
 Numba turns loops into vector code by itself, but not always into the code one wants: it never finds the instruction that
-multiplies 64 bytes at once. So these are two Numba types, `F32` (16 float32) and `I32` (16 int32, also seen as 64 bytes),
-and the few operations that the kernels need. Each becomes one instruction where the CPU has it:
+multiplies 64 bytes at once. So these are Numba types, `F32` (16 float32), `I32` (16 int32, also seen as 64 bytes) and `F64`
+(8 float64), and the few operations that the kernels need. Most become one instruction where the CPU has it:
 
-    AVX-512              everything below is one or two instructions on a 512-bit register
+    AVX-512              what stands in an inner loop is one or two instructions on a 512-bit register
     other (AVX2, Arm)    the same operations in LLVM's portable vectors, which it cuts into what the CPU has
 
 What the CPU has is asked when a kernel is compiled, that is when it is first used, and of Numba's own target: LLVM ends the
@@ -22,7 +22,7 @@ from numba.core.typing.templates import ConcreteTemplate, infer_global, signatur
 from numba.extending import NativeValue, intrinsic, lower_builtin, models, register_model, typeof_impl, unbox
 
 LANES = 16
-BYTES = 64  # of one vector
+BYTES = CODES_AT_ONCE = 64  # of one vector; that are unpacked together
 _I8, _I16, _I32, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
 _V16I32, _V16F32, _V64I8 = ir.VectorType(_I32, 16), ir.VectorType(_F32, 16), ir.VectorType(_I8, 64)
 _V8F64 = ir.VectorType(ir.DoubleType(), 8)

@@ -1,7 +1,7 @@
 """y = x ŵᵀ with codes of 2 to 8 bits and float activations: the codes are read once and never written back as floats.
 
 One token, or up to four (`gemv`). The time is that of reading the codes, if what is done with each is little enough. Sixteen
-codes take three instructions, a shift, a look-up and a multiply-add, of which further tokens need only the last:
+codes take three instructions of AVX-512, a shift, a look-up and a multiply-add, of which further tokens need only the last:
 
     total[l] += s_l  sum_j  table[code_lj] x'[j, l]         for each block of 16 lanes l (`qkit_kernels.streams`)
     y = sum_l total[l] + sum_g c_g sum_{k in g} x_k          the shifts c, of zero points, once a group
@@ -9,10 +9,10 @@ codes take three instructions, a shift, a look-up and a multiply-add, of which f
 The table holds 0 .. 15 less 8, or NF4's numbers: a codebook costs no more than integers. Scales come in after each block, a
 lane its own, so that any group that is whole lanes will do.
 
-What is read next is asked for early (`AHEAD`): the processor looks a hundred or two instructions ahead by itself, and a kernel
-that does a dozen with each 64 bytes has too few of them on their way.
+What is read next is asked for early (`AHEAD`): the processor looks a few hundred instructions ahead by itself, and a kernel
+that does two dozen with each 64 bytes has too few of them on their way.
 
-Many tokens (`gemm`). Arithmetic is what takes the time, so the codes of some rows become floats once for 128 tokens, a stretch
+Many tokens (`gemm`). Arithmetic is what takes the time, so the codes of some rows become floats once for 256 tokens, a stretch
 of features at a time that stays in the cache (`qkit_kernels.tiles`).
 """
 
@@ -23,9 +23,10 @@ from numba.extending import overload
 from qkit_kernels.grid import load_row
 from qkit_kernels.streams import UNIT
 from qkit_kernels.threads import fork_join
-from qkit_kernels.tiles import BAND_ROWS, FLOATS, PANEL_ROWS, TOKENS, add_products, piece, write_out
+from qkit_kernels.tiles import FLOATS, PANEL_ROWS, add_products, piece, tile_height, write_out
 from qkit_kernels.vector import (
     BYTES,
+    CODES_AT_ONCE,
     LANES,
     fma,
     fma_each,
@@ -48,7 +49,6 @@ from qkit_kernels.vector import (
     store_f32,
     store_sums,
     table_of,
-    tile_rows,
     to_f32,
     value,
     widen,
@@ -57,7 +57,7 @@ from qkit_kernels.vector import (
 )
 
 INLINE = {"forceinline": True}
-AHEAD = 4096  # bytes: 0.1 microseconds of a core's share of the memory
+AHEAD = 4096  # bytes: more than a core must have on their way, and far less than its cache holds
 
 
 @njit(nogil=True, cache=True)
@@ -183,66 +183,46 @@ def gemv(team, threads, chunk, rows, x, sums, packed, grid, table, block_group, 
 
 
 @njit(nogil=True, cache=True)
-def gemm_rows(x, packed, grid, table, bits, vectors, y, first, last):
+def gemm_rows(x, packed, grid, table, bits, vectors, share, y, first, last):
     """Many tokens.
 
     Args:
         x: float32 [tiles, features, lanes], laid by `streams.lay_float_tiles`.
         packed, grid, table, bits: as for `gemv_rows`.
         vectors: Static(n), of tokens in a tile.
+        share: (tokens of a block, rows of a band), see `tiles.shares`.
         y: float32 [tokens, rows], is filled.
         first, last: which pieces.
     """
-    (tokens, outputs), tiles, features, lanes = y.shape, x.shape[0], x.shape[1], x.shape[2]
-    groups, row_bytes, end, room = grid[0].shape[1], packed.shape[1], packed.size, min(TOKENS, tiles * lanes)
-    panel, sums = room_f32(PANEL_ROWS * FLOATS), room_f32(BAND_ROWS * room)
+    (tokens, outputs), (_, features, lanes), (room, height) = y.shape, x.shape, share
+    groups, row_bytes, end = grid[0].shape[1], packed.shape[1], packed.size
     size, middle = features // groups, middle_of(table, bits)
-    s, c, tail = room_f32(FLOATS + 2), room_f32(FLOATS + 2), room_u8(2 * BYTES)
+    panel, sums, tail = room_f32(PANEL_ROWS * FLOATS), room_f32(height * room), room_u8(2 * BYTES)
+    s, c = room_f32(FLOATS + 2), room_f32(FLOATS + 2)
     x, packed, y, table = pointer(x), pointer(packed), pointer(y), pointer(table)
     grid, sizes = pointers(grid), (grid[0].shape[0], grid[1].size, grid[2].size)
     for number in range(first, last):
-        token, band = piece(number, outputs)
-        meeting, rows = min(tokens - token, TOKENS), min(BAND_ROWS, outputs - band)
-        for i in range(BAND_ROWS * room):
+        token, meeting, band, rows = piece(number, share, tokens, outputs)
+        for i in range(height * room):
             sums[i] = np.float32(0)
         for start in range(0, features, FLOATS):
             length = min(FLOATS, features - start)
+            g0, g1 = start // size, (start + length - 1) // size + 1
             for i in range(0, rows, PANEL_ROWS):
-                for r in range(min(PANEL_ROWS, rows - i)):
+                here = min(PANEL_ROWS, rows - i)
+                for r in range(here):
                     row = band + i + r
-                    to = offset(panel, r * FLOATS)
-                    one = start // size  # the first group of the stretch
-                    load_row(grid, sizes, row, groups, one, (start + length - 1) // size + 1, bits, middle, s, c)
+                    bytes_of_row = (row * row_bytes, (row + 1) * row_bytes, end)
+                    load_row(grid, sizes, row, groups, g0, g1, bits, middle, s, c)
                     unpack(
-                        packed,
-                        (row * row_bytes, (row + 1) * row_bytes, end),
-                        start,
-                        length,
-                        size,
-                        s,
-                        c,
-                        to,
-                        tail,
-                        table,
-                        bits,
+                        packed, bytes_of_row, start, length, size, s, c, offset(panel, r * FLOATS), tail, table, bits
                     )
                 for t in range(0, meeting, lanes):
                     at = (token + t) * features + start * lanes
-                    for r in range(0, min(PANEL_ROWS, rows - i), tile_height(vectors)):
-                        mine = offset(panel, r * FLOATS)
-                        add_products(mine, FLOATS, length, x, at, vectors, sums, (i + r) * room + t, room)
+                    for r in range(0, here, tile_height()):
+                        of_rows, to = offset(panel, r * FLOATS), (i + r) * room + t
+                        add_products(of_rows, FLOATS, length, x, at, vectors, sums, to, room)
         write_out(sums, room, rows, meeting, y, token * outputs + band, outputs)
-
-
-def tile_height(vectors):
-    """Rows of a tile."""
-    raise NotImplementedError("tile_height is for kernels")
-
-
-@overload(tile_height, jit_options=INLINE)
-def _tile_height(vectors):
-    rows = tile_rows()
-    return lambda vectors: rows
 
 
 def unpack(packed, place, start, length, size, s, c, panel, tail, table, bits):
@@ -250,9 +230,10 @@ def unpack(packed, place, start, length, size, s, c, panel, tail, table, bits):
 
     Args:
         packed: pointer to all bytes.
-        place: where those of the row begin and end, and all of them.
+        place: where those of the row begin and end, and where all of them end.
         size: of a group; the first of s and c, pointers to float32, are those of the group of `start`.
         panel: pointer to float32, is filled up to the next multiple of 64.
+        tail: pointer to two vectors of scratch memory.
     """
     raise NotImplementedError("unpack is for kernels")
 
@@ -261,15 +242,15 @@ def unpack(packed, place, start, length, size, s, c, panel, tail, table, bits):
 def _unpack(packed, place, start, length, size, s, c, panel, tail, table, bits):
     def floats(packed, place, start, length, size, s, c, panel, tail, table, bits):
         (at, stop, end), block = place, 8 * value(bits)  # bytes of 64 codes
-        whole, group, scale, shift = size % BYTES == 0, 0, splat(np.float32(1)), zeros_f32()
+        whole, group, scale, shift = size % CODES_AT_ONCE == 0, 0, splat(np.float32(1)), zeros_f32()
         until = size - start % size if whole else length  # where the next group begins
         if whole:
             scale, shift = splat(s[0]), splat(c[0])
-        for k in range(0, length, BYTES):
+        for k in range(0, length, CODES_AT_ONCE):
             if k == until:
                 group, until = group + 1, until + size
                 scale, shift = splat(s[group]), splat(c[group])
-            source, first = packed, at + (start + k) // BYTES * block
+            source, first = packed, at + (start + k) // CODES_AT_ONCE * block
             prefetch(packed, first + FLOATS * value(bits) // 8)  # the stretch after this
             if first + block > end:
                 copy_tail(packed, first, stop - first, tail)
@@ -332,6 +313,6 @@ def scale_groups(panel, start, length, size, s, c):
 
 
 @njit(nogil=True, cache=True)
-def gemm(team, threads, chunk, rows, x, packed, grid, table, bits, vectors, y):
+def gemm(team, threads, chunk, pieces, x, packed, grid, table, bits, vectors, share, y):
     """`gemm_rows` by a team of threads."""
-    fork_join(gemm_rows, (x, packed, grid, table, bits, vectors, y), rows, chunk, threads, team)
+    fork_join(gemm_rows, (x, packed, grid, table, bits, vectors, share, y), pieces, chunk, threads, team)

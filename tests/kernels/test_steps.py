@@ -227,7 +227,9 @@ packed, scales = rng.integers(0, 256, (5, 128), dtype=np.uint8), rng.random((5, 
 x = rng.normal(size=256).astype(np.float32)
 for name, step in steps.STEPS.items():
     print(name, *step(step.lay(x), packed, scales), sep=",")
-print("vpdpbusd", steps.instructions(steps.assembly(steps.integers))["vpdpbusd"], sep=",")
+code = steps.assembly(steps.integers)
+print("vpdpbusd", steps.instructions(code)["vpdpbusd"], sep=",")
+print("zmm", code.count("zmm"), sep=",")
 """
 
 
@@ -240,6 +242,8 @@ def printed(parts):
 def test_an_older_processor_gives_the_same_whole_numbers_by_other_instructions():
     here, there = printed(()), printed(("avx512", "vnni", "amx"))
     assert there.pop("vpdpbusd") == [0]
+    assert there.pop("zmm") == [0]
+    assert (here.pop("zmm") != [0]) == has("avx512f")
     assert (here.pop("vpdpbusd") != [0]) == (has("avx512vnni") or has("avxvnni"))
     assert list(here) == list(there) == list(steps.STEPS)
     for name in here:

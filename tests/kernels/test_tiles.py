@@ -1,0 +1,55 @@
+"""How the work for many tokens is cut: every token meets every row once, whatever their numbers."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numba import njit
+
+from qkit_kernels.tiles import BAND_ROWS, PANEL_ROWS, TOKENS, piece, shares, write_out
+from qkit_kernels.vector import pointer
+
+
+@njit
+def cut(number, share, tokens, rows):
+    return piece(number, share, tokens, rows)
+
+
+@given(st.integers(1, 1500), st.integers(1, 1500), st.sampled_from([16, 32]), st.integers(1, 64))
+def test_every_token_meets_every_row_once(tokens, rows, lanes, threads):
+    share, pieces = shares(tokens, rows, lanes, threads)
+    block, band = share
+    assert block % lanes == 0 and block <= TOKENS and band % PANEL_ROWS == 0 and band <= BAND_ROWS
+    met = np.zeros((tokens, rows), np.int64)
+    for number in range(pieces):
+        token, count, row, height = cut(number, share, tokens, rows)
+        assert 0 < count <= block and 0 < height <= band
+        met[token : token + count, row : row + height] += 1
+    assert (met == 1).all()
+
+
+@pytest.mark.parametrize(("tokens", "block"), [(16, 16), (256, 256), (257, 160), (300, 160), (513, 192)])
+def test_blocks_are_as_equal_as_whole_tiles_can_be(tokens, block):
+    assert shares(tokens, 96, 32 if tokens > 16 else 16, 1)[0][0] == block
+
+
+def test_bands_are_lower_where_threads_would_have_nothing_to_do():
+    assert shares(128, 4096, 32, 2) == ((128, 96), 43)
+    assert shares(128, 384, 32, 2) == ((128, 48), 8)
+    assert shares(128, 384, 32, 32) == ((128, 12), 32)
+
+
+@njit
+def write(sums, room, rows, tokens, y, at, outputs):
+    write_out(pointer(sums), room, rows, tokens, pointer(y), at, outputs)
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 33, 96])
+@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 32, 47])
+def test_rows_and_tokens_change_places(rows, tokens):
+    room, outputs = 48, rows + 5
+    sums = np.random.default_rng(0).standard_normal((rows, room)).astype(np.float32)
+    y, expected = (np.full((tokens + 1, outputs), 7, np.float32) for _ in range(2))
+    expected[:tokens, 2 : 2 + rows] = sums[:, :tokens].T
+    write(sums, room, rows, tokens, y, 2, outputs)
+    np.testing.assert_array_equal(y, expected)
