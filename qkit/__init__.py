@@ -30,7 +30,7 @@ from qkit.schemes import AWQ, FP4, GPTQ, NF4, RTN, W8A8, LLMInt8, SmoothQuant
 from qkit.sensitivity import sensitivity
 from qkit.sizes import disk_bytes, memory_bytes
 from qkit.texts import texts
-from qkit.tune import tune
+from qkit.tune import own_text, tune
 
 __version__ = "0.1.0"
 
@@ -61,6 +61,7 @@ __all__ = [
     "load",
     "memory_bytes",
     "mixed_precision",
+    "own_text",
     "perplexity",
     "plant_outliers",
     "quantize",
