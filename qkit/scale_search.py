@@ -47,7 +47,7 @@ def scale_block(
         elif scheme.alpha is None:
             wants.add("sample")
     groups = input_groups(sample_block, sample, names)
-    seen = collect(block, copy, hidden, [group[0] for group in groups], frozenset(wants), stop=False)
+    seen = collect(block, copy, hidden, [group[0] for group in groups], frozenset(wants))
     statistics = {name: seen[group[0]] for group in groups for name in group if group[0] in seen}
     found = []
     for one in folds:

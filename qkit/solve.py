@@ -30,7 +30,7 @@ def wants(scheme: Scheme) -> frozenset[str]:
         needed |= {"square", "drift"} if rounder(scheme).match_original else {"square"}
     elif isinstance(scheme, AWQ) and scheme.clip:
         needed.add("square")
-    if getattr(scheme, "activations", None) == "per-tensor":
+    if getattr(scheme, "activations", None) == "per-tensor" and scheme.activation_range != "min-max":
         needed.add("magnitudes")
     return frozenset(needed)
 
