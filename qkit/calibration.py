@@ -5,8 +5,7 @@ output error, the largest and the mean |x| of each input channel. They are gathe
 (`qkit.blocks`), by listening at the layers; the activations themselves are gone when the batch is.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from qkit.blocks import Block
 from qkit.mapping import check_finite
+from qkit.replay import Replay
 from qkit.tokens import CHUNK_LENGTH, token_chunks
 
 CHUNKS = 128  # as in the GPTQ, AWQ and SmoothQuant papers: 128 sequences
@@ -52,12 +52,17 @@ def batches_of(ids: Tensor) -> tuple[Tensor, ...]:
 
 
 WANTS = frozenset({"square", "drift", "magnitudes", "sample"})  # what costs time or memory to gather
-BINS_PER_OCTAVE, OCTAVES = 32, 24  # of the histogram of |x|, which reaches from 2^-24 to 2^24
+BINS_PER_OCTAVE, OCTAVES = 64, 24  # of the histogram of |x|, which reaches from 2^-24 to 2^24
 
 
 def magnitude_edges(device: torch.device | str = "cpu") -> Tensor:
-    """Edges of the histogram of |x|: 32 bins from each power of two to the next, whatever the range will turn out to be."""
-    return 2.0 ** torch.linspace(-OCTAVES, OCTAVES, 2 * OCTAVES * BINS_PER_OCTAVE + 1, device=device)
+    """Edges of the histogram of |x|: from each power of two to the next 64 equal bins, whatever the range will be.
+
+    A float's exponent and the first six bits of its mantissa say which is its bin.
+    """
+    bins = torch.arange(2 * OCTAVES * BINS_PER_OCTAVE + 1, device=device)
+    octave, part = bins // BINS_PER_OCTAVE - OCTAVES, bins % BINS_PER_OCTAVE
+    return torch.ldexp(1 + part / BINS_PER_OCTAVE, octave)
 
 
 @dataclass(eq=False)
@@ -123,10 +128,9 @@ class InputStatistics:
         if self.drift is not None and original is not None:
             self.drift.addmm_((original.float() - x).T, x)
         if self.magnitudes is not None:
-            count = len(self.magnitudes)
-            bins = (magnitude.clamp(min=2.0**-OCTAVES).log2() + OCTAVES) * BINS_PER_OCTAVE
-            bins = bins.nan_to_num(0).clamp(0, count - 1).long().flatten()  # `check` refuses NaN, by the sums
-            self.magnitudes += torch.bincount(bins, minlength=count)
+            count = len(self.magnitudes)  # a float32 read as an integer: the exponent, then 23 bits, of which 6 stay
+            bins = (magnitude.view(torch.int32) >> 17) - (127 - OCTAVES) * BINS_PER_OCTAVE
+            self.magnitudes += torch.bincount(bins.clamp(0, count - 1).flatten(), minlength=count)
         if self.sample is not None and not len(self.sample):
             self.sample = x[:SAMPLE].clone()
 
@@ -145,34 +149,6 @@ class InputStatistics:
     def check(self, name: str) -> None:
         """Refuse NaN and infinity, naming the layer. (Any in an input shows in the sum of its channel.)"""
         check_finite(self.abssum, f"the calibration statistics of {name} (sums of |x| by input channel)")
-
-
-class _Reached(Exception):
-    """The layers that were listened to have been reached; the rest of the block need not run."""
-
-
-@contextmanager
-def _listening(block: nn.Module, names: Sequence[str], runs: Mapping[str, int]) -> Iterator[dict[str, list[Tensor]]]:
-    """Inside, every run of `block` leaves the inputs of the layers `names`, [tokens, in], in the dictionary.
-
-    Where it is known how often each of them `runs`, the block is left after the last time.
-    """
-    heard: dict[str, list[Tensor]] = {name: [] for name in names}
-
-    def hook(name: str):
-        def hear(_module, args):
-            heard[name].append(args[0].detach().flatten(0, -2))
-            if runs and all(len(heard[one]) >= runs[one] for one in names):
-                raise _Reached
-
-        return hear
-
-    handles = [block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
-    try:
-        yield heard
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -209,34 +185,32 @@ def input_groups(block: Block, hidden: Tensor, names: Sequence[str]) -> list[lis
 
 
 @torch.no_grad()
-def collect(
-    block: Block,
-    module: nn.Module,
-    hidden: Sequence[Tensor],
+def gather(
+    replay: Replay,
     names: Sequence[str],
     wants: frozenset[str] = WANTS - {"drift"},
-    original: nn.Module | None = None,
-    original_hidden: Sequence[Tensor] = (),
-    stop: bool = True,
+    original: Replay | None = None,
+    runs: Mapping[str, int] | None = None,
 ) -> dict[str, InputStatistics]:
-    """Run `module` (a partly quantized copy of the block) on `hidden`, and gather the statistics of the layers `names`.
+    """Run a block, perhaps partly quantized, on its batches, and gather the statistics of the layers `names`.
 
-    The drift is measured against `original` on `original_hidden`: both copies run side by side, batch by batch. A run ends
-    when every layer has been reached (with `stop`) as often as in the first batch, so that nothing is computed for nobody.
-    Layers that were never reached are missing in the result.
+    The drift is measured against `original`: both run side by side, batch by batch. Layers that were never reached are
+    missing in the result.
+
+    Args:
+        runs: how often each layer runs on a batch, so that nothing is computed for nobody behind the last of them. None:
+            as often as on the first batch. Empty: every run goes to the end.
     """
     statistics: dict[str, InputStatistics] = {}
-    runs: dict[str, int] = {}
-    for batch, states in enumerate(hidden):
-        heard = _inputs(block, module, states, batch, names, runs)
-        drifts = "drift" in wants and original is not None
-        twins = _inputs(block, original, original_hidden[batch], batch, names, runs) if drifts else {}
-        if stop and batch == 0 and all(heard.values()):
-            runs = {name: len(inputs) for name, inputs in heard.items()}
+    for batch in range(len(replay.hidden)):
+        heard = replay.hear(batch, names, runs or {})
+        twins = original.hear(batch, names, runs or {}) if original and "drift" in wants else {}
+        if runs is None:
+            runs = {name: len(inputs) for name, inputs in heard.items()} if all(heard.values()) else {}
         for name, inputs in heard.items():
             if not inputs:
                 continue
-            x, twin = torch.cat(inputs), torch.cat(twins[name]) if twins.get(name) else None
+            x, twin = _rows(inputs), _rows(twins[name]) if twins.get(name) else None
             if name not in statistics:
                 statistics[name] = InputStatistics.empty(x.shape[1], x.device, wants)
             # A router may send other tokens to an expert when it sees quantized inputs: then there are no pairs.
@@ -244,9 +218,22 @@ def collect(
     return statistics
 
 
-def _inputs(
-    block: Block, module: nn.Module, hidden: Tensor, batch: int, names: Sequence[str], runs: Mapping[str, int]
-) -> dict[str, list[Tensor]]:
-    with _listening(module, names, runs) as heard, suppress(_Reached):
-        block.run(hidden, batch, module)
-    return heard
+def _rows(inputs: Sequence[Tensor]) -> Tensor:
+    """Inputs [..., in] of one or several calls as [tokens, in]."""
+    rows = [x.flatten(0, -2) for x in inputs]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def collect(
+    block: Block,
+    module: nn.Module,
+    hidden: Sequence[Tensor],
+    names: Sequence[str],
+    wants: frozenset[str] = WANTS - {"drift"},
+    stop: bool = True,
+) -> dict[str, InputStatistics]:
+    """The statistics of the layers `names` of `module`, a copy of the block, on `hidden`.
+
+    With `stop`, a run ends when every layer has been reached as often as in the first batch.
+    """
+    return gather(Replay(block, module, list(hidden)), names, wants, runs=None if stop else {})

@@ -1,8 +1,10 @@
 """A model quantized block by block: what enters a block is known, so it can be solved; what leaves it feeds the next.
 
 Two streams of hidden states run through the model side by side: what the original puts out, and what the quantized blocks
-put out. In memory are one block, its copies and the two streams, however deep the model is. The model itself is not
-touched: all work is done on copies of its blocks that share every tensor they do not replace.
+put out. In memory are one block, its copies and the two streams, however deep the model is; with GPTQ also what spares it
+runs of the block (`qkit.replay`): the output of the attention and of the MLP in either stream, and for a while the inputs
+of the attention's and of the MLP's last layer. In a Llama that makes five to six streams more, at the widest place. The
+model itself is not touched: all work is done on copies of its blocks that share every tensor they do not replace.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from qkit.blocks import SAMPLE_TOKENS, Block, capture
-from qkit.calibration import InputStatistics, batches_of, collect, input_groups
+from qkit.calibration import InputStatistics, batches_of, gather, input_groups
+from qkit.replay import Replay, find_closings
 from qkit.scale_search import scale_block
 from qkit.scaling import LayerScale
 from qkit.schemes import GPTQ, Scheme
@@ -61,19 +64,21 @@ def solve_blocks(
             for name, scheme in schemes.items()
             if name.startswith(f"{block.name}.")
         }
-        copy = clone(block.module)
+        copy = Replay(block, clone(block.module), hidden)
+        original = Replay(block, clone(block.module), original_hidden, fixed=True)
         if finished and block.name in finished:
             solved = finished[block.name]
-            _install(copy, solved)
+            _install(copy.module, solved)
             for _ in solved.solutions:
                 on_layer()
         else:
-            solver = _BlockSolver(block, copy, mine, hidden, original_hidden, sample_blocks[number], sample, on_layer)
+            solver = _BlockSolver(block, copy, original, mine, sample_blocks[number], sample, number == last, on_layer)
             solved = solver.solve()
         yield solved
         if number < last:
-            hidden = [block.run(states, batch, copy) for batch, states in enumerate(hidden)]
-            original_hidden = [block.run(states, batch) for batch, states in enumerate(original_hidden)]
+            copy.advance()  # `hidden` is its list
+            # Folding rounds. What the original hands on is what it puts out as it is.
+            (Replay(block, block.module, original_hidden) if solved.scales else original).advance()
             sample = sample_blocks[number].run(sample, 0)
 
 
@@ -87,39 +92,42 @@ def _install(copy: nn.Module, solved: SolvedBlock) -> None:
 
 @dataclass(eq=False)
 class _BlockSolver:
-    """The state of one block's solution; `copy` is what becomes quantized."""
+    """The state of one block's solution.
+
+    The module of `copy` is what becomes quantized. In `original` the same scales are folded in: its layers put out what they
+    did, for inputs in the same units.
+    """
 
     block: Block
-    copy: nn.Module
+    copy: Replay
+    original: Replay
     schemes: dict[str, Scheme]
-    hidden: list[Tensor]
-    original_hidden: list[Tensor]
     sample_block: Block
     sample: Tensor
+    last: bool  # nobody needs the outputs
     on_layer: Callable[[], None]
 
     def solve(self) -> SolvedBlock:
-        # In the original's stream the same scales are folded in: its layers put out what they did, for the same inputs.
-        original = clone(self.block.module)
+        copy = self.copy.module
         folded, known, left = scale_block(
-            self.block, self.copy, original, self.schemes, self.hidden, self.sample_block, self.sample
+            self.block, copy, self.original.module, self.schemes, self.copy.hidden, self.sample_block, self.sample
         )
-        weights = {name: weight_of(self.copy.get_submodule(name)).detach() for name in self.schemes}
+        weights = {name: weight_of(copy.get_submodule(name)).detach() for name in self.schemes}
         solutions: dict[str, Solution] = {}
         tokens: dict[str, int] = {}
 
         direct = [name for name, scheme in self.schemes.items() if not isinstance(rounder(scheme), GPTQ)]
         unknown = [name for name in direct if name not in known or wants(self.schemes[name]) - {"square"}]
-        known = {**known, **self._collect(self._groups(unknown), original, stop=False)}
+        known = {**known, **self._collect(self._groups(unknown))}
         self._solve(direct, known, weights, solutions, tokens)
-        for group in self._groups([name for name in self.schemes if name not in solutions]):
-            self._solve(group, self._collect([group], original, stop=True), weights, solutions, tokens)
+
+        self._solve_in_order([name for name in self.schemes if name not in solutions], weights, solutions, tokens)
 
         prefix = f"{self.block.name}."
         before = dict(self.block.module.named_parameters())
         replaced = {
             prefix + name: parameter
-            for name, parameter in self.copy.named_parameters()
+            for name, parameter in copy.named_parameters()
             if name in before and parameter is not before[name]
         }
         return SolvedBlock(
@@ -135,15 +143,33 @@ class _BlockSolver:
     def _groups(self, names: list[str]) -> list[list[str]]:
         return input_groups(self.sample_block, self.sample, names) if names else []
 
-    def _collect(self, groups: list[list[str]], original: nn.Module, stop: bool) -> dict[str, InputStatistics]:
+    def _collect(self, groups: list[list[str]], runs: Mapping[str, int] | None = None) -> dict[str, InputStatistics]:
         """The statistics of the layers of `groups`; those that share an input share the work and the statistics."""
         if not groups:
             return {}
         needed = NOTHING.union(*(wants(self.schemes[name]) for group in groups for name in group))
-        firsts = [group[0] for group in groups]
-        streams = (self.hidden, firsts, needed, original, self.original_hidden)
-        found = collect(self.block, self.copy, *streams, stop)
+        found = gather(self.copy, [group[0] for group in groups], needed, self.original, runs)
         return {name: found[group[0]] for group in groups for name in group if group[0] in found}
+
+    def _solve_in_order(
+        self, names: list[str], weights: dict[str, Tensor], solutions: dict[str, Solution], tokens: dict[str, int]
+    ) -> None:
+        """Solve each group of layers on the inputs that it has when all that run before it are solved."""
+        if not names:
+            return
+        runs = {name: len(inputs) for name, inputs in self.copy.hear(0, names, {}).items()}
+        closings = find_closings(self.sample_block, self.sample, list(self.schemes))
+        groups = self._groups(names)
+        outlive = groups[:-1] if self.last else groups  # those that something runs after
+        closings = {group[0]: closings[group[0]] for group in outlive if group[0] in closings}
+        self.copy.closings = self.original.closings = closings
+        for group in groups:
+            first = group[0]
+            inputs = self._collect([group], {first: runs[first]} if runs[first] else {})
+            self._solve(group, inputs, weights, solutions, tokens)
+            if first in closings:
+                self.copy.settle(first)
+                self.original.settle(first)
 
     def _solve(
         self,
@@ -154,10 +180,10 @@ class _BlockSolver:
         tokens: dict[str, int],
     ) -> None:
         for name in names:
-            layer = self.copy.get_submodule(name)
+            layer = self.copy.module.get_submodule(name)
             full_name = f"{self.block.name}.{name}"
             solutions[name] = solve_layer(weights[name], layer.bias, self.schemes[name], inputs.get(name), full_name)
             solutions[name].layer.train(layer.training)
             tokens[name] = inputs[name].tokens if name in inputs else 0
             self.on_layer()
-        swap(self.copy, {name: solutions[name].layer for name in names})
+        swap(self.copy.module, {name: solutions[name].layer for name in names})
