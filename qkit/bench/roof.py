@@ -13,26 +13,23 @@ from numba import njit
 
 from qkit.bench.record import Roof
 from qkit_kernels.threads import fork_join, run
-from qkit_kernels.tiles import TOKENS, tile
+from qkit_kernels.tiles import TOKENS, add_products, dots, tile
 from qkit_kernels.vector import (
     BYTES,
     LANES,
     add_each,
-    add_outer,
-    load_each,
     load_i32,
     offset,
     pointer,
     sum_i32,
     tile_rows,
-    zeros_f32,
     zeros_i32,
-    zeros_tile,
 )
 
 READ_BYTES = 2**28  # 256 MB, eight times a large cache
 PAGE = 2**16  # bytes that are dealt out at a time
-TURNS = 2**14  # of an arithmetic loop: 0.1 ms or so
+STRETCH = 256  # features of a tile: 32 KB of x
+TURNS = 64  # of an arithmetic loop: 0.1 ms or so
 SUMS = 2 * LANES  # of one loop
 CHUNKS = 32  # such loops
 REPEATS = 9
@@ -58,14 +55,10 @@ def read(team, threads, chunk, rows, data, sums):
 
 @njit(nogil=True)
 def multiply_floats_rows(data, sums, vectors, first, last):
-    """A tile of `qkit_kernels.tiles`: as many sums as a kernel keeps in registers, fed from the nearest cache."""
-    p, zero = pointer(data), zeros_f32()
+    """Tiles of `qkit_kernels.tiles`, fed from the nearest cache: as many sums as a kernel keeps in registers."""
     for row in range(first, last):
-        totals = zeros_tile(zero, vectors)
-        for turn in range(TURNS):
-            k = turn & 3
-            totals = add_outer(totals, p, k, LANES, load_each(p, LANES * k, vectors, zero))
-        add_each(pointer(sums), row * SUMS, 0, totals)
+        for _ in range(TURNS):
+            add_products(pointer(data), STRETCH, STRETCH, pointer(data), 0, vectors, pointer(sums), row * SUMS, 0)
 
 
 @njit(nogil=True)
@@ -77,13 +70,11 @@ def multiply_floats(team, threads, chunk, rows, data, sums, vectors):
 @njit(nogil=True)
 def multiply_bytes_rows(data, sums, vectors, first, last):
     """The same with `dot4`: 64 products of bytes each."""
-    p, zero = pointer(data), zeros_i32()
     for row in range(first, last):
-        totals = zeros_tile(zero, vectors)
-        for turn in range(TURNS):
-            k = BYTES * (turn & 3)
-            totals = add_outer(totals, p, k, BYTES, load_each(p, k, vectors, zero))
-        add_each(pointer(sums), row * SUMS, 0, totals)
+        for _ in range(TURNS):
+            add_each(
+                pointer(sums), row * SUMS, 0, dots(pointer(data), 4 * STRETCH, 0, 4 * STRETCH, pointer(data), vectors)
+            )
 
 
 @njit(nogil=True)
@@ -109,10 +100,11 @@ def measure_roof() -> Roof:
     data, sums = np.ones(READ_BYTES, np.uint8), np.zeros(pages, np.int32)
     reading = _seconds(read, read_rows, (data, sums), pages)
     vectors = tile(TOKENS)
-    floats, products = np.ones(16 * BYTES, np.float32), TURNS * CHUNKS * tile_rows() * vectors.type.value
+    floats = np.ones(SUMS * STRETCH, np.float32)
+    products = TURNS * STRETCH * CHUNKS * tile_rows() * vectors.type.value
     totals = np.zeros(CHUNKS * SUMS, np.float32)
     adding = _seconds(multiply_floats, multiply_floats_rows, (floats, totals, vectors), CHUNKS)
-    args = (data[: 16 * BYTES], totals.view(np.int32), vectors)
+    args = (floats.view(np.uint8), totals.view(np.int32), vectors)
     dotting = _seconds(multiply_bytes, multiply_bytes_rows, args, CHUNKS)
     return Roof(
         threads=torch.get_num_threads(),
