@@ -25,7 +25,7 @@ from qkit.packing import packed_length
 from qkit.qtensor import QTensor
 from qkit_kernels.threads import run
 
-ROTATED_BYTES = 2**26  # copies of a weight take turns until so much has been read: more than a cache keeps
+ROTATED_BYTES = READ_BYTES  # copies of a weight take turns until so much has been read: more than most caches keep
 
 
 @dataclass(frozen=True)

@@ -212,19 +212,18 @@ def quantize_tiles_rows(x, keep, fixed, groups, scales, laid, sums, first, last)
 def token_scale(row, size, fixed):
     """absmax / 127 (1 where all is zero, never denormal) or the fixed scale; and whether the row cannot be quantized.
 
-    The bits of a float without its sign grow with its size, and those of NaN are largest: the comparison is of integers.
+    The bits of a float without its sign grow with its size, and those of NaN are largest: the comparison is of integers, which
+    vectors do, where the maximum of floats would ask about NaN one by one.
     """
-    largest = np.int32(0)
+    largest, reach = np.int32(0), room_f32(1)
     for k in range(size):
         largest = max(largest, np.int32(as_i32(row)[k] & np.int32(0x7FFFFFFF)))
     if fixed > 0:
         return fixed, largest > INFINITY
     if largest >= INFINITY:
         return np.float32(1), True
-    reach = np.float32(0)
-    for k in range(size):
-        reach = max(reach, abs(row[k]))
-    scale = np.float32(reach / np.float32(127))
+    as_i32(reach)[0] = largest
+    scale = np.float32(reach[0] / np.float32(127))
     return (max(scale, TINY) if scale > 0 else np.float32(1)), False
 
 

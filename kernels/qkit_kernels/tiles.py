@@ -15,6 +15,8 @@ registers, and no lanes are ever added up. It is the shape that BLAS libraries u
 A block and a band make one piece of work. Pieces are dealt out to threads one by one, all bands of a block after another.
 """
 
+from functools import cache
+
 from numba import njit
 from numba.extending import overload
 
@@ -41,7 +43,13 @@ ONE, TWO = Static(1), Static(2)
 
 def tile(tokens: int) -> Static:
     """How many vectors of tokens a tile has: two keep more sums in registers, if there are 32 registers of 64 bytes."""
-    return TWO if tokens > LANES and has("avx512f") else ONE
+    return TWO if tokens > LANES and _many_registers() else ONE
+
+
+@cache
+def _many_registers() -> bool:
+    """Asked once: it takes longer than a small product."""
+    return has("avx512f")
 
 
 def shares(tokens: int, rows: int, lanes: int, threads: int) -> tuple[tuple[int, int], int]:

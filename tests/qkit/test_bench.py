@@ -412,11 +412,14 @@ def test_the_roof_kernels_do_all_the_work_that_they_are_paid_for():
     data[roof.PAGE + 7] = 0
     roof.run(roof.read, roof.read_rows, (data, sums), 2)
     assert sums[0] - sums[1] == 1 << 24  # byte 7 is the last of its word
-    floats, totals = torch.ones(8 * 16).numpy(), torch.zeros(1).numpy()
-    roof.run(roof.multiply_floats, roof.multiply_floats_rows, (floats, totals), 1)
-    assert totals.tolist() == [16 * roof.CHAINS * roof.TURNS]
-    roof.run(roof.multiply_bytes, roof.multiply_bytes_rows, (data[: 8 * 64], sums[:1]), 1)
-    assert sums[0] == 64 * roof.CHAINS * roof.TURNS
+    vectors, ones = roof.tile(roof.TOKENS), torch.ones(roof.SUMS * roof.STRETCH)
+    steps, lanes = roof.TURNS * roof.STRETCH * roof.tile_rows(), 16 * vectors.type.value
+    totals = torch.zeros(roof.SUMS).numpy()
+    roof.run(roof.multiply_floats, roof.multiply_floats_rows, (ones.numpy(), totals, vectors), 1)
+    assert totals.tolist() == [steps] * lanes + [0] * (roof.SUMS - lanes)
+    totals, ones = torch.zeros(roof.SUMS, dtype=torch.int32).numpy(), torch.ones(4 * len(ones), dtype=torch.uint8)
+    roof.run(roof.multiply_bytes, roof.multiply_bytes_rows, (ones.numpy(), totals, vectors), 1)
+    assert totals.tolist() == [4 * steps] * lanes + [0] * (roof.SUMS - lanes)
 
 
 def test_the_roof_is_work_over_time(monkeypatch):
@@ -424,9 +427,10 @@ def test_the_roof_is_work_over_time(monkeypatch):
         roof, "_seconds", lambda team, rows, args, count: {roof.read: 0.5, roof.multiply_floats: 2}.get(team, 4)
     )
     found = roof.measure_roof()
-    work = 2 * roof.CHAINS * roof.TURNS * roof.CHUNKS / 1e9
+    vectors = roof.tile_rows() * roof.tile(roof.TOKENS).type.value
+    work = 2 * vectors * roof.TURNS * roof.STRETCH * roof.CHUNKS / 1e9
     assert found.threads == torch.get_num_threads()
-    assert found.gigabytes_per_second == pytest.approx(2**28 / 0.5 / 1e9)
+    assert found.gigabytes_per_second == pytest.approx(roof.READ_BYTES / 0.5 / 1e9)
     assert (found.float_gops, found.int8_gops) == pytest.approx((16 * work / 2, 64 * work / 4))
 
 
