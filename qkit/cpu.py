@@ -92,15 +92,15 @@ def _laid(shape: tuple[int, ...], dtype: torch.dtype, zeros: bool = False) -> np
     return (torch.zeros if zeros else torch.empty)(shape, dtype=dtype).numpy()
 
 
-def _few(tokens: int) -> Static:
+def _few(tokens: int) -> tuple[None, ...]:
     """How many tokens a kernel takes together: 1, 2 or 4."""
     return _TOGETHER[min(n for n in _TOGETHER if n >= tokens)]
 
 
-def _tiles(tokens: int) -> tuple[Static, int, int]:
+def _tiles(tokens: int) -> tuple[tuple[None, ...], int, int]:
     """The size of a tile in vectors; in tokens; and how many tiles."""
     vectors = tiles.tile(tokens)
-    lanes = LANES * vectors.type.value
+    lanes = LANES * len(vectors)
     return vectors, lanes, -(-tokens // lanes)
 
 
@@ -113,7 +113,7 @@ def linear(x: Tensor, q: QTensor) -> Tensor:
     packed, grid, bits = q.packed.contiguous().numpy(), _grid(q), _STATIC[q.bits]
     if 0 < len(given) <= FEW and _groups_are_multiples_of(streams.UNIT[q.bits], q):
         together = _few(len(given))
-        n, (block_group, lane_group) = together.type.value, _geometry(q.bits, in_features, groups)
+        n, (block_group, lane_group) = len(together), _geometry(q.bits, in_features, groups)
         laid = _laid((len(block_group), streams.UNIT[q.bits], n, LANES), torch.float32, n > len(given))
         sums, y = np.zeros((-(-groups // LANES), n, LANES), np.float32), torch.empty(n, out_features)
         streams.lay_floats(given, groups, laid, sums)
@@ -149,7 +149,7 @@ def integer_linear(x: Tensor, q: QTensor, input_scale: Tensor | None = None, out
     bits = _STATIC[q.bits]
     if 0 < len(given) <= FEW and _groups_are_multiples_of(streams.UNIT[q.bits], q):
         together = _few(len(given))
-        n, (block_group, lane_group) = together.type.value, _geometry(q.bits, in_features, groups)
+        n, (block_group, lane_group) = len(together), _geometry(q.bits, in_features, groups)
         laid = _laid((len(block_group), streams.UNIT[q.bits] // 4, n, 4 * LANES), torch.int8, n > len(given))
         sums, y = np.zeros((-(-groups // LANES), n, LANES), np.float32), torch.empty(n, out_features)
         scales = np.ones(n, np.float32)

@@ -124,7 +124,7 @@ def add_block(packed, at, x, first, totals, bits, together):
 
 @overload(add_block, jit_options=INLINE)
 def _add_block(packed, at, x, first, totals, bits, together):
-    streams = UNIT[bits.value] // 4
+    streams = UNIT[bits.count] // 4
 
     def add(packed, at, x, first, totals, bits, together):
         codes = load_codes(packed, at, bits)

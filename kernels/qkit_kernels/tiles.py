@@ -41,7 +41,7 @@ FLOATS, CODES = 512, 2048  # of a stretch: 2 KB either way
 ONE, TWO = Static(1), Static(2)
 
 
-def tile(tokens: int) -> Static:
+def tile(tokens: int) -> tuple[None, ...]:
     """How many vectors of tokens a tile has: two keep more sums in registers, if there are 32 registers of 64 bytes."""
     return TWO if tokens > LANES and _many_registers() else ONE
 

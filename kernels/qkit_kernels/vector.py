@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
-from numba.extending import NativeValue, intrinsic, lower_builtin, models, register_model, typeof_impl, unbox
+from numba.extending import intrinsic, lower_builtin, models, register_model
 
 LANES = 16
 BYTES = CODES_AT_ONCE = 64  # of one vector; that are unpacked together
@@ -58,38 +58,18 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, kind, {F32: _V16F32, I32: _V16I32, F64: _V8F64}[kind])
 
 
-class StaticType(types.Type):
-    """The Numba type of `Static(value)`; takes no room at run time."""
+def Static(number: int) -> tuple[None, ...]:
+    """A whole number from 1 on that a kernel knows when it is compiled: a tuple of so many Nones, whose type says it all.
 
-    def __init__(self, value: int) -> None:
-        self.value = value
-        super().__init__(f"Static({value})")
-
-
-class Static:
-    """A whole number that a kernel knows when it is compiled: it is part of the argument's type."""
-
-    def __init__(self, value: int) -> None:
-        self.type = StaticType(value)
-
-
-register_model(StaticType)(models.OpaqueModel)
-
-
-@typeof_impl.register(Static)
-def _typeof_static(static, _context):
-    return static.type
-
-
-@unbox(StaticType)
-def _unbox_static(_kind, _static, context):
-    return NativeValue(context.context.get_dummy_value())
+    (A type of its own would read better, and Numba would ask Python about it in every call.)
+    """
+    return (None,) * number
 
 
 @intrinsic
 def value(_context, static):
     """The number of a `Static`, inside a kernel."""
-    return types.intp(static), lambda context, *_: context.get_constant(types.intp, static.value)
+    return types.intp(static), lambda context, *_: context.get_constant(types.intp, static.count)
 
 
 # ---- memory: through plain pointers, because Numba counts the references of every array that it hands on
@@ -388,14 +368,14 @@ def _zeros(kind, size):
 @intrinsic
 def zeros_each(_context, kind, count):
     """`count` (a `Static`) vectors of zeros; kind: any `F32` or `I32`, says which."""
-    made, codegen = _zeros(kind, count.value)
+    made, codegen = _zeros(kind, count.count)
     return made(kind, count), codegen
 
 
 @intrinsic
 def zeros_tile(_context, kind, count):
     """Zeros for all rows of a tile of `count` (a `Static`) vectors of tokens; kind: any `F32` or `I32`, says which."""
-    made, codegen = _zeros(kind, tile_rows() * count.value)
+    made, codegen = _zeros(kind, tile_rows() * count.count)
     return made(kind, count), codegen
 
 
@@ -407,10 +387,10 @@ def load_each(_context, p, first, count, kind):
 
     def build(builder, args):
         p, first = args[:2]
-        places = [builder.add(first, ir.Constant(first.type, step * v)) for v in range(count.value)]
+        places = [builder.add(first, ir.Constant(first.type, step * v)) for v in range(count.count)]
         return [_load(builder, p, place, vector) for place in places]
 
-    return types.UniTuple(kind, count.value)(p, types.intp, count, kind), _each(build)
+    return types.UniTuple(kind, count.count)(p, types.intp, count, kind), _each(build)
 
 
 def _pairwise(build):
@@ -609,7 +589,7 @@ def load_bytes(_context, p, i, bits):
 
     8 codes are b bytes. A byte shuffle brings to each code the two bytes that it may lie in; a shift and a mask do the rest.
     """
-    width = bits.value
+    width = bits.count
 
     def codegen(_context, builder, _signature, args):
         packed = _load(builder, *args[:2], ir.VectorType(_I8, 8 * width))
@@ -663,7 +643,7 @@ def code_width(bits: int) -> int:
 @intrinsic
 def load_codes(_context, p, i, bits):
     """A block of b-bit codes at p[i]: as stored where a lane holds whole codes, else one to a byte. bits is a `Static`."""
-    if bits.value in (2, 4):
+    if bits.count in (2, 4):
         return I32(p, types.intp, bits), lambda _context, builder, _signature, args: _load(builder, *args[:2], _V16I32)
     return load_bytes._defn(_context, p, i, bits)
 
@@ -671,7 +651,7 @@ def load_codes(_context, p, i, bits):
 @intrinsic
 def signed(_context, codes, bits):
     """Each code less 2^(b - 1), in b bits: its highest bit turned over."""
-    width, step = bits.value, code_width(bits.value)
+    width, step = bits.count, code_width(bits.count)
     pattern = sum(1 << (at + width - 1) for at in range(0, 32, step))
 
     def codegen(_context, builder, _signature, args):
@@ -683,7 +663,7 @@ def signed(_context, codes, bits):
 @intrinsic
 def nth_signed(_context, codes, j, bits):
     """Code j of each lane of `signed` codes as int32: shifted to the top, and down again with its sign."""
-    width, step = bits.value, code_width(bits.value)
+    width, step = bits.count, code_width(bits.count)
 
     def codegen(_context, builder, _signature, args):
         codes, j, _ = args
@@ -697,7 +677,7 @@ def nth_signed(_context, codes, j, bits):
 @intrinsic
 def nth_bytes(_context, codes, j, bits):
     """64 of the codes of a block, one to a byte: byte i gets code j of byte i. bits is a `Static`: 2, 4, or any with j 0."""
-    width = bits.value
+    width = bits.count
 
     def codegen(_context, builder, _signature, args):
         codes, j, _ = args
@@ -719,7 +699,7 @@ def table_of(_context, p, bits):
     """
     if p is not types.none:
         return F32(p, bits), lambda _context, builder, _signature, args: _load(builder, args[0], _ZERO, _V16F32)
-    count = 2**bits.value
+    count = 2**bits.count
     numbers = [float(i % count - count // 2) for i in range(LANES)]
     return F32(p, bits), lambda *_: ir.Constant(_V16F32, numbers)
 
@@ -760,7 +740,7 @@ def as_float(_context, x):
 @intrinsic
 def nth_code(_context, packed, size, i, bits):
     """Code i of one stream of b-bit codes, as float32; bits is a `Static`, size the bytes of the stream."""
-    width = bits.value
+    width = bits.count
 
     def codegen(_context, builder, _signature, args):
         packed, size, i, _ = args

@@ -118,7 +118,7 @@ def codes_in_lane(bits):
 
 @overload(codes_in_lane, jit_options=INLINE)
 def _codes_in_lane(bits):
-    unit = UNIT[bits.value]
+    unit = UNIT[bits.count]
     return lambda bits: unit
 
 
@@ -129,7 +129,7 @@ def block_dots(packed, at, x, first, table, bits, together):
 
 @overload(block_dots, jit_options=INLINE)
 def _block_dots(packed, at, x, first, table, bits, together):
-    unit, step = UNIT[bits.value], bits.value
+    unit, step = UNIT[bits.count], bits.count
     if table is not types.none or (step in (2, 4) and has("avx512f")):
 
         def dots(packed, at, x, first, table, bits, together):
@@ -298,7 +298,7 @@ def middle_of(table, bits):
 
 @overload(middle_of, jit_options=INLINE)
 def _middle_of(table, bits):
-    middle = np.float32(0 if table is types.none else 2 ** (bits.value - 1))
+    middle = np.float32(0 if table is types.none else 2 ** (bits.count - 1))
     return lambda table, bits: middle
 
 

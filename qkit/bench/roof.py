@@ -101,7 +101,7 @@ def measure_roof() -> Roof:
     reading = _seconds(read, read_rows, (data, sums), pages)
     vectors = tile(TOKENS)
     floats = np.ones(SUMS * STRETCH, np.float32)
-    products = TURNS * STRETCH * CHUNKS * tile_rows() * vectors.type.value
+    products = TURNS * STRETCH * CHUNKS * tile_rows() * len(vectors)
     totals = np.zeros(CHUNKS * SUMS, np.float32)
     adding = _seconds(multiply_floats, multiply_floats_rows, (floats, totals, vectors), CHUNKS)
     args = (floats.view(np.uint8), totals.view(np.int32), vectors)

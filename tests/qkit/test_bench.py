@@ -413,7 +413,7 @@ def test_the_roof_kernels_do_all_the_work_that_they_are_paid_for():
     roof.run(roof.read, roof.read_rows, (data, sums), 2)
     assert sums[0] - sums[1] == 1 << 24  # byte 7 is the last of its word
     vectors, ones = roof.tile(roof.TOKENS), torch.ones(roof.SUMS * roof.STRETCH)
-    steps, lanes = roof.TURNS * roof.STRETCH * roof.tile_rows(), 16 * vectors.type.value
+    steps, lanes = roof.TURNS * roof.STRETCH * roof.tile_rows(), 16 * len(vectors)
     totals = torch.zeros(roof.SUMS).numpy()
     roof.run(roof.multiply_floats, roof.multiply_floats_rows, (ones.numpy(), totals, vectors), 1)
     assert totals.tolist() == [steps] * lanes + [0] * (roof.SUMS - lanes)
@@ -427,7 +427,7 @@ def test_the_roof_is_work_over_time(monkeypatch):
         roof, "_seconds", lambda team, rows, args, count: {roof.read: 0.5, roof.multiply_floats: 2}.get(team, 4)
     )
     found = roof.measure_roof()
-    vectors = roof.tile_rows() * roof.tile(roof.TOKENS).type.value
+    vectors = roof.tile_rows() * len(roof.tile(roof.TOKENS))
     work = 2 * vectors * roof.TURNS * roof.STRETCH * roof.CHUNKS / 1e9
     assert found.threads == torch.get_num_threads()
     assert found.gigabytes_per_second == pytest.approx(roof.READ_BYTES / 0.5 / 1e9)
