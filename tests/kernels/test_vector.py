@@ -422,10 +422,12 @@ def verdicts(tmp_path_factory):
     """One test of each kernel, on the first two also all that stands above; two CPUs at a time."""
     kernels = [f"tests/kernels/test_{name}.py::test_one_of_each_kernel" for name in ("weight_only", "integer")]
 
+    folders = {name: tmp_path_factory.mktemp("cache") for name in OLDER}  # here: two threads may not ask pytest at once
+
     def check(name):
         above = "not older" if name in list(OLDER)[:2] else "one_of_each or 64_bytes"
         command = ("-m", "pytest", "-q", "--noconftest", "-k", above, __file__, *kernels)
-        return run_python(*command, cache=tmp_path_factory.mktemp("cache"), **OLDER[name])
+        return run_python(*command, cache=folders[name], **OLDER[name])
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(OLDER, pool.map(check, OLDER), strict=True))
