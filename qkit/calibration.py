@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qkit import ops
 from qkit.blocks import Block
 from qkit.mapping import check_finite
 from qkit.replay import Replay
@@ -128,9 +129,10 @@ class InputStatistics:
         if self.drift is not None and original is not None:
             self.drift.addmm_((original.float() - x).T, x)
         if self.magnitudes is not None:
-            count = len(self.magnitudes)  # a float32 read as an integer: the exponent, then 23 bits, of which 6 stay
-            bins = (magnitude.view(torch.int32) >> 17) - (127 - OCTAVES) * BINS_PER_OCTAVE
-            self.magnitudes += torch.bincount(bins.clamp(0, count - 1).flatten(), minlength=count)
+            lowest = (
+                127 - OCTAVES
+            ) * BINS_PER_OCTAVE  # of a float's 8 bits of exponent and 23 of mantissa 8 and 6 stay
+            self.magnitudes += ops.count_magnitudes(x, len(self.magnitudes), 17, lowest)
         if self.sample is not None and not len(self.sample):
             self.sample = x[:SAMPLE].clone()
 

@@ -59,6 +59,21 @@ def _round_trip_numba(groups: Tensor, scale: Tensor, zero: Tensor, q_max: int) -
     return out
 
 
+def _count_magnitudes_torch(x: Tensor, bins: int, shift: int, lowest: int) -> Tensor:
+    places = (x.abs().view(torch.int32) >> shift) - lowest
+    return torch.bincount(places.clamp(0, bins - 1).flatten(), minlength=bins)
+
+
+def _count_magnitudes_numba(x: Tensor, bins: int, shift: int, lowest: int) -> Tensor:
+    from qkit_kernels import histogram, threads
+
+    parts = min(len(x), threads.CHUNKS_PER_THREAD * threads.thread_count())
+    counts = np.zeros((parts, bins), np.int64)
+    args = (x.contiguous().view(torch.int32).numpy(), shift, lowest, counts)
+    threads.run(histogram.count, histogram.count_rows, args, parts, serial=x.numel() < 2**16)
+    return torch.from_numpy(counts.sum(0))
+
+
 def _linear_torch(x: Tensor, q: QTensor, activations: str | None) -> Tensor:
     x = quantize_activations(x) if activations == "int8" else x
     return F.linear(x, dequantize(q, "torch").to(x.dtype))
@@ -104,6 +119,8 @@ BACKENDS: dict[tuple[str, str], Callable] = {
     ("gptq", "numba"): _gptq_columns_numba,
     ("round_trip", "torch"): _round_trip_torch,
     ("round_trip", "numba"): _round_trip_numba,
+    ("count_magnitudes", "torch"): _count_magnitudes_torch,
+    ("count_magnitudes", "numba"): _count_magnitudes_numba,
     ("linear", "torch"): _linear_torch,
     ("linear", "numba"): _linear_numba,
     ("int8_linear", "torch"): _int8_linear_torch,
@@ -113,6 +130,7 @@ NUMBA_MODULES = {
     "dequantize": "qkit_kernels.dequantize",
     "gptq": "qkit_kernels.gptq",
     "round_trip": "qkit_kernels.rounding",
+    "count_magnitudes": "qkit_kernels.histogram",
     "linear": "qkit.cpu",
     "int8_linear": "qkit.cpu",
 }
@@ -170,6 +188,19 @@ def round_trip(groups: Tensor, scale: Tensor, zero: Tensor, bits: int, backend: 
         scale, zero: float [..., 1].
     """
     return select("round_trip", backend, groups.device)(groups, scale, zero, integer_range(bits)[1])
+
+
+@torch.no_grad()
+def count_magnitudes(x: Tensor, bins: int, shift: int, lowest: int, backend: str | None = None) -> Tensor:
+    """How many |x| lie in each bin, int64 [bins]; every backend returns the same.
+
+    A float32 without its sign, seen as an integer and shifted right by `shift`, less `lowest`, is the number of its bin; what
+    lies outside counts in the first or the last.
+
+    Args:
+        x: float32 [tokens, features].
+    """
+    return select("count_magnitudes", backend, x.device)(x, bins, shift, lowest)
 
 
 def quantize_activations(x: Tensor) -> Tensor:
