@@ -54,6 +54,7 @@ def batches_of(ids: Tensor) -> tuple[Tensor, ...]:
 
 WANTS = frozenset({"square", "drift", "magnitudes", "sample"})  # what costs time or memory to gather
 BINS_PER_OCTAVE, OCTAVES = 64, 24  # of the histogram of |x|, which reaches from 2^-24 to 2^24
+UNUSED_BITS = 23 - 6  # of a float's mantissa: the first six say which of the 64 bins of an octave
 
 
 def magnitude_edges(device: torch.device | str = "cpu") -> Tensor:
@@ -129,10 +130,8 @@ class InputStatistics:
         if self.drift is not None and original is not None:
             self.drift.addmm_((original.float() - x).T, x)
         if self.magnitudes is not None:
-            lowest = (
-                127 - OCTAVES
-            ) * BINS_PER_OCTAVE  # of a float's 8 bits of exponent and 23 of mantissa 8 and 6 stay
-            self.magnitudes += ops.count_magnitudes(x, len(self.magnitudes), 17, lowest)
+            lowest = (127 - OCTAVES) * BINS_PER_OCTAVE  # 127 is the exponent of 1.0
+            self.magnitudes += ops.count_magnitudes(x, len(self.magnitudes), UNUSED_BITS, lowest)
         if self.sample is not None and not len(self.sample):
             self.sample = x[:SAMPLE].clone()
 

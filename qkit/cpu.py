@@ -92,6 +92,11 @@ def _laid(shape: tuple[int, ...], dtype: torch.dtype, zeros: bool = False) -> np
     return (torch.zeros if zeros else torch.empty)(shape, dtype=dtype).numpy()
 
 
+def _are_few(tokens: int, q: QTensor) -> bool:
+    """Whether a kernel takes the tokens together, a lane of which must hold codes of one group."""
+    return 0 < tokens <= FEW and _groups_are_multiples_of(streams.UNIT[q.bits], q)
+
+
 def _few(tokens: int) -> tuple[None, ...]:
     """How many tokens a kernel takes together: 1, 2 or 4."""
     return _TOGETHER[min(n for n in _TOGETHER if n >= tokens)]
@@ -111,7 +116,7 @@ def linear(x: Tensor, q: QTensor) -> Tensor:
     serial = len(given) * out_features * in_features < SERIAL_WEIGHTS
     table = _table(q.codebook) if isinstance(q, CodebookQTensor) else None
     packed, grid, bits = q.packed.contiguous().numpy(), _grid(q), _STATIC[q.bits]
-    if 0 < len(given) <= FEW and _groups_are_multiples_of(streams.UNIT[q.bits], q):
+    if _are_few(len(given), q):
         together = _few(len(given))
         n, (block_group, lane_group) = len(together), _geometry(q.bits, in_features, groups)
         laid = _laid((len(block_group), streams.UNIT[q.bits], n, LANES), torch.float32, n > len(given))
@@ -147,7 +152,7 @@ def integer_linear(x: Tensor, q: QTensor, input_scale: Tensor | None = None, out
     keep = _NO_BYTES if outliers is None else (~outliers).view(torch.uint8).numpy()
     weight = (q.packed.contiguous().numpy(), _grid(q))
     bits = _STATIC[q.bits]
-    if 0 < len(given) <= FEW and _groups_are_multiples_of(streams.UNIT[q.bits], q):
+    if _are_few(len(given), q):
         together = _few(len(given))
         n, (block_group, lane_group) = len(together), _geometry(q.bits, in_features, groups)
         laid = _laid((len(block_group), streams.UNIT[q.bits] // 4, n, 4 * LANES), torch.int8, n > len(given))
