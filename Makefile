@@ -40,11 +40,11 @@ lab: .venv/installed-lab
 lessons: .venv/installed-lab
 	$(BIN)/python -m jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.store_widget_state=False \
 		--ExecutePreprocessor.record_timing=False $(LESSONS)
-	$(BIN)/python tests/claims.py
+	$(BIN)/python tests/support/claims.py
 
 # The ledger of claims, lessons/claims.md, from the cells' metadata.
 claims: .venv/created
-	$(BIN)/python tests/claims.py
+	$(BIN)/python tests/support/claims.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

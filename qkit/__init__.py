@@ -10,27 +10,27 @@
 
 from importlib import import_module
 
-from qkit.advice import Recommendation, recommend
-from qkit.checkpoint import save
-from qkit.compare import compare
-from qkit.error import ErrorStatistics, error_statistics, sqnr_db
-from qkit.evaluate import kl_divergence, perplexity
-from qkit.generate import complete
-from qkit.mixed_precision import mixed_precision
-from qkit.models import load
-from qkit.modules import Int8Linear, QLinear
+from qkit.checkpoints.load import load
+from qkit.checkpoints.native import save
+from qkit.engine.quantize import quantize, quantize_tensor
+from qkit.engine.report import Comparison, LayerReport, QuantizationReport
+from qkit.engine.scale_search import search_scales
+from qkit.engine.scaling import Scaling
+from qkit.methods.schemes import AWQ, FP4, GPTQ, NF4, RTN, W8A8, LLMInt8, SmoothQuant
+from qkit.model.outliers import plant_outliers
+from qkit.nn.qlinear import Int8Linear, QLinear
+from qkit.numerics.error import ErrorStatistics, error_statistics, sqnr_db
+from qkit.numerics.qtensor import QTensor
 from qkit.ops import linear
-from qkit.outliers import plant_outliers
-from qkit.qtensor import QTensor
-from qkit.quantize import quantize, quantize_tensor
-from qkit.report import Comparison, LayerReport, QuantizationReport
-from qkit.scale_search import search_scales
-from qkit.scaling import Scaling
-from qkit.schemes import AWQ, FP4, GPTQ, NF4, RTN, W8A8, LLMInt8, SmoothQuant
-from qkit.sensitivity import sensitivity
-from qkit.sizes import disk_bytes, memory_bytes
-from qkit.texts import texts
-from qkit.tune import own_text, tune
+from qkit.study.advice import Recommendation, recommend
+from qkit.study.compare import compare
+from qkit.study.evaluate import kl_divergence, perplexity
+from qkit.study.generate import complete
+from qkit.study.mixed_precision import mixed_precision
+from qkit.study.sensitivity import sensitivity
+from qkit.study.sizes import disk_bytes, memory_bytes
+from qkit.text.corpora import texts
+from qkit.train.tune import own_text, tune
 
 __version__ = "0.1.0"
 

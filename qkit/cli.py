@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 import qkit
-from qkit.calibration import CHUNKS
-from qkit.compare import ALL, TOUR
-from qkit.report import Comparison, QuantizationReport
-from qkit.resources import folder as resource_folder
-from qkit.schemes import Scheme, parse_scheme
+from qkit.engine.report import Comparison, QuantizationReport
+from qkit.methods.schemes import Scheme, parse_scheme
+from qkit.model.calibration import CHUNKS
+from qkit.study.compare import ALL, TOUR
+from qkit.text.resources import folder as resource_folder
 
 app = typer.Typer(
     help="Make language models small, and see what it costs.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -81,7 +81,7 @@ def compare(
     else:
         _print_comparison(comparison)
     if out is not None:
-        from qkit.page import write_page
+        from qkit.plots.page import write_page
 
         page, picture = write_page(comparison, out)
         print(f"\nwrote {page} and {picture}", file=sys.stderr)

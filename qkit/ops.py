@@ -13,16 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qkit.codebook_qtensor import CodebookQTensor
-from qkit.mapping import choose_scale, integer_range, quantize
-from qkit.mapping import dequantize as dequantize_codes
-from qkit.qtensor import QTensor
+from qkit.numerics.codebook_qtensor import CodebookQTensor
+from qkit.numerics.mapping import choose_scale, integer_range, quantize
+from qkit.numerics.mapping import dequantize as dequantize_codes
+from qkit.numerics.qtensor import QTensor
 
 ORDER = ("numba", "torch")
 
 
 def _dequantize_numba(q: QTensor) -> Tensor:
-    from qkit_kernels.dequantize import dequantize as kernel  # compiled when first used, not when qkit is imported
+    from qkit_kernels.numba.dequantize import (
+        dequantize as kernel,  # compiled when first used, not when qkit is imported
+    )
 
     rows, groups = q.shape[0], q.scales.shape[1]
     offsets = torch.zeros(()) if q.offsets is None else q.offsets.float()
@@ -33,7 +35,7 @@ def _dequantize_numba(q: QTensor) -> Tensor:
 
 
 def _gptq_columns_numba(w: Tensor, upper: Tensor, group: Tensor, scale: Tensor, zero: Tensor, q_max: int) -> Tensor:
-    from qkit_kernels import gptq, threads
+    from qkit_kernels.numba import gptq, threads
 
     codes = torch.empty(w.shape, dtype=torch.uint8)
     blocks = F.pad(upper, (0, -len(upper) % gptq.BLOCK)).reshape(len(upper), -1, gptq.BLOCK).transpose(0, 1)
@@ -49,7 +51,7 @@ def _round_trip_torch(groups: Tensor, scale: Tensor, zero: Tensor, q_max: int) -
 
 
 def _round_trip_numba(groups: Tensor, scale: Tensor, zero: Tensor, q_max: int) -> Tensor:
-    from qkit_kernels import rounding, threads
+    from qkit_kernels.numba import rounding, threads
 
     w, out = groups.float().contiguous(), torch.empty(groups.shape)
     rows = w.shape[:-1].numel()
@@ -65,7 +67,7 @@ def _count_magnitudes_torch(x: Tensor, bins: int, shift: int, lowest: int) -> Te
 
 
 def _count_magnitudes_numba(x: Tensor, bins: int, shift: int, lowest: int) -> Tensor:
-    from qkit_kernels import histogram, threads
+    from qkit_kernels.numba import histogram, threads
 
     parts = min(len(x), threads.CHUNKS_PER_THREAD * threads.thread_count())
     counts = np.zeros((parts, bins), np.int64)
@@ -80,7 +82,7 @@ def _linear_torch(x: Tensor, q: QTensor, activations: str | None) -> Tensor:
 
 
 def _linear_numba(x: Tensor, q: QTensor, activations: str | None) -> Tensor:
-    from qkit import cpu
+    from qkit.backends import numba as cpu
 
     if x.dtype == torch.float64 or (x.requires_grad and torch.is_grad_enabled()) or not cpu.fits(q):
         x = quantize_activations(x) if activations == "int8" else x
@@ -105,7 +107,7 @@ def _int8_linear_torch(x: Tensor, q: QTensor, input_scale: Tensor | None, outlie
 
 
 def _int8_linear_numba(x: Tensor, q: QTensor, input_scale: Tensor | None, outliers: Tensor | None) -> Tensor:
-    from qkit import cpu
+    from qkit.backends import numba as cpu
 
     x = x.float() if x.dtype == torch.float64 else x
     run = cpu.integer_linear if cpu.fits_integers(q) else _int8_linear_torch
@@ -127,12 +129,12 @@ BACKENDS: dict[tuple[str, str], Callable] = {
     ("int8_linear", "numba"): _int8_linear_numba,
 }
 NUMBA_MODULES = {
-    "dequantize": "qkit_kernels.dequantize",
-    "gptq": "qkit_kernels.gptq",
-    "round_trip": "qkit_kernels.rounding",
-    "count_magnitudes": "qkit_kernels.histogram",
-    "linear": "qkit.cpu",
-    "int8_linear": "qkit.cpu",
+    "dequantize": "qkit_kernels.numba.dequantize",
+    "gptq": "qkit_kernels.numba.gptq",
+    "round_trip": "qkit_kernels.numba.rounding",
+    "count_magnitudes": "qkit_kernels.numba.histogram",
+    "linear": "qkit.backends.numba",
+    "int8_linear": "qkit.backends.numba",
 }
 
 

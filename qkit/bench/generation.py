@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from qkit.bench.child import answer, ask
 from qkit.bench.record import ModelMeasurement, ModelRecord, core_count, describe_machine
-from qkit.checkpoint import _parameters_without_memory
-from qkit.models import EMBEDDED, load
-from qkit.modules import quantized_layers
-from qkit.quantize import quantize
-from qkit.schemes import Scheme, parse_scheme
-from qkit.sizes import memory_bytes
-from qkit.solve import solve_layer
-from qkit.surgery import find_targets, swap
+from qkit.checkpoints.load import EMBEDDED, load
+from qkit.checkpoints.native import _parameters_without_memory
+from qkit.engine.quantize import quantize
+from qkit.engine.solve import solve_layer
+from qkit.methods.schemes import Scheme, parse_scheme
+from qkit.model.surgery import find_targets, swap
+from qkit.nn.qlinear import quantized_layers
+from qkit.study.sizes import memory_bytes
 
 _LLAMA = {"vocab_size": 32000, "max_position_embeddings": 2048, "tie_word_embeddings": False}
 SIZES: dict[str, dict[str, Any]] = {  # the shapes of TinyLlama 1.1B and of a Llama of 160 million parameters

@@ -19,12 +19,12 @@ from qkit.bench.contender import Contender, Layer
 from qkit.bench.peers import PEERS
 from qkit.bench.record import LinearRecord, Measurement, Roof, core_count, describe_machine, merged
 from qkit.bench.timing import Rotation, Timing, interleave
-from qkit.integrity import line_of
+from qkit.checkpoints.files import line_of
+from qkit.engine.quantize import quantize_tensor
 from qkit.methods.bitsandbytes import int8_rows
+from qkit.methods.schemes import NF4, RTN, Scheme
+from qkit.numerics.qtensor import QTensor
 from qkit.ops import int8_linear
-from qkit.qtensor import QTensor
-from qkit.quantize import quantize_tensor
-from qkit.schemes import NF4, RTN, Scheme
 
 SHAPES = ((4096, 4096), (11008, 4096))  # out x in
 TOKENS = (1, 4, 16, 128, 512)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qkit.bench.contender import Contender, Layer
-from qkit.packing import pack
-from qkit.quantize import quantize_tensor
+from qkit.engine.quantize import quantize_tensor
+from qkit.numerics.packing import pack
 
 ONNX_OPSET, ONNX_IR = 17, 10  # old enough for any onnxruntime that has MatMulNBits
 

@@ -182,7 +182,7 @@ class ModelRecord:
 
 def describe_machine() -> dict[str, Any]:
     """What was measured on, and with what: processor, cores, vector instructions, versions, the date, and the load."""
-    from qkit_kernels.vector import has
+    from qkit_kernels.numba.vector import has
 
     return {
         "cpu": _processor(),

@@ -12,9 +12,9 @@ import torch
 from numba import njit
 
 from qkit.bench.record import Roof
-from qkit_kernels.threads import fork_join, run
-from qkit_kernels.tiles import TOKENS, add_products, dots, tile
-from qkit_kernels.vector import (
+from qkit_kernels.numba.threads import fork_join, run
+from qkit_kernels.numba.tiles import TOKENS, add_products, dots, tile
+from qkit_kernels.numba.vector import (
     BYTES,
     LANES,
     add_each,
@@ -55,7 +55,7 @@ def read(team, threads, chunk, rows, data, sums):
 
 @njit(nogil=True)
 def multiply_floats_rows(data, sums, vectors, first, last):
-    """Tiles of `qkit_kernels.tiles`, fed from the nearest cache: as many sums as a kernel keeps in registers."""
+    """Tiles of `qkit_kernels.numba.tiles`, fed from the nearest cache: as many sums as a kernel keeps in registers."""
     for row in range(first, last):
         for _ in range(TURNS):
             add_products(pointer(data), STRETCH, STRETCH, pointer(data), 0, vectors, pointer(sums), row * SUMS, 0)

@@ -14,7 +14,7 @@ Formula (Lin et al. 2023, arXiv 2306.00978, eq. 4 and 5)
 
 Trade-off
     Two numbers a group and one scale a channel are all that adapts, so it cannot overfit as GPTQ can, and it gains less.
-    A channel can only be scaled where something before it can be divided: see `qkit.folding`.
+    A channel can only be scaled where something before it can be divided: see `qkit.model.folding`.
 """
 
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from qkit import ops
-from qkit.calibration import InputStatistics
-from qkit.mapping import choose_scale, grouped, integer_range, quantize, value_range
 from qkit.methods.grids import search_grid
-from qkit.qtensor import QTensor
-from qkit.schemes import AWQ, FLOATS
+from qkit.methods.schemes import AWQ, FLOATS
+from qkit.model.calibration import InputStatistics
+from qkit.numerics.mapping import choose_scale, grouped, integer_range, quantize, value_range
+from qkit.numerics.qtensor import QTensor
 
 FLOAT16 = FLOATS["float16"]
 
@@ -84,7 +84,7 @@ def search_scale(
     Args:
         weight: float [out, in], the weights of all of them, one below the other.
         inputs: their statistics.
-        index, width: when fewer scales than inputs exist (`qkit.folding.Fold`): input k uses scale index[k] of `width`.
+        index, width: when fewer scales than inputs exist (`qkit.model.folding.Fold`): input k uses scale index[k] of `width`.
     """
     weight = weight.detach().float()
     x_mean, w_mean = inputs.mean, relative_magnitude(weight, scheme.group_size)

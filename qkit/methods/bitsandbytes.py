@@ -6,7 +6,7 @@ What
     them are rounded to a table of 256. INT8: a scale a row, so that the product with INT8 activations stays in integers.
 
 Formula
-    c = nearest(w / absmax),    ŵ = absmax table[c]              QLoRA (2305.14314), eq. 1 and section 3; `qkit.codebooks`
+    c = nearest(w / absmax),    ŵ = absmax table[c]              QLoRA (2305.14314), eq. 1 and section 3; `numerics.codebooks`
     q = round(w 127 / absmax),    ŵ = q absmax / 127              LLM.int8() (2208.07339), eq. 3, by row
 
 Cost
@@ -24,12 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qkit.codebook_qtensor import NESTED_BLOCK, CodebookQTensor
-from qkit.codebooks import codebook, dynamic_map, nearest, quantize_blocks
-from qkit.mapping import check_finite
-from qkit.packing import pack
-from qkit.qtensor import QTensor
-from qkit.schemes import FP4, NF4
+from qkit.methods.schemes import FP4, NF4
+from qkit.numerics.codebook_qtensor import NESTED_BLOCK, CodebookQTensor
+from qkit.numerics.codebooks import codebook, dynamic_map, nearest, quantize_blocks
+from qkit.numerics.mapping import check_finite
+from qkit.numerics.packing import pack
+from qkit.numerics.qtensor import QTensor
 
 
 def codebook_quantize(weight: Tensor, scheme: NF4 | FP4, name: str = "the weight") -> CodebookQTensor:

@@ -34,11 +34,11 @@ import torch
 from torch import Tensor
 
 from qkit import ops
-from qkit.calibration import InputStatistics
-from qkit.mapping import choose_scale, dequantize, grouped, integer_range, quantize, value_range
 from qkit.methods.grids import search_grid
-from qkit.qtensor import QTensor
-from qkit.schemes import FLOATS, GPTQ
+from qkit.methods.schemes import FLOATS, GPTQ
+from qkit.model.calibration import InputStatistics
+from qkit.numerics.mapping import choose_scale, dequantize, grouped, integer_range, quantize, value_range
+from qkit.numerics.qtensor import QTensor
 
 LAZY = 128  # columns that are finished before the rest of the matrix is updated (the paper's B)
 

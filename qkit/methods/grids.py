@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qkit import ops
-from qkit.mapping import choose_scale, value_range
+from qkit.numerics.mapping import choose_scale, value_range
 
 SHRINKS = 25  # how many ranges are tried
 NARROWEST = 0.4  # the narrowest of them, as a share of the full range

@@ -5,7 +5,7 @@ What
     each weight goes to the nearest of them. No calibration data, no search, one pass.
 
 Formula
-    s, z from min and max of the group, q = clamp(round(w / s) + z): see `qkit.mapping`.
+    s, z from min and max of the group, q = clamp(round(w / s) + z): see `qkit.numerics.mapping`.
 
 Trade-off
     On the grid that it is given it minimises the error of each weight. But minimum and maximum need not make the best grid
@@ -17,9 +17,9 @@ Trade-off
 import torch
 from torch import Tensor
 
-from qkit.mapping import choose_offset, choose_scale, grouped, integer_range, quantize, value_range
-from qkit.qtensor import QTensor
-from qkit.schemes import FLOATS, RTN
+from qkit.methods.schemes import FLOATS, RTN
+from qkit.numerics.mapping import choose_offset, choose_scale, grouped, integer_range, quantize, value_range
+from qkit.numerics.qtensor import QTensor
 
 
 def rtn(weight: Tensor, scheme: RTN, name: str = "the weight") -> QTensor:

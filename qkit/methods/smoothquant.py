@@ -24,7 +24,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from qkit.calibration import InputStatistics, magnitude_edges
+from qkit.model.calibration import InputStatistics, magnitude_edges
 
 LEVELS = 127
 ALPHAS = tuple(i / 20 for i in range(21))

@@ -5,11 +5,11 @@ from matplotlib import rc_context
 from matplotlib.ticker import FixedLocator
 from torch import Tensor, nn
 
-from qkit.mapping import GroupSize
+from qkit.engine.scaling import LayerScale
 from qkit.methods.awq import awq_scale, relative_magnitude
+from qkit.model.surgery import weight_of
+from qkit.numerics.mapping import GroupSize
 from qkit.plots.base import BOUND, GREY, METHOD_COLOURS, STYLE, Picture
-from qkit.scaling import LayerScale
-from qkit.surgery import weight_of
 
 FACTORS = [factor * 10.0**power for power in range(-3, 4) for factor in (1, 1.5, 2, 3, 5, 7)]  # where ticks stand
 

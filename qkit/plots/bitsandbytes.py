@@ -9,12 +9,12 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, LogNorm
 from torch import Tensor
 
-from qkit.activations import InputMaxima
-from qkit.codebooks import absmax_blocks, codebook
-from qkit.error import sqnr_db
+from qkit.engine.quantize import quantize_tensor
+from qkit.methods.schemes import FP4, NF4, RTN
+from qkit.model.inputs import InputMaxima
+from qkit.numerics.codebooks import absmax_blocks, codebook
+from qkit.numerics.error import sqnr_db
 from qkit.plots.base import BLUE, BOUND, METHOD_COLOURS, ORIGINAL, STYLE, Picture
-from qkit.quantize import quantize_tensor
-from qkit.schemes import FP4, NF4, RTN
 
 
 def input_label(names: Sequence[str]) -> str:

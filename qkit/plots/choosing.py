@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 from matplotlib import rc_context
 
+from qkit.methods.schemes import Scheme
 from qkit.plots.base import BITS_STYLES, BLUE, GREY, METHOD_COLOURS, ORANGE, RED, STYLE, Picture
 from qkit.plots.weights import _label_apart, _plain_ticks
-from qkit.schemes import Scheme
-from qkit.sensitivity import Sensitivity
+from qkit.study.sensitivity import Sensitivity
 
 Points = Mapping[str, tuple[float, float]]  # by name: (megabytes, loss), both to be small
 TICKS = [n * 10**k for k in range(-4, 5) for n in (1, 2, 5)]

@@ -9,9 +9,9 @@ from matplotlib import rc_context
 from matplotlib.colors import Normalize
 from torch import Tensor
 
-from qkit.calibration import InputStatistics
-from qkit.mapping import choose_scale, dequantize, integer_range, quantize, value_range
 from qkit.methods.gptq import inverse_cholesky
+from qkit.model.calibration import InputStatistics
+from qkit.numerics.mapping import choose_scale, dequantize, integer_range, quantize, value_range
 from qkit.plots.base import METHOD_COLOURS, STYLE, Picture
 
 

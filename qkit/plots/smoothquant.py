@@ -6,11 +6,11 @@ import torch
 from matplotlib import rc_context
 from torch import Tensor, nn
 
-from qkit.activations import layer_inputs
-from qkit.folding import model_folds
 from qkit.methods.smoothquant import fake_int8, search_alpha, smoothing_factor
+from qkit.model.folding import model_folds
+from qkit.model.inputs import layer_inputs
+from qkit.model.surgery import weight_of
 from qkit.plots.base import BOUND, GREY, METHOD_COLOURS, ORANGE, STYLE, Picture
-from qkit.surgery import weight_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,8 @@ from matplotlib import rc_context
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from qkit.bench.record import Roof
+from qkit.bench.roofline import Layer
 from qkit.plots.base import BLUE, GREY, ORANGE, RED, STYLE, Picture
-from qkit.roofline import Layer
 
 INTENSITIES = (0.25, 1024)  # operations a byte, from end to end of the axis
 WAYS = {"floats": BLUE, "INT8": RED}
@@ -101,7 +101,7 @@ class LayerOnRoofline(Picture):
         Args:
             roof: what the machine does at best.
             layer: what is computed.
-            measured: seconds by way ("floats", "INT8"), as `qkit.roofline.measure` gives them; None: not measured.
+            measured: seconds by way ("floats", "INT8"), as `qkit.bench.roofline.measure` gives them; None: not measured.
         """
         self.roof = roof
         with rc_context(STYLE):

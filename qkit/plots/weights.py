@@ -14,7 +14,9 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from torch import Tensor
 
 from qkit import ops
-from qkit.error import error_statistics
+from qkit.engine.report import Comparison, QuantizationReport
+from qkit.numerics.error import error_statistics
+from qkit.numerics.qtensor import QTensor
 from qkit.plots.base import (
     BITS_STYLES,
     BLUE,
@@ -29,8 +31,6 @@ from qkit.plots.base import (
     STYLE,
     Picture,
 )
-from qkit.qtensor import QTensor
-from qkit.report import Comparison, QuantizationReport
 
 
 def levels(q: QTensor, row: int, group: int) -> np.ndarray:

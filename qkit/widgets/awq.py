@@ -3,9 +3,9 @@
 import ipywidgets
 from torch import Tensor, nn
 
-from qkit.mapping import GroupSize
+from qkit.engine.scaling import LayerScale, Scaling
+from qkit.numerics.mapping import GroupSize
 from qkit.plots.awq import AlphaSearch, consumers_weight, fold_label
-from qkit.scaling import LayerScale, Scaling
 from qkit.widgets.live import DPI, LivePicture
 
 NO_SCALING = "no scaling"  # a slider cannot hold None

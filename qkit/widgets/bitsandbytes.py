@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import ipywidgets
 from torch import Tensor, nn
 
-from qkit.activations import input_maxima
+from qkit.model.inputs import input_maxima
 from qkit.plots import CodebookLevels, OutlierMap
 from qkit.widgets.live import DPI, LivePicture
 from qkit.widgets.weights import Weights, linear_weights

@@ -3,10 +3,10 @@
 import ipywidgets
 from torch import nn
 
-from qkit.advice import HARDWARE, QUALITY, recommend
+from qkit.model.surgery import find_targets
 from qkit.plots import LossAgainstBytes
 from qkit.plots.choosing import Points
-from qkit.surgery import find_targets
+from qkit.study.advice import HARDWARE, QUALITY, recommend
 from qkit.widgets.live import DPI, LivePicture
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import ipywidgets
 from torch import Tensor, nn
 
-from qkit.activations import layer_statistics
+from qkit.model.inputs import layer_statistics
 from qkit.plots import ColumnSteps, CompensationPicture, column_steps
 from qkit.widgets.live import DPI, LivePicture
 

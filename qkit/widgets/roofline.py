@@ -6,9 +6,9 @@ import ipywidgets
 from torch import nn
 
 from qkit.bench.record import Roof
+from qkit.bench.roofline import Layer
+from qkit.model.surgery import find_targets
 from qkit.plots import LayerOnRoofline
-from qkit.roofline import Layer
-from qkit.surgery import find_targets
 from qkit.widgets.live import DPI, LivePicture
 
 LARGE = ((4096, 4096), (11008, 4096))  # of a model with 7 billion parameters
@@ -34,7 +34,7 @@ class RooflineExplorer(LivePicture):
         Args:
             model: the shapes of its layers can be chosen, and two of a larger model.
             roof: what the machine does at best, `qkit.bench.roof.measure_roof()`.
-            measured: what `qkit.roofline.measure` gave for some layers; these get dots.
+            measured: what `qkit.bench.roofline.measure` gave for some layers; these get dots.
             bits, group_size, tokens, shape: where the controls begin; the shape is (out, in).
         """
         self._measured = dict(measured or {})

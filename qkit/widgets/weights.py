@@ -14,9 +14,9 @@ except ImportError as error:
     raise ImportError("qkit.widgets needs ipywidgets, which is not installed; pip install 'qkit[lab]'") from error
 from torch import Tensor, nn
 
+from qkit.engine.quantize import quantize_tensor
+from qkit.model.surgery import find_targets
 from qkit.plots import ErrorCurve, WeightHistogram
-from qkit.quantize import quantize_tensor
-from qkit.surgery import find_targets
 
 Weights = nn.Module | Mapping[str, Tensor]
 DPI = 80

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from qkit_kernels.dequantize import dequantize
-from qkit_kernels.packing import unpack_row
+from qkit_kernels.numba.dequantize import dequantize
+from qkit_kernels.numba.packing import unpack_row
 
 
 def packed_rows(codes: np.ndarray, bits: int) -> np.ndarray:

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from products import KINDS, exact, off_int8, random, weight, whole_codes
-from qkit import QTensor, cpu
+from qkit import QTensor
+from qkit.backends import numba as cpu
 from qkit.methods.bitsandbytes import int8_rows
 from qkit.ops import int8_linear, outlier_columns, quantize_activations_int8
-from qkit_kernels.streams import UNIT
-from qkit_kernels.tiles import BAND_ROWS, CODES, FLOATS, PANEL_ROWS, TOKENS
+from qkit_kernels.numba.streams import UNIT
+from qkit_kernels.numba.tiles import BAND_ROWS, CODES, FLOATS, PANEL_ROWS, TOKENS
 
 BITS = range(2, 9)
 # A block holds 64, 128 or 256 codes, a stretch 2048, and a row ends in any byte: around each of them.

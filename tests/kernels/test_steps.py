@@ -10,8 +10,8 @@ import torch
 from numba import float32, float64, int32, int64, njit, uint8
 
 import qkit
-from qkit_kernels import steps, streams
-from qkit_kernels.vector import has
+from qkit_kernels.numba import steps, streams
+from qkit_kernels.numba.vector import has
 
 INTEGERS = ("INT8 activations", "asked for ahead")
 FLOATS = [name for name in steps.STEPS if name not in INTEGERS]
@@ -221,7 +221,7 @@ def test_the_instructions_that_the_lesson_shows_are_there():
 
 PROGRAM = """
 import numpy as np
-from qkit_kernels import steps
+from qkit_kernels.numba import steps
 rng = np.random.default_rng(0)
 packed, scales = rng.integers(0, 256, (5, 128), dtype=np.uint8), rng.random((5, 2)).astype(np.float16).view(np.uint16)
 x = rng.normal(size=256).astype(np.float32)

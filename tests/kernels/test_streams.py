@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkit.ops import quantize_activations_int8
-from qkit_kernels.streams import UNIT, lay_float_tiles_rows, lay_floats, quantize, quantize_tiles_rows
+from qkit_kernels.numba.streams import UNIT, lay_float_tiles_rows, lay_floats, quantize, quantize_tiles_rows
 
 NOWHERE = np.zeros(0, np.uint8)
 ZERO = np.float32(0)

@@ -15,7 +15,7 @@ from products import random, weight
 from qkit import NF4, quantize_tensor
 from qkit.methods.bitsandbytes import int8_rows
 from qkit.ops import int8_linear, linear
-from qkit_kernels import threads
+from qkit_kernels.numba import threads
 
 # Each large enough (tokens * rows * features >= 2^17) for threads to be woken; rows that no chunk divides.
 Q4, Q3, NF = (
@@ -163,7 +163,7 @@ import os, sys, threading
 import torch
 from torch.utils.data import DataLoader, Dataset
 from kernels.test_threads import all_equal, products
-from qkit_kernels import threads
+from qkit_kernels.numba import threads
 
 if sys.argv[1] == "Python threads":
     threads.team_address = lambda: 0

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit
 
-from qkit_kernels.tiles import BAND_ROWS, PANEL_ROWS, TOKENS, piece, shares, write_out
-from qkit_kernels.vector import pointer
+from qkit_kernels.numba.tiles import BAND_ROWS, PANEL_ROWS, TOKENS, piece, shares, write_out
+from qkit_kernels.numba.vector import pointer
 
 
 @njit

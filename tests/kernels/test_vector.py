@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from llvmlite import binding
 from numba import njit
 
-from qkit.codebooks import codebook
-from qkit.packing import pack, unpack
-from qkit_kernels.streams import UNIT
-from qkit_kernels.vector import (
+from qkit.numerics.codebooks import codebook
+from qkit.numerics.packing import pack, unpack
+from qkit_kernels.numba.streams import UNIT
+from qkit_kernels.numba.vector import (
     Static,
     add_each,
     add_outer,
@@ -440,7 +440,7 @@ def test_every_kernel_is_right_on_an_older_cpu(name, verdicts):
 
 VEX = """
 from numba import njit, types
-from qkit_kernels.vector import dot4, has, load_i32, pointer, store_i32
+from qkit_kernels.numba.vector import dot4, has, load_i32, pointer, store_i32
 
 @njit
 def older(a, out):

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from products import KINDS, exact, off, random, values, weight, whole
-from qkit import FP4, NF4, RTN, cpu, quantize_tensor
-from qkit.codebook_qtensor import CodebookQTensor
+from qkit import FP4, NF4, RTN, quantize_tensor
+from qkit.backends import numba as cpu
 from qkit.methods.bitsandbytes import codebook_quantize
-from qkit_kernels.streams import UNIT
-from qkit_kernels.tiles import BAND_ROWS, FLOATS, PANEL_ROWS, TOKENS
+from qkit.numerics.codebook_qtensor import CodebookQTensor
+from qkit_kernels.numba.streams import UNIT
+from qkit_kernels.numba.tiles import BAND_ROWS, FLOATS, PANEL_ROWS, TOKENS
 
 BITS = range(2, 9)
 # A block holds 64, 128 or 256 codes, a stretch 512, and a row ends in any byte: around each of them.

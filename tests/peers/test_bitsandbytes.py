@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from qkit import ops
-from qkit.codebooks import dynamic_map, fp4, nf4
 from qkit.methods.bitsandbytes import codebook_quantize, int8_rows
-from qkit.schemes import FP4, NF4
+from qkit.methods.schemes import FP4, NF4
+from qkit.numerics.codebooks import dynamic_map, fp4, nf4
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install qkit[peers]")
 import bitsandbytes.functional as peer

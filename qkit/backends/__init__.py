@@ -1,0 +1,1 @@
+"""Adapters from a stored weight to kernels; `torch` is the specification."""

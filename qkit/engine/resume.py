@@ -1,0 +1,135 @@
+"""Finished blocks on disk, so that a long quantization can be interrupted and taken up again.
+
+One safetensors file a block, written by rename. Its metadata holds a fingerprint of everything that went in (the scheme of
+each layer, the calibration tokens, the model's weights), so that a file is only used for the work it belongs to.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qkit.checkpoints.native import layer_from, layer_record
+from qkit.engine.scaling import pack_scales, unpack_scales
+from qkit.engine.solve import Solution
+from qkit.engine.stream import SolvedBlock
+from qkit.model.blocks import find_blocks
+
+
+@dataclass(eq=False)
+class Resume:
+    """The folder, the fingerprint of this work, and what belongs to it in the folder."""
+
+    folder: Path
+    fingerprint: str
+    finished: dict[str, SolvedBlock] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike, model: nn.Module, work: dict[str, Any], ids: Tensor) -> "Resume":
+        """Make the folder, or read the blocks in it that this work left there.
+
+        Args:
+            work: for JSON, the scheme of each layer.
+
+        Raises:
+            ValueError: it holds blocks of other work.
+        """
+        folder = Path(folder).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        resume = cls(folder, _fingerprint(model, work, ids))
+        for name, _ in find_blocks(model):
+            path = resume._path(name)
+            if path.exists():
+                resume.finished[name] = _read(path, name, resume.fingerprint, model)
+        return resume
+
+    def keep(self, block: SolvedBlock) -> None:
+        """Write one block."""
+        if block.name in self.finished:
+            return
+        tensors, layers = {}, {}
+        for name, solution in block.solutions.items():
+            for part, tensor in solution.layer.named_buffers(recurse=False):
+                tensors[f"layer.{name}.{part}"] = tensor
+            layers[name] = {
+                **layer_record(solution.layer),
+                "damp": solution.damp,
+                "outlier_columns": solution.outlier_columns,
+                "tokens": block.tokens[name],
+            }
+            tensors[f"weight.{name}"] = block.weights[name]
+        tensors |= {f"parameter.{name}": parameter.detach() for name, parameter in block.parameters.items()}
+        scale_tensors, scales = pack_scales(block.scales)
+        tensors |= {f"scale.{name}": tensor for name, tensor in scale_tensors.items()}
+        record = {"fingerprint": self.fingerprint, "layers": layers, "scales": scales, "left": block.left}
+        path = self._path(block.name)
+        draft = path.with_name(f".{path.name}.draft")
+        save_file({k: t.contiguous().cpu() for k, t in tensors.items()}, draft, {"qkit.block": json.dumps(record)})
+        draft.replace(path)
+
+    def _path(self, block: str) -> Path:
+        return self.folder / f"{block}.safetensors"
+
+
+def _fingerprint(model: nn.Module, work: dict[str, Any], ids: Tensor) -> str:
+    digest = hashlib.sha256(json.dumps([work, list(ids.shape)], sort_keys=True).encode())
+    digest.update(ids.contiguous().cpu().numpy().tobytes())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, name: str, fingerprint: str, model: nn.Module) -> SolvedBlock:
+    try:
+        with safe_open(path, "pt") as file:
+            record = json.loads((file.metadata() or {}).get("qkit.block", "{}"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not whole ({error}); delete it, and its block is solved again") from error
+    if record.get("fingerprint") != fingerprint:
+        raise ValueError(
+            f"{path} was made by other work (another scheme, calibration, or model); give another folder, or empty this"
+        )
+    device = next(model.parameters()).device
+    tensors = {key: tensor.to(device) for key, tensor in tensors.items()}
+    weights = _under(tensors, "weight.")
+    layers = _under(tensors, "layer.")
+    solutions, tokens = {}, {}
+    for layer, one in record["layers"].items():
+        damp, outliers, tokens[layer] = one.pop("damp"), one.pop("outlier_columns"), one.pop("tokens")
+        module = layer_from(one, layers, layer)
+        old = model.get_submodule(layer)
+        module.bias = old.bias
+        solutions[layer] = Solution(module.train(old.training), module.qtensor, damp, outliers)
+    parameters = {
+        key: nn.Parameter(tensor, requires_grad=model.get_parameter(key).requires_grad)
+        for key, tensor in _under(tensors, "parameter.").items()
+    }
+    for (
+        key,
+        parameter,
+    ) in parameters.items():  # the bias of a layer is one object, in the layer and among the parameters
+        owner, _, leaf = key.rpartition(".")
+        if owner in solutions and leaf == "bias":
+            solutions[owner].layer.bias = parameter
+    return SolvedBlock(
+        name,
+        solutions,
+        weights,
+        parameters,
+        unpack_scales(_under(tensors, "scale."), record["scales"]),
+        tokens,
+        record["left"],
+    )
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}

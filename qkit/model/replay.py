@@ -1,0 +1,149 @@
+"""One block that runs on the same batches again and again while its layers are solved one after the other.
+
+GPTQ wants the inputs of every layer as they are once all layers before it are quantized, so a block runs anew for each
+group of layers that share an input. But what came before the group last solved comes out as it did: where a submodule (an
+attention, an MLP) returns just what its last layer puts out, its output is kept, and its insides run no more. Such
+submodules are found by asking a small run which tensor came from where, with no table of architectures; where there are
+none, everything runs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qkit.model.blocks import Block
+
+
+@dataclass(frozen=True)
+class Closing:
+    """A submodule whose output is that of its last layer."""
+
+    name: str
+    nothings: int | None  # it returns a tuple, with so many None behind the output; None: the output alone
+
+    def returning(self, output: Tensor) -> Callable[..., Any]:
+        """A forward that computes nothing and returns `output` in the form that the submodule has."""
+        form = output if self.nothings is None else (output, *[None] * self.nothings)
+        return lambda *_args, **_kwargs: form
+
+
+@torch.no_grad()
+def find_closings(block: Block, hidden: Tensor, names: Sequence[str]) -> dict[str, Closing]:
+    """For each of the layers `names` that ends a submodule of the block: the outermost that it ends.
+
+    `hidden` is a small sample, the block's first batch. Nothing is found where one of the layers does not run just once:
+    it may be solved after what it feeds, and so change what had been kept. Nor where the output is written into later.
+    """
+    ran: dict[str, tuple[Tensor, int]] = {}  # what each layer put out, and how often that had been written into
+    calls: list[str] = []
+    found: dict[str, Closing] = {}
+
+    def hook(name: str) -> Callable:
+        def note(_module, _args, output):
+            if name in names:
+                ran[name] = output, output._version
+                calls.append(name)
+                return
+            inside = [one for one in calls if one.startswith(f"{name}.")]
+            value, *others = output if isinstance(output, tuple) else (output,)
+            if inside and value is ran[inside[-1]][0] and all(other is None for other in others):
+                found[inside[-1]] = Closing(name, len(others) if isinstance(output, tuple) else None)
+
+        return note
+
+    handles = [m.register_forward_hook(hook(name)) for name, m in block.module.named_modules() if name]
+    try:
+        block.run(hidden, 0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if sorted(calls) != sorted(names):
+        return {}
+    return {name: one for name, one in found.items() if ran[name][0]._version == ran[name][1]}
+
+
+class _Reached(Exception):
+    """The layers that were listened to have been reached; the rest of the block need not run."""
+
+
+@dataclass(eq=False)
+class Replay:
+    """A block (or a copy of it) on its batches.
+
+    Attributes:
+        module: its layers may be replaced from run to run, in the order in which they run.
+        hidden: what enters it, for each batch [sequences, length, width].
+        closings: layers whose inputs are kept when they are heard, see `settle`.
+        fixed: no layer will be replaced: in the place of a kept input its output is kept, which is smaller.
+    """
+
+    block: Block
+    module: nn.Module
+    hidden: list[Tensor]
+    closings: Mapping[str, Closing] = field(default_factory=dict)
+    fixed: bool = False
+    _kept: dict[str, list[Tensor]] = field(default_factory=dict)
+    _known: dict[Closing, list[Tensor]] = field(default_factory=dict)  # for each batch, what the submodule returns
+
+    def run(self, batch: int) -> Tensor:
+        """What the block puts out for a batch, [sequences, length, width]."""
+        for closing, outputs in self._known.items():  # an attribute of the instance hides the method of the class
+            self.module.get_submodule(closing.name).forward = closing.returning(outputs[batch])
+        try:
+            return self.block.run(self.hidden[batch], batch, self.module)
+        finally:
+            for closing in self._known:
+                del self.module.get_submodule(closing.name).forward
+
+    def hear(self, batch: int, names: Sequence[str], runs: Mapping[str, int]) -> dict[str, list[Tensor]]:
+        """The inputs of the layers `names` in a run on a batch, each [..., in].
+
+        Where it is known how often each of them `runs`, the run ends before the last of them has its turn.
+        """
+        with _listening(self.module, names, runs) as heard, suppress(_Reached):
+            self.run(batch)
+        for name in self.closings.keys() & heard.keys():
+            if len(heard[name]) == 1:
+                (x,) = heard[name]
+                self._kept.setdefault(name, []).append(self.module.get_submodule(name)(x) if self.fixed else x)
+        return heard
+
+    def settle(self, name: str) -> None:
+        """The layer `name` has been heard on every batch, and is now what it will be: what it ends runs no more."""
+        kept = self._kept.pop(name, [])
+        if len(kept) != len(self.hidden):
+            return
+        if not self.fixed:
+            layer = self.module.get_submodule(name)
+            for batch, x in enumerate(kept):
+                kept[batch] = layer(x)  # one by one: an input may be much wider than an output
+        self._known[self.closings[name]] = kept
+
+    def advance(self) -> None:
+        """Let what leaves the block take the place of what entered it."""
+        for batch in range(len(self.hidden)):
+            self.hidden[batch] = self.run(batch)
+
+
+@contextmanager
+def _listening(block: nn.Module, names: Sequence[str], runs: Mapping[str, int]) -> Iterator[dict[str, list[Tensor]]]:
+    heard: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def hook(name: str) -> Callable:
+        def hear(_module, args):
+            heard[name].append(args[0].detach())
+            if runs and all(len(heard[one]) >= runs[one] for one in names):
+                raise _Reached
+
+        return hear
+
+    handles = [block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,107 @@
+"""CodebookQTensor: a weight whose codes are places in a table (NF4, FP4), as it is stored.
+
+    ŵ[i] = absmax[i // block_size] table[code[i]]          i counts the weights row after row
+    absmax[b] = dynamic[scales[b]] nested_scales[b // 256] + scale_offset          with double quantization
+
+Blocks run over the ends of rows, and the last one may be short: this is how QLoRA (2305.14314) and bitsandbytes cut a
+weight, so that its shape need not fit the block.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkit.numerics.codebooks import codebook, dynamic_map
+from qkit.numerics.mapping import GroupSize
+from qkit.numerics.packing import packed_length
+from qkit.numerics.qtensor import QTensor
+
+NESTED_BLOCK = 256  # absmax values that share a nested scale
+
+
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
+class CodebookQTensor(QTensor):
+    """A weight [out, in] quantized to a table of 16 numbers.
+
+    Attributes:
+        packed: uint8 [out, ceil(in / 2)], the codes as `qkit.numerics.packing` lays them.
+        scales: the absmax of each block: float32 [1, blocks], or uint8 [1, blocks] with double quantization.
+        bits: 4.
+        shape: (out, in).
+        zero_points, offsets: None, a table needs neither.
+        codebook: "nf4" or "fp4"; the table is derived, not stored (`qkit.numerics.codebooks`).
+        block_size: consecutive weights that share an absmax.
+        nested_scales: float32 [ceil(blocks / 256)], with double quantization; else None.
+        scale_offset: float32 [], the mean that was taken off the absmax values, with double quantization; else None.
+    """
+
+    codebook: str = "nf4"
+    block_size: int = 64
+    nested_scales: Tensor | None = None
+    scale_offset: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        codebook(self.codebook)
+        if self.bits != 4 or self.zero_points is not None or self.offsets is not None:
+            raise ValueError(
+                f"a {self.codebook} weight has 4 bits and neither zero points nor offsets; this one has {self.bits} bits: "
+                f"the parts do not belong together"
+            )
+        if not isinstance(self.block_size, int) or isinstance(self.block_size, bool) or self.block_size < 1:
+            raise ValueError(f"block_size={self.block_size!r} is not a number of weights; use 64")
+        if (self.nested_scales is None) != (self.scale_offset is None):
+            raise ValueError("nested_scales and scale_offset come together; give both, or neither")
+        out_features, in_features = self.shape
+        blocks = -(-out_features * in_features // self.block_size)
+        nested = self.nested_scales is not None
+        self._require("packed", self.packed, (out_features, packed_length(in_features, 4)), {torch.uint8})
+        self._require("scales", self.scales, (1, blocks), {torch.uint8 if nested else torch.float32})
+        if nested:
+            self._require("nested_scales", self.nested_scales, (-(-blocks // NESTED_BLOCK),), {torch.float32})
+            self._require("scale_offset", self.scale_offset, (), {torch.float32})
+
+    @property
+    def symmetric(self) -> bool:
+        """True for FP4, whose table is the same on both sides of zero."""
+        return self.codebook == "fp4"
+
+    @property
+    def group_size(self) -> GroupSize:
+        """Weights that share an absmax."""
+        return self.block_size
+
+    def meta(self) -> dict[str, Any]:
+        """What is not a tensor, for JSON; see `qtensor_from`."""
+        return {**QTensor.meta(self), "codebook": self.codebook, "block_size": self.block_size}
+
+    def absmax(self) -> Tensor:
+        """The largest magnitude of each block, float32 [blocks]; what double quantization left of it."""
+        if self.nested_scales is None:
+            return self.scales[0]
+        values = dynamic_map().to(self.scales.device)[self.scales[0].long()]
+        return values * self.nested_scales.repeat_interleave(NESTED_BLOCK)[: len(values)] + self.scale_offset
+
+    def zeros(self) -> Tensor:
+        """The code that stands for 0.0, float32 [1, 1]."""
+        return codebook(self.codebook).abs().argmin().float().reshape(1, 1).to(self.packed.device)
+
+    def dequantize(self) -> Tensor:
+        """ŵ, float32 [out, in]; every bit that of bitsandbytes' `dequantize_4bit`."""
+        values = codebook(self.codebook).to(self.packed.device)[self.codes().long()].reshape(-1)
+        absmax = self.absmax().repeat_interleave(self.block_size)[: len(values)]
+        return (values * absmax).reshape(self.shape)
+
+    def __repr__(self) -> str:
+        double = " with 8-bit absmax" * (self.nested_scales is not None)
+        return (
+            f"CodebookQTensor({self.shape[0]}x{self.shape[1]}, {self.codebook}, blocks of {self.block_size}{double}, "
+            f"{self.nbytes:,} bytes = {self.bits_per_weight:.3f} bits per weight)"
+        )
+
+
+def qtensor_from(parts: dict[str, Tensor], meta: dict[str, Any]) -> QTensor:
+    """The weight whose `tensors()` and `meta()` these are, a QTensor or a CodebookQTensor."""
+    return (CodebookQTensor if "codebook" in meta else QTensor)(**parts, **meta)

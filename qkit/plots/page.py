@@ -1,0 +1,38 @@
+"""A comparison as files: a self-contained page and a picture."""
+
+import base64
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import jinja2
+import torch
+
+from qkit.engine.report import Comparison
+from qkit.plots import comparison_picture
+
+
+def write_page(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
+    """Write compare.html (table and figures in one file, no network needed) and compare.png into `folder`.
+
+    Each file appears whole or not at all. Returns both paths.
+    """
+    picture = comparison_picture(comparison)
+    png = picture.png()
+    loader = jinja2.PackageLoader("qkit", package_path="plots")
+    page = jinja2.Environment(loader=loader, autoescape=True).get_template("page.html")
+    html = page.render(
+        comparison=comparison,
+        version=version("qkit"),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        png=base64.b64encode(png).decode(),
+        alt=picture.alt,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / "compare.html", folder / "compare.png"
+    for path, content in zip(paths, (html.encode(), png), strict=True):
+        draft = path.with_name(f".{path.name}.draft")
+        draft.write_bytes(content)
+        draft.replace(path)
+    return paths

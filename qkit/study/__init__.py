@@ -1,0 +1,1 @@
+"""What quantization costs and saves: measured, compared, advised."""

@@ -1,0 +1,131 @@
+"""One table: what each scheme costs in perplexity and saves in bytes, on one model and one text."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from qkit.checkpoints.load import load
+from qkit.engine.plan import Plan, check_plan, needs_calibration, plan_name
+from qkit.engine.quantize import quantize
+from qkit.engine.report import Comparison, ComparisonRow, QuantizationReport
+from qkit.methods.schemes import AWQ, FP4, GPTQ, NF4, RTN, W8A8, LLMInt8, SmoothQuant
+from qkit.model.calibration import CHUNKS
+from qkit.model.calibration import calibration_chunks as chunks_of
+from qkit.model.surgery import clone
+from qkit.study.evaluate import evaluate
+from qkit.study.sizes import disk_bytes, float32_bytes, memory_bytes
+from qkit.text.corpora import texts
+from qkit.text.tokens import chunk_length
+
+# From harmless to ruined: the tour that `make demo` gives.
+TOUR = (
+    RTN(bits=8),
+    RTN(bits=4),
+    RTN(bits=4, group_size=128),
+    RTN(bits=4, group_size=32),
+    RTN(bits=3, group_size=128),
+    RTN(bits=2, group_size=64),
+)
+
+# Every method at every setting that the lessons speak of: `qkit compare --all`.
+ALL = (
+    *TOUR,
+    LLMInt8(),
+    LLMInt8(threshold=0),
+    W8A8(),
+    W8A8("per-tensor"),
+    W8A8("per-tensor", "percentile"),
+    W8A8("per-tensor", "mse"),
+    SmoothQuant(0.5),
+    SmoothQuant(0.8),
+    SmoothQuant(None),
+    SmoothQuant(0.5, "per-tensor"),
+    SmoothQuant(0.8, "per-tensor"),
+    SmoothQuant(None, "per-tensor"),
+    NF4(double_quant=False),
+    NF4(),
+    FP4(),
+    *(
+        scheme
+        for bits, group_size in ((4, 128), (3, 128), (2, 64))
+        for scheme in (
+            GPTQ.paper(bits, group_size),
+            GPTQ(bits, group_size),
+            AWQ(bits, group_size),
+            AWQ(bits, group_size, rounding=GPTQ(bits, group_size)),
+        )
+    ),
+)
+
+
+def compare(
+    model: str | nn.Module = "bookworm-14m",
+    schemes: Sequence[Plan] = TOUR,
+    text: str | list[str] | Tensor | None = None,
+    *,
+    tokenizer=None,
+    name: str | None = None,
+    text_name: str | None = None,
+    max_chunks: int | None = None,
+    calibration: str | Sequence[str] | Tensor | None = None,
+    calibration_chunks: int = CHUNKS,
+    progress: bool | None = None,
+) -> Comparison:
+    """Quantize a model by each scheme and measure every copy beside the original.
+
+    Args:
+        model: a name for `qkit.load`, or a model (then give its tokenizer). It is left as it is: the copies share every
+            tensor with it that they do not replace.
+        schemes: any number, each as `qkit.quantize` takes it; by default the tour from 8 bits down to 2.
+        text: what to evaluate on; by default "python-docs-heldout".
+        name, text_name: how the table calls the model and the text.
+        max_chunks: evaluate on the first chunks only.
+        calibration: what schemes that need data learn from; by default "python-docs".
+        calibration_chunks: how much of it, in chunks of 511 tokens.
+        progress: show bars; None: on a terminal only.
+    """
+    title = name or (model if isinstance(model, str) else type(model).__name__)
+    for scheme in schemes:
+        check_plan(scheme)
+    if isinstance(model, str):
+        model, tokenizer = load(model)
+    if text is None:
+        text, text_name = texts("python-docs-heldout"), "python-docs-heldout"
+    if calibration is None and any(needs_calibration(scheme) for scheme in schemes):
+        calibration = texts("python-docs")
+    if calibration is not None:
+        calibration = chunks_of(calibration, tokenizer, chunk_length(model), calibration_chunks)  # encoded once for all
+    copies: dict[str, nn.Module] = {"FP32": model}
+    reports: dict[str, QuantizationReport] = {}
+    for scheme in schemes:
+        title_of = plan_name(scheme)
+        if title_of in reports:
+            raise ValueError(f"scheme {title_of!r} is given twice; leave one out")
+        copies[title_of] = clone(model)
+        reports[title_of] = quantize(
+            copies[title_of],
+            scheme,
+            calibration=calibration,
+            progress=progress,
+        )
+    evaluations = evaluate(copies, tokenizer, text, max_chunks, progress)
+    full = float32_bytes(model)
+    rows = []
+    for scheme_name, copied in copies.items():
+        report = reports.get(scheme_name)
+        size = disk_bytes(copied) if report else full
+        rows.append(
+            ComparisonRow(
+                name=scheme_name,
+                scheme=report.scheme if report else None,
+                perplexity=evaluations[scheme_name].perplexity,
+                kl=evaluations[scheme_name].kl,
+                disk_bytes=size,
+                memory_bytes=memory_bytes(copied),
+                bits_per_weight=report.bits_per_weight if report else 32.0,
+                compression=full / size,
+                seconds=report.seconds if report else 0.0,
+                report=report,
+            )
+        )
+    return Comparison(title, text_name or "your text", evaluations["FP32"].tokens, tuple(rows))

@@ -1,0 +1,111 @@
+"""How good a model still is: perplexity, and the KL divergence to the model it was made from.
+
+Perplexity is exp of the mean negative log-likelihood of the next token, over consecutive chunks of 511 tokens, each behind
+a BOS: the same everywhere in qkit, so that two figures can be compared. A model whose context is shorter than 512 is given
+chunks that fit it.
+
+KL(original || quantized) is averaged over the same tokens, in nats. Perplexity can stay the same, or even fall, while the
+model says other things; KL cannot (it is 0 only where both give the same probabilities).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from qkit.text.tokens import chunk_length, token_chunks
+
+LOGITS_AT_ONCE = 2**24  # 64 MB in float32: small enough for a laptop, large enough to keep the cores busy
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How one model did on one text."""
+
+    perplexity: float
+    kl: float  # nats per token, from the first model that was evaluated beside it; 0 for that one
+    tokens: int  # predicted tokens
+
+
+def perplexity(
+    model: nn.Module,
+    tokenizer,
+    text: str | list[str] | Tensor,
+    *,
+    max_chunks: int | None = None,
+    progress: bool | None = None,
+) -> float:
+    """Perplexity of `model` on `text` (or on token ids [sequences, length]); `max_chunks` takes only the first chunks."""
+    name = type(model).__name__
+    return evaluate({name: model}, tokenizer, text, max_chunks, progress)[name].perplexity
+
+
+def kl_divergence(
+    original: nn.Module,
+    model: nn.Module,
+    tokenizer,
+    text: str | list[str] | Tensor,
+    *,
+    max_chunks: int | None = None,
+    progress: bool | None = None,
+) -> float:
+    """Mean KL(original || model) of the next-token distributions, in nats."""
+    return evaluate({"original": original, "model": model}, tokenizer, text, max_chunks, progress)["model"].kl
+
+
+@torch.inference_mode()
+def evaluate(
+    models: dict[str, nn.Module],
+    tokenizer,
+    text: str | list[str] | Tensor,
+    max_chunks: int | None = None,
+    progress: bool | None = None,
+) -> dict[str, Evaluation]:
+    """Evaluate several models side by side on one text; KL is taken from the first.
+
+    Every batch goes through all models before the next is begun, so the probabilities of the original are computed once
+    and never stored.
+
+    Raises:
+        ValueError: the text is shorter than a chunk, or a model's output is not finite.
+    """
+    length = min(chunk_length(model) for model in models.values())
+    ids = token_chunks(text, tokenizer, length, max_chunks)
+    vocabulary = max(getattr(getattr(m, "config", None), "vocab_size", 1) for m in models.values())
+    batch_size = max(1, LOGITS_AT_ONCE // (vocabulary * ids.shape[1]))
+    nll, kl = dict.fromkeys(models, 0.0), dict.fromkeys(models, 0.0)
+    modes = {module: module.training for model in models.values() for module in model.modules()}
+    for model in models.values():
+        model.eval()  # dropout would be measured too
+    try:
+        batches = ids.split(batch_size)
+        for batch in tqdm(batches, desc="evaluating", unit="batch", disable=None if progress is None else not progress):
+            original = None
+            for name, model in models.items():
+                log_p = _log_probabilities(model, batch, name)
+                original = log_p if original is None else original
+                nll[name] -= float(log_p.gather(-1, batch[:, 1:, None].to(log_p.device)).double().sum())
+                if log_p is not original:
+                    kl[name] += float((original.exp() * (original - log_p.to(original.device))).sum(-1).double().sum())
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    tokens = ids[:, 1:].numel()
+    return {name: Evaluation(_exp(nll[name] / tokens), kl[name] / tokens, tokens) for name in models}
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf  # a ruined model is a result, an OverflowError is not
+
+
+def _log_probabilities(model: nn.Module, ids: Tensor, name: str) -> Tensor:
+    """log p of every next token, float32 [batch, length - 1, vocabulary]."""
+    device = next(model.parameters()).device
+    logits = model(input_ids=ids[:, :-1].to(device), use_cache=False).logits
+    if not torch.isfinite(logits).all():
+        raise ValueError(
+            f"model {name!r} puts out NaN or infinite logits; check its weights, or a dtype that overflows"
+        )
+    return torch.log_softmax(logits.float(), -1)

@@ -1,0 +1,146 @@
+"""Which layers suffer most: each quantized alone, by several schemes.
+
+Two measures. "error" is cheap: the relative error of the layer's own output, ||ΔW X||² / ||W X||², from the Hessian of one
+calibration pass. "kl" is dear and means what it says: the whole model with one layer quantized, KL to the original on the
+calibration text. A layer can err much and matter little; only "kl" can tell.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from qkit import ops
+from qkit.engine.plan import check_plan
+from qkit.engine.report import html_table
+from qkit.engine.solve import quantize_weight, solve_layer
+from qkit.methods.schemes import Scheme
+from qkit.model.blocks import capture
+from qkit.model.calibration import CHUNKS, InputStatistics, batches_of, calibration_chunks, collect
+from qkit.model.surgery import Globs, Target, clone, find_targets, swap
+from qkit.numerics.mapping import check_group_size
+from qkit.study.evaluate import evaluate
+from qkit.text.tokens import chunk_length
+
+MEASURES = ("error", "kl")
+KL_CHUNKS = 4  # of the calibration text, for a measure that runs the model once a layer and scheme
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One layer under one scheme."""
+
+    layer: str
+    scheme: Scheme
+    nbytes: int
+    loss: float  # relative output error, or KL in nats per token
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Every layer under every scheme."""
+
+    measure: str
+    weights: dict[str, int]  # how many each layer has
+    choices: tuple[Choice, ...]
+
+    def of(self, layer: str) -> list[Choice]:
+        """The choices for one layer, smallest first."""
+        return sorted((c for c in self.choices if c.layer == layer), key=lambda c: (c.nbytes, c.loss))
+
+    def worst(self, scheme: Scheme, count: int = 5) -> list[Choice]:
+        """The layers that lose most under `scheme`."""
+        mine = (choice for choice in self.choices if choice.scheme == scheme)
+        return sorted(mine, key=lambda choice: -choice.loss)[:count]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        rows = [{**vars(choice), "scheme": choice.scheme.to_dict()} for choice in self.choices]
+        return {"measure": self.measure, "weights": self.weights, "choices": rows}
+
+    def __repr__(self) -> str:
+        schemes = dict.fromkeys(choice.scheme.name for choice in self.choices)
+        return f"Sensitivity({self.measure}: {len(self.weights)} layers, {', '.join(schemes)})"
+
+    def _repr_html_(self) -> str:
+        schemes = list(dict.fromkeys(choice.scheme for choice in self.choices))
+        losses = {(choice.layer, choice.scheme): f"{choice.loss:.3g}" for choice in self.choices}
+        rows = [[layer, *(losses[layer, scheme] for scheme in schemes)] for layer in self.weights]
+        return html_table(["layer", *(scheme.name for scheme in schemes)], rows, repr(self))
+
+
+@torch.no_grad()
+def sensitivity(
+    model: nn.Module,
+    schemes: Sequence[Scheme],
+    *,
+    calibration: str | Sequence[str] | Tensor,
+    tokenizer=None,
+    measure: str = "error",
+    max_chunks: int = CHUNKS,
+    include: Globs = None,
+    exclude: Globs = None,
+    progress: bool | None = None,
+) -> Sensitivity:
+    """Quantize each layer alone by each scheme, and say what it costs. The model is left as it is.
+
+    Args:
+        schemes: without scaling: AWQ and SmoothQuant are taken as the rounding they end with.
+        measure: "error" (the layer's output) or "kl" (the model's predictions, on the first 4 calibration chunks).
+        calibration, tokenizer, max_chunks, include, exclude, progress: as for `qkit.quantize`.
+    """
+    if measure not in MEASURES:
+        raise ValueError(f"measure={measure!r} is not one of {', '.join(MEASURES)}; use 'error'")
+    targets, _ = find_targets(model, include, exclude)
+    for scheme in schemes:
+        check_plan(scheme)
+        for target in targets:
+            check_group_size(getattr(scheme, "group_size", None), target.weight.shape[1], target.name)
+    ids = calibration_chunks(calibration, tokenizer, chunk_length(model), max_chunks)
+    choices: list[Choice] = []
+    bar = tqdm(
+        total=len(targets) * len(schemes), desc="sensitivity", disable=None if progress is None else not progress
+    )
+    with bar:
+        for target, inputs in _with_inputs(model, targets, ids):
+            for scheme in schemes:
+                q, _ = quantize_weight(target.weight, scheme, inputs, target.name)
+                if measure == "error":
+                    loss = _output_error(target.weight, ops.dequantize(q), inputs)
+                else:
+                    copy = clone(model)
+                    layer = solve_layer(target.weight, target.module.bias, scheme, inputs, target.name).layer
+                    swap(copy, {target.name: layer})
+                    loss = evaluate({"original": model, "one": copy}, None, ids, KL_CHUNKS, progress=False)["one"].kl
+                choices.append(Choice(target.name, scheme, q.nbytes, loss))
+                bar.update()
+    return Sensitivity(measure, {t.name: t.weight.numel() for t in targets}, tuple(choices))
+
+
+def _with_inputs(
+    model: nn.Module, targets: list[Target], ids: Tensor
+) -> Iterator[tuple[Target, InputStatistics | None]]:
+    """Each layer with the statistics of what the original model feeds it; block by block, so that few are held."""
+    blocks, hidden = capture(model, batches_of(ids))
+    inside = {target.name for target in targets for block in blocks if target.name.startswith(f"{block.name}.")}
+    for block in blocks:
+        mine = [target for target in targets if target.name.startswith(f"{block.name}.")]
+        names = [target.name.removeprefix(f"{block.name}.") for target in mine]
+        wants = frozenset({"square", "magnitudes"})
+        known = collect(block, block.module, hidden, names, wants, stop=False) if names else {}
+        for target, name in zip(mine, names, strict=True):
+            yield target, known.get(name)
+        hidden = [block.run(states, batch) for batch, states in enumerate(hidden)]
+    yield from ((target, None) for target in targets if target.name not in inside)
+
+
+def _output_error(weight: Tensor, approximation: Tensor, inputs: InputStatistics | None) -> float:
+    """||ΔW X||² / ||W X||²; without inputs, as if they were uncorrelated and equally large."""
+    weight, error = weight.float(), approximation - weight.float()
+    if inputs is None:
+        return float(error.square().sum() / weight.square().sum().clamp(min=1e-30))
+    exact = ((weight @ inputs.square) * weight).sum()
+    return float(((error @ inputs.square) * error).sum() / exact.clamp(min=1e-30))

@@ -1,0 +1,1 @@
+"""Text, tokens, and the files that come with qkit."""

@@ -1,0 +1,1 @@
+"""After rounding: what may still learn."""

@@ -1,0 +1,308 @@
+"""After rounding: let scales, norms and the codes themselves learn to predict what the original predicts.
+
+What
+    Rounding decides layer by layer. Here the whole model is judged at once, by how far its next-token distribution is from
+    the original's:  min KL(p_original || p_quantized)  by gradient descent. What moves are numbers that are stored anyway:
+    one scale a group, the gains of the norms, the biases, and (unless codes=False) the codes. Not one bit is added.
+
+Formula
+    ŵ = s (1 + t) (q - z),   q = clamp(round(u), 0, 2^b - 1)
+    u is the latent code, a real number: it starts where the original weight lies inside the bin of its code, w / s + z, so
+    that at first every code is what it was. Rounding has no slope; the gradient of q is handed to u as if it had slope 1
+    (the straight-through estimator). Many small pushes in one direction carry u over the edge of its bin: the code changes.
+    Zero points and offsets stay. A group that holds only zeros stays, its scale says nothing of what a step would cost.
+
+Where from
+    The straight-through estimator is from Bengio et al. 2013 (arXiv 1308.3432). Choosing codes by gradient instead of by
+    distance: AdaRound (Nagel et al. 2020, arXiv 2004.10568) and SignRound (Cheng et al. 2023, arXiv 2309.05516), which keep
+    u within half a step of where it began; here nothing needs to hold it, for it goes no further in so few steps. Only step
+    sizes, codes fixed (codes=False): the second phase of EfficientQAT (Chen et al. 2024, arXiv 2407.11062); only norms:
+    Norm Tweaking (Li et al. 2023, arXiv 2309.02784). `own_text`, the original's own writing as calibration text: LLM-QAT
+    (Liu et al. 2023, arXiv 2305.17888).
+
+Trade-off
+    It needs gradients through the whole model (several times the memory of inference; for the codes 16 bytes a weight more:
+    u, its gradient and what Adam remembers of it), minutes instead of seconds, and it learns the calibration text: the loss
+    it reports falls far below the divergence on other text. More text is the cure, and the original can write it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from qkit.model.calibration import CHUNKS, batches_of, calibration_chunks
+from qkit.model.surgery import clone, swap, weight_of
+from qkit.nn.qlinear import Int8Linear, QLinear, quantized_layers
+from qkit.numerics.codebook_qtensor import CodebookQTensor
+from qkit.numerics.packing import pack
+from qkit.numerics.qtensor import QTensor
+from qkit.text.tokens import begin_token, chunk_length
+
+WRITERS = 128  # texts written side by side, which is much faster; each keeps all it has said in mind (key-value cache)
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """What tuning did on the calibration text."""
+
+    losses: tuple[float, ...]  # mean KL (nats per token) of each pass over the text, while it learned
+    parameters: int  # how many scales, gains and biases were moved
+    codes: int = 0  # how many codes could change
+    changed: int = 0  # how many did
+
+    def __repr__(self) -> str:
+        codes = f"{self.changed / self.codes:.1%} of {self.codes:,} codes, " if self.codes else ""
+        losses = " -> ".join(f"{loss:.4f}" for loss in self.losses)
+        return f"TuneReport({self.parameters:,} scales, gains and biases, {codes}KL {losses} nats)"
+
+
+def _straight_through(x: Tensor, value: Tensor) -> Tensor:
+    """`value` going forward, the gradient of `x` going back. Exact where value is x rounded: x + (value - x) = value."""
+    return x + (value - x).detach()
+
+
+def _unfolded(weight: Tensor, rounded: Tensor) -> Tensor:
+    """What was rounded, if it was not `weight` itself: AWQ and SmoothQuant fold factors into columns and rows first.
+
+    The factors are fitted to the rounded weight by least squares, columns and rows in turn. Where they explain less than
+    half of the squared distance there was no folding, and `weight` is taken as it is.
+    """
+    fitted = weight
+    for axis in (0, 1, 0, 1):
+        square = fitted.square().sum(axis, keepdim=True)
+        fitted = fitted * torch.where(square > 0, (fitted * rounded).sum(axis, keepdim=True) / square, 1.0)
+    folded = (fitted - rounded).square().sum() < (weight - rounded).square().sum() / 2
+    return fitted if folded else weight
+
+
+class _Tunable(nn.Module):
+    """A QLinear that can learn: the scales are s (1 + t), t = 0 at the start, the codes round(u).
+
+    `weight` is what the layer was before it was quantized, [out, in]: it tells where inside its bin each u starts. None:
+    in the middle, from where few codes get anywhere.
+    """
+
+    def __init__(self, layer: QLinear, codes: bool, weight: Tensor | None) -> None:
+        super().__init__()
+        q = layer.qtensor
+        rows, groups = q.scales.shape
+        self.shape, self.q, self.bias = q.shape, q, layer.bias
+        self.start = q.codes().reshape(rows, groups, -1).float()
+        self.zeros = q.zeros()[..., None]
+        self.offsets = 0.0 if q.offsets is None else q.offsets.float()[..., None]
+        self.t = nn.Parameter(torch.zeros_like(q.scales, dtype=torch.float32))
+        self.u = None
+        if codes:
+            self.empty = (self.start == self.zeros).all(-1, keepdim=True)
+            self.u = nn.Parameter(self.start + self._places(weight))
+
+    def _places(self, weight: Tensor | None) -> Tensor:
+        """Where the original weights lie in the bins of their codes, -0.49 .. 0.49; at the edge if they lie outside."""
+        if weight is None:
+            return torch.zeros_like(self.start)
+        w = weight.detach().to(self.start.device).float()
+        w = _unfolded(w, self.q.dequantize()).reshape(self.start.shape)
+        exact = (w - self.offsets) / self.q.scales.float()[..., None] + self.zeros
+        return (exact - self.start).clamp(-0.49, 0.49)
+
+    def scales(self) -> Tensor:
+        """As they will be stored."""
+        scales = self.q.scales.float() * (1 + self.t)
+        return _straight_through(scales, scales.to(self.q.scales.dtype).float())
+
+    def codes(self) -> Tensor:
+        if self.u is None:
+            return self.start
+        codes = _straight_through(self.u, self.u.round().clamp(0, 2**self.q.bits - 1))
+        return torch.where(self.empty, self.start, codes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.scales()[..., None] * (self.codes() - self.zeros) + self.offsets
+        return F.linear(x, weight.reshape(self.shape).to(x.dtype), self.bias)
+
+    @torch.no_grad()
+    def learned(self) -> QTensor:
+        scales = self.scales().to(self.q.scales.dtype)
+        packed = pack(self.codes().reshape(self.shape).to(torch.uint8), self.q.bits)
+        return QTensor(**{**self.q.tensors(), "scales": scales, "packed": packed}, **self.q.meta())
+
+    @torch.no_grad()
+    def changed(self) -> int:
+        """How many codes are not what they were."""
+        return int((self.codes() != self.start).sum())
+
+
+def tune(
+    model: nn.Module,
+    original: nn.Module,
+    *,
+    calibration: str | Sequence[str] | Tensor,
+    tokenizer=None,
+    max_chunks: int = CHUNKS,
+    codes: bool = True,
+    epochs: int = 12,
+    learning_rate: float = 2e-3,
+    code_rate: float = 2e-3,
+    progress: bool | None = None,
+) -> TuneReport:
+    """Tune the codes, scales, norm gains and biases of a quantized model, in place; its size stays.
+
+    Args:
+        model: quantized by qkit. An error or Ctrl-C leaves it as it was.
+        original: what it was quantized from; a clone or another copy, not the same module.
+        calibration, tokenizer, max_chunks: as for `qkit.quantize`.
+        codes: False keeps the codes.
+        epochs: passes over the text.
+        learning_rate: of Adam, in shares of a scale; falls to 0 on a straight line.
+        code_rate: the same for the latent codes, in steps of the grid.
+
+    Raises:
+        ValueError: nothing in the model can be tuned, or the loss is not finite.
+    """
+    layers = {name: layer for name, layer in quantized_layers(model).items() if _has_scales(layer)}
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no weight-only quantized layer whose scales could learn (codebooks and INT8 "
+            f"layers cannot); quantize it with RTN, GPTQ or AWQ first"
+        )
+    ids = calibration_chunks(calibration, tokenizer, chunk_length(model), max_chunks)
+    copy = clone(model).eval()
+    tunables = {layer: _Tunable(layer, codes, _weight(original, name)) for name, layer in layers.items()}
+    swap(copy, {name: tunables[layer] for name, layer in layers.items()})  # one layer under two names stays one
+    vectors = _own_vectors(copy, set(tunables.values()))
+    parameters = [*vectors.values(), *(tunable.t for tunable in tunables.values())]
+    latents = [tunable.u for tunable in tunables.values() if tunable.u is not None]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+
+    rates = [{"params": parameters, "lr": learning_rate}]
+    if latents:
+        rates.append({"params": latents, "lr": code_rate})
+    losses = _descend(copy, original, rates, ids, epochs, progress)
+
+    finished = {layer: _finished(layer, tunable) for layer, tunable in tunables.items()}
+    moved = {name: nn.Parameter(parameter.detach(), requires_grad=False) for name, parameter in vectors.items()}
+    changed = sum(tunable.changed() for tunable in tunables.values())
+    swap(model, {name: finished[layer] for name, layer in layers.items()})
+    for name, parameter in moved.items():
+        owner, _, leaf = name.rpartition(".")
+        if owner not in layers:
+            setattr(model.get_submodule(owner), leaf, parameter)
+    return TuneReport(tuple(losses), sum(p.numel() for p in parameters), sum(u.numel() for u in latents), changed)
+
+
+@torch.no_grad()
+def own_text(
+    model: nn.Module, tokenizer, chunks: int = CHUNKS, *, seed: int = 0, progress: bool | None = None
+) -> Tensor:
+    """Text that `model` writes itself, each token drawn from its own distribution, as ids that calibration takes.
+
+    All that a model has learned to say is in it, in the shares in which it says it: calibration text for what no text is at
+    hand for, and as much as one likes. Give it the original, not the quantized model.
+
+        ids = torch.cat([calibration_chunks(text, tokenizer), own_text(original, tokenizer, 512)])
+
+    Returns:
+        int64 [chunks, 1 + length], BOS first, on the CPU; the same for the same seed, on one machine.
+
+    Raises:
+        ValueError: less than one chunk is asked for, or the model's output is not finite.
+    """
+    if chunks < 1:
+        raise ValueError(f"chunks={chunks} leaves nothing to write; ask for at least 1")
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    length, texts = chunk_length(model), []
+    counts = [min(WRITERS, chunks - start) for start in range(0, chunks, WRITERS)]
+    bar = tqdm(total=len(counts) * length, desc="writing", disable=None if progress is None else not progress)
+    with bar:
+        for count in counts:
+            tokens, past = [torch.full((count, 1), begin_token(tokenizer), device=device)], None
+            for _ in range(length):
+                output = model(input_ids=tokens[-1], past_key_values=past, use_cache=True)
+                past, logits = output.past_key_values, output.logits[:, -1].float()
+                if not torch.isfinite(logits).all():
+                    raise ValueError("the model puts out NaN or infinite logits; check it with qkit.perplexity")
+                tokens.append(torch.multinomial(logits.softmax(-1), 1, generator=generator))
+                bar.update()
+            texts.append(torch.cat(tokens, 1).cpu())
+    return torch.cat(texts)
+
+
+def _weight(original: nn.Module, name: str) -> Tensor | None:
+    """The weight of the layer before it was quantized, where `original` has it as floats."""
+    try:
+        return weight_of(original.get_submodule(name))
+    except AttributeError:
+        return None
+
+
+def _finished(layer: QLinear, tunable: _Tunable) -> QLinear:
+    bias = None if tunable.bias is None else nn.Parameter(tunable.bias.detach(), requires_grad=False)
+    return QLinear(tunable.learned(), bias, layer.activations).train(layer.training)
+
+
+def _has_scales(layer: QLinear) -> bool:
+    return not isinstance(layer, Int8Linear) and not isinstance(layer.qtensor, CodebookQTensor)
+
+
+def _own_vectors(copy: nn.Module, tunables: set[nn.Module]) -> dict[str, nn.Parameter]:
+    """Gains and biases: every floating parameter with one axis, replaced by one of the copy's own; the rest is frozen."""
+    own = {}
+    for name, parameter in list(copy.named_parameters()):
+        owner, _, leaf = name.rpartition(".")
+        if leaf in ("t", "u") and copy.get_submodule(owner) in tunables:
+            continue
+        vector = parameter.dim() == 1 and parameter.is_floating_point()
+        data = parameter.detach().clone() if vector else parameter.detach()
+        replacement = nn.Parameter(data, requires_grad=False)
+        setattr(copy.get_submodule(owner), leaf, replacement)
+        if vector:
+            own[name] = replacement
+    return own
+
+
+def _descend(
+    copy: nn.Module,
+    original: nn.Module,
+    rates: list[dict],
+    ids: Tensor,
+    epochs: int,
+    progress: bool | None,
+) -> list[float]:
+    batches = batches_of(ids)
+    used = " and ".join(f"{rate['lr']:g}" for rate in rates)
+    optimizer = torch.optim.Adam(rates)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=epochs * len(batches))
+    device = rates[0]["params"][0].device
+    losses = []
+    bar = tqdm(
+        total=epochs * len(batches), desc="tuning", unit="step", disable=None if progress is None else not progress
+    )
+    with bar:
+        for epoch in range(epochs):
+            total = 0.0
+            order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(epoch))
+            for batch in (batches[i].to(device) for i in order.tolist()):
+                with torch.no_grad():
+                    log_p = original(input_ids=batch, use_cache=False).logits.float().log_softmax(-1)
+                log_q = copy(input_ids=batch, use_cache=False).logits.float().log_softmax(-1)
+                loss = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+                if not math.isfinite(loss.item()):
+                    raise ValueError(
+                        f"the loss became {loss.item()} in pass {epoch + 1}; use smaller learning rates than {used}, "
+                        f"and check the model with qkit.perplexity"
+                    )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                total += loss.item()
+                bar.update()
+            losses.append(total / len(batches))
+    return losses

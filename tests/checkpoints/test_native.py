@@ -1,0 +1,460 @@
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from damage import flip, refused, truncate
+from qkit import RTN, QLinear, load, quantize, save
+from qkit.methods.bitsandbytes import codebook_quantize, int8_rows
+from qkit.methods.schemes import FP4, NF4
+from qkit.model.surgery import find_targets, swap
+from qkit.nn.qlinear import Int8Linear, quantized_layers
+
+SCHEMES = [None, RTN(4, 4), RTN(3, symmetric=True), RTN(8, include_zero=False, scale_dtype="float32")]
+
+
+def manifest_of(folder: Path) -> dict:
+    return json.loads((folder / "qkit.json").read_text())
+
+
+def weights_of(folder: Path) -> Path:
+    (path,) = folder.glob("weights-*.safetensors")
+    return path
+
+
+def stored_tensors(path: Path) -> dict[str, dict]:
+    """The header of a safetensors file, read by hand: 8 bytes of length, then JSON."""
+    raw = path.read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def saved(llama, tmp_path):
+    """A folder with a quantized Llama in it."""
+    quantize(llama, RTN(4, 4))
+    return save(llama, tmp_path / "saved")
+
+
+# ---- round trips
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=repr)
+def test_a_saved_model_comes_back_bit_for_bit(model, scheme, tmp_path, ids, logits):
+    if scheme is not None:
+        quantize(model, scheme)
+    loaded, tokenizer = load(save(model, tmp_path))
+    assert type(loaded) is type(model)
+    assert tokenizer is None
+    assert not any(module.training for module in loaded.modules())
+    assert torch.equal(logits(loaded, ids), logits(model, ids))
+    before, after = model.state_dict(), loaded.state_dict()
+    assert after.keys() == before.keys()
+    for name, tensor in after.items():
+        assert tensor.dtype == before[name].dtype, name
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+def test_a_model_in_another_dtype_comes_back_bit_for_bit(model, cast, tmp_path, ids, logits):
+    quantize(model, RTN(4, 4))
+    getattr(model, cast)()
+    loaded, _ = load(save(model, tmp_path))
+    assert loaded.dtype == model.dtype
+    assert torch.equal(logits(loaded, ids), logits(model, ids))
+
+
+def static(q, bias):
+    return Int8Linear(q, bias, "per-tensor", torch.tensor(0.1))
+
+
+LAYERS = {
+    "nf4": lambda w, bias: QLinear(codebook_quantize(w, NF4()), bias),
+    "fp4": lambda w, bias: QLinear(codebook_quantize(w, FP4(32, double_quant=False)), bias),
+    "w8a8": lambda w, bias: Int8Linear(int8_rows(w), bias),
+    "w8a8 static": lambda w, bias: static(int8_rows(w), bias),
+    "llm.int8": lambda w, bias: Int8Linear(int8_rows(w), bias, threshold=1.5),
+}
+
+
+def replace_linears(model, make):
+    targets, _ = find_targets(model)
+    swap(model, {target.name: make(target.weight, target.module.bias) for target in targets})
+    return model
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_every_kind_of_layer_comes_back_bit_for_bit(model, make, tmp_path, ids, logits):
+    replace_linears(model, make)
+    loaded, _ = load(save(model, tmp_path))
+    assert torch.equal(logits(loaded, ids), logits(model, ids))
+    before, after = model.state_dict(), loaded.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) and after[name].dtype == before[name].dtype for name in before)
+    found = quantized_layers(loaded)
+    for name, layer in quantized_layers(model).items():
+        assert type(found[name]) is type(layer)
+        assert type(found[name].qtensor) is type(layer.qtensor)
+        assert (found[name].settings(), found[name].meta) == (layer.settings(), layer.meta)
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_every_kind_of_layer_comes_back_in_float16_too(make_model, make, tmp_path, ids, logits):
+    model = replace_linears(make_model("llama"), make).half()
+    loaded, _ = load(save(model, tmp_path))
+    assert torch.equal(logits(loaded, ids), logits(model, ids))
+
+
+def test_a_folder_of_version_1_is_read(saved, ids, logits):
+    """Version 1 had neither the module of a layer nor its settings; all were QLinear."""
+    expected = logits(load(saved)[0], ids)
+    manifest = manifest_of(saved)
+    manifest["version"] = 1
+    for record in manifest["layers"].values():
+        assert (record.pop("module"), record.pop("settings", {})) == ("QLinear", {})
+        assert record.keys() == {"bits", "shape", "parts", "bias"}
+    (saved / "qkit.json").write_text(json.dumps(manifest))
+    assert torch.equal(logits(load(saved)[0], ids), expected)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_tied_weights_are_one_parameter_after_loading(make_model, kind, tie, tmp_path):
+    model = make_model(kind, tie=tie)
+    quantize(model, RTN(4))
+    loaded, _ = load(save(model, tmp_path))
+    assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == tie
+    heads = [
+        name
+        for name in stored_tensors(weights_of(tmp_path))
+        if "lm_head" in name or "embed_tokens" in name or "wte" in name
+    ]
+    assert len(heads) == (1 if tie else 2)
+
+
+def test_a_quantized_head_beside_a_float_embedding_comes_back(make_model, tmp_path, ids, logits):
+    model = make_model("llama", tie=True)
+    quantize(model, RTN(8), include="*")
+    loaded, _ = load(save(model, tmp_path))
+    assert isinstance(loaded.lm_head, QLinear)
+    assert torch.equal(logits(loaded, ids), logits(model, ids))
+
+
+def test_a_block_used_twice_is_stored_once(llama, tmp_path, ids, logits):
+    llama.model.layers[1].mlp = llama.model.layers[0].mlp
+    quantize(llama, RTN(4))
+    loaded, _ = load(save(llama, tmp_path))
+    assert torch.equal(logits(loaded, ids), logits(llama, ids))
+    packed = [name for name in stored_tensors(weights_of(tmp_path)) if name.endswith("down_proj.packed")]
+    assert packed == ["model.layers.0.mlp.down_proj.packed"]
+
+
+def test_a_loaded_model_can_be_saved_again(saved, tmp_path, ids, logits):
+    again, _ = load(save(load(saved)[0], tmp_path / "again"))
+    assert torch.equal(logits(again, ids), logits(load(saved)[0], ids))
+
+
+def test_a_loaded_model_generates_and_can_be_trained_further(saved, ids):
+    loaded, _ = load(saved)
+    assert loaded.generate(ids, max_new_tokens=3, min_new_tokens=3, do_sample=False).shape == (2, 23)
+    assert loaded.lm_head.weight.requires_grad
+
+
+def test_the_configs_come_back(llama, tmp_path):
+    llama.generation_config.max_new_tokens = 7
+    llama.config.rms_norm_eps = 1e-3
+    loaded, _ = load(save(llama, tmp_path))
+    assert loaded.config.rms_norm_eps == 1e-3
+    assert loaded.generation_config.max_new_tokens == 7
+
+
+def test_the_tokenizer_is_saved_beside_the_model(make_model, tokenizer, tmp_path):
+    save(make_model("llama", vocab_size=4096), tmp_path, tokenizer=tokenizer)
+    _, loaded = load(tmp_path)
+    text = "Grüße: def f(x): return x\n"
+    assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert loaded.bos_token_id == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("scheme", SCHEMES[1:], ids=repr)
+def test_nbytes_are_the_bytes_of_the_tensors_in_the_file(model, scheme, tmp_path):
+    report = quantize(model, scheme)
+    save(model, tmp_path)
+    stored = stored_tensors(weights_of(tmp_path))
+    for row in report.layers:
+        parts = [stored[f"{row.name}.{part}"]["data_offsets"] for part in quantized_layers(model)[row.name].parts]
+        assert sum(end - start for start, end in parts) == row.nbytes
+
+
+def test_numbers_that_16_bits_hold_are_stored_in_16_bits_and_widened_again(llama, tmp_path):
+    with torch.no_grad():
+        llama.model.embed_tokens.weight.copy_(llama.model.embed_tokens.weight.half())
+        llama.lm_head.weight.copy_((llama.lm_head.weight * 1e30).bfloat16())
+        llama.model.norm.weight.fill_(1 + 2**-20)
+    loaded, _ = load(save(llama, tmp_path))
+    stored = stored_tensors(weights_of(tmp_path))
+    assert stored["model.embed_tokens.weight"]["dtype"] == "F16"
+    assert stored["lm_head.weight"]["dtype"] == "BF16"
+    assert stored["model.norm.weight"]["dtype"] == "F32"
+    for name, tensor in loaded.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, llama.state_dict()[name]), name
+
+
+def test_float32_scales_stay_float32_in_the_file(llama, tmp_path):
+    with torch.no_grad():
+        llama.model.layers[0].mlp.up_proj.weight.fill_(15.0)
+    quantize(llama, RTN(4, scale_dtype="float32"))
+    save(llama, tmp_path)
+    assert stored_tensors(weights_of(tmp_path))["model.layers.0.mlp.up_proj.scales"]["dtype"] == "F32"
+
+
+def test_the_attention_that_a_model_was_made_with_comes_back(make_model, tmp_path, ids, logits):
+    eager = make_model("llama", attn_implementation="eager")
+    loaded, _ = load(save(eager, tmp_path))
+    assert loaded.config._attn_implementation == "eager"
+    assert torch.equal(logits(loaded, ids), logits(eager, ids))
+
+
+def test_a_model_saved_without_a_tokenizer_does_not_inherit_one(llama, tokenizer, tmp_path):
+    save(llama, tmp_path, tokenizer=tokenizer)
+    assert load(tmp_path)[1] is not None
+    save(llama, tmp_path)
+    assert load(tmp_path)[1] is None
+
+
+# ---- saving into a folder that is not empty, and interrupted saves
+
+
+def test_other_files_in_the_folder_survive(llama, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "model.safetensors").write_bytes(b"not qkit's")
+    save(llama, tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "model.safetensors").read_bytes() == b"not qkit's"
+
+
+def test_saving_again_replaces_the_earlier_model(saved, make_model, ids, logits):
+    other = make_model("gpt2")
+    quantize(other, RTN(2))
+    save(other, saved)
+    assert torch.equal(logits(load(saved)[0], ids), logits(other, ids))
+    assert sorted(path.name for path in saved.iterdir()) == sorted(["config.json", "qkit.json", weights_of(saved).name])
+
+
+def test_saving_the_same_model_twice_writes_the_same_files(saved):
+    before = files(saved)
+    save(load(saved)[0], saved)
+    assert files(saved) == before
+
+
+def break_weights(monkeypatch, error):
+    def fail(tensors, path):
+        Path(path).write_bytes(b"half of the weigh")
+        raise error
+
+    monkeypatch.setattr("qkit.checkpoints.native.save_file", fail)
+
+
+def break_rename_of(start):
+    def break_rename(monkeypatch, error):
+        replace = Path.replace
+
+        def fail(self, target):
+            if Path(target).name.startswith(start):
+                raise error
+            return replace(self, target)
+
+        monkeypatch.setattr(Path, "replace", fail)
+
+    return break_rename
+
+
+BREAKS = {
+    "writing the weights": break_weights,
+    "renaming the config": break_rename_of("config.json"),
+    "renaming the weights": break_rename_of("weights-"),
+    "renaming the manifest": break_rename_of("qkit.json"),
+}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")], ids=repr)
+@pytest.mark.parametrize("breaks", BREAKS.values(), ids=BREAKS.keys())
+def test_an_interrupted_save_leaves_the_earlier_model(saved, make_model, ids, logits, monkeypatch, breaks, error):
+    expected = logits(load(saved)[0], ids)
+    with monkeypatch.context() as patch:
+        breaks(patch, error)
+        with pytest.raises(type(error)):
+            save(make_model("gpt2"), saved)
+    assert torch.equal(logits(load(saved)[0], ids), expected)
+    assert not list(saved.glob(".qkit-*"))
+
+
+@pytest.mark.parametrize("breaks", BREAKS.values(), ids=BREAKS.keys())
+def test_an_interrupted_first_save_leaves_no_model_and_no_litter(llama, tmp_path, monkeypatch, breaks):
+    breaks(monkeypatch, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        save(llama, tmp_path)
+    assert not (tmp_path / "qkit.json").exists()
+    assert not list(tmp_path.glob(".qkit-*"))
+
+
+def test_who_may_read_the_manifest_may_read_the_weights(saved):
+    assert weights_of(saved).stat().st_mode == (saved / "qkit.json").stat().st_mode
+
+
+def test_saving_leaves_the_model_as_it_was(llama, tmp_path, ids, logits):
+    quantize(llama, RTN(4))
+    before, expected = dict(llama.state_dict(keep_vars=True)), logits(llama, ids)
+    save(llama, tmp_path)
+    assert all(tensor is before[name] for name, tensor in llama.state_dict(keep_vars=True).items())
+    assert torch.equal(logits(llama, ids), expected)
+
+
+class OfMyOwn(LlamaForCausalLM):
+    pass
+
+
+@pytest.mark.parametrize("make", [lambda llama: torch.nn.Linear(4, 4), lambda llama: OfMyOwn(llama.config)])
+def test_a_model_that_load_could_not_build_is_refused(llama, make, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"is no class of transformers, so load could not build it again; save its state"
+    ):
+        save(make(llama), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- refused: damaged and altered folders
+
+
+def lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (truncate, r"has .* bytes where qkit\.json says .*: truncated; copy it again"),
+        (lengthen, r"has .* bytes where qkit\.json says .*: altered; copy it again"),
+        (flip, r"has sha256 .*, expected .*: it was altered; copy it again"),
+        (Path.unlink, r"is missing; copy the whole folder again"),
+    ],
+)
+def test_damaged_weights_are_refused(saved, damage, match):
+    damage(weights_of(saved))
+    refused(saved, match)
+
+
+LAYER = "model.layers.1.mlp.down_proj"
+
+
+def edit(**changes):
+    return lambda manifest: manifest.update(changes)
+
+
+def edit_config(**changes):
+    return lambda manifest: manifest["config"].update(changes)
+
+
+def edit_layer(**changes):
+    return lambda manifest: manifest["layers"][LAYER].update(changes)
+
+
+EDITS = {
+    "version 99": (
+        edit(version=99),
+        r"has format version 99, this qkit reads 1 and 2; load it with the qkit that wrote it",
+    ),
+    "no version": (lambda m: m.pop("version"), r"has format version None, this qkit reads 1 and 2"),
+    "other format": (edit(format="gguf"), r"is not a manifest of qkit's; give a folder that qkit\.save wrote"),
+    "no layers": (lambda m: m.pop("layers"), r"lacks layers; it was altered"),
+    "no sha256": (lambda m: m["weights"].pop("sha256"), r"lacks parts of weights; it was altered"),
+    "unknown class": (
+        edit(**{"class": "LlamaForNothing"}),
+        r"'LlamaForNothing', which this transformers does not have",
+    ),
+    "not a model class": (edit(**{"class": "pipeline"}), r"'pipeline', which this transformers does not have"),
+    "bits": (edit_layer(bits=3), "do not fit each other .*packed is .*; one of them was altered: save the model again"),
+    "bits outside": (edit_layer(bits=44), "do not fit each other .*bits=44 is outside"),
+    "shape": (edit_layer(shape=[100, 48]), "do not fit each other"),
+    "parts": (edit_layer(parts=["packed", "scales"]), "do not fit each other"),
+    "bias": (edit_layer(bias=True), "do not fit each other"),
+    "module": (edit_layer(module="Int8Linear"), "do not fit each other .*INT8 arithmetic takes 8 bits"),
+    "unknown module": (edit_layer(module="Linear"), "do not fit each other"),
+    "settings": (edit_layer(settings={"threshold": 6.0}), "do not fit each other"),
+    "codebook": (edit_layer(codebook="nf4", block_size=64), "do not fit each other"),
+    "a layer removed": (lambda m: m["layers"].pop(LAYER), "do not fit each other"),
+    "a layer renamed": (lambda m: m["layers"].update(x=m["layers"].pop(LAYER)), "do not fit each other"),
+    "no layer left": (edit(layers={}), "do not fit each other"),
+    "layers are a list": (edit(layers=[]), "do not fit each other"),
+    "tied to nothing": (edit(tied={"lm_head.weight": "x"}), "do not fit each other"),
+    "widened to nothing": (edit(widened={"lm_head.weight": "int"}), "altered|do not fit each other"),
+    "hidden_size": (edit_config(hidden_size=40), "do not fit each other"),
+    "hidden_size that no head divides": (edit_config(hidden_size=50), "altered|do not fit each other"),
+    "hidden_size that is a word": (edit_config(hidden_size="x"), "altered|do not fit each other"),
+    "vocab_size": (edit_config(vocab_size=98), "do not fit each other"),
+    "num_hidden_layers": (edit_config(num_hidden_layers=3), "do not fit each other"),
+    "fewer layers": (edit_config(num_hidden_layers=1), "do not fit each other"),
+    "unknown activation": (edit_config(hidden_act="zz"), "altered|do not fit each other"),
+    "unknown model type": (edit_config(model_type="nope"), "altered|transformers|do not fit each other"),
+    "no model type": (lambda m: m["config"].pop("model_type"), "altered|do not fit each other"),
+    "no config": (edit(config=None), "altered|lacks|do not fit each other"),
+    "weights are no record": (edit(weights=None), "altered|lacks"),
+    "class is a number": (edit(**{"class": 3}), "altered|does not have"),
+    "weights file is a number": (lambda m: m["weights"].update(file=5), "altered|missing"),
+}
+
+
+@pytest.mark.parametrize(("change", "match"), EDITS.values(), ids=EDITS.keys())
+def test_an_edited_manifest_is_refused(saved, change, match):
+    manifest = manifest_of(saved)
+    change(manifest)
+    (saved / "qkit.json").write_text(json.dumps(manifest))
+    refused(saved, match)
+
+
+@pytest.mark.parametrize("text", ["", "{", "not json", "\x80"])
+def test_a_manifest_that_is_not_json_is_refused(saved, text):
+    (saved / "qkit.json").write_bytes(text.encode("latin-1"))
+    refused(saved, r"qkit\.json is not JSON \(.*\): truncated or altered; copy or save the model again")
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "null", '{"format": "other"}'])
+def test_json_that_is_no_manifest_is_refused(saved, text):
+    (saved / "qkit.json").write_text(text)
+    refused(saved, "is not a manifest of qkit's")
+
+
+@pytest.mark.parametrize("where", ["../outside.safetensors", "absolute"])
+def test_weights_outside_the_folder_are_never_read(saved, where):
+    manifest = manifest_of(saved)
+    target = saved.parent / "outside.safetensors" if where == "absolute" else saved / where
+    weights_of(saved).rename(target)
+    manifest["weights"]["file"] = str(target) if where == "absolute" else where
+    (saved / "qkit.json").write_text(json.dumps(manifest))
+    refused(saved, r"outside\.safetensors")
+
+
+def test_a_refused_load_leaves_torch_as_it_was(saved):
+    register = torch.nn.Module.register_parameter
+    manifest = manifest_of(saved)
+    manifest["config"]["hidden_act"] = "zz"
+    (saved / "qkit.json").write_text(json.dumps(manifest))
+    with pytest.raises((ValueError, KeyError)):
+        load(saved)
+    assert torch.nn.Module.register_parameter is register
+
+
+def test_the_embedded_model_in_4_bits_comes_back_with_its_tokenizer(embedded, tmp_path, logits):
+    model, tokenizer = copy.deepcopy(embedded[0]), embedded[1]
+    quantize(model, RTN(4, 128))
+    loaded, again = load(save(model, tmp_path, tokenizer=tokenizer))
+    ids = tokenizer("It was a dark night, and", return_tensors="pt")["input_ids"]
+    assert torch.equal(logits(loaded, ids), logits(model, ids))
+    assert again("It was")["input_ids"] == tokenizer("It was")["input_ids"]

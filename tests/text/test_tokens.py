@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from qkit.text.tokens import begin_token, chunk_length, token_chunks
+
+
+@pytest.fixture
+def words(word_tokenizer):
+    return word_tokenizer(bos_token="w00", eos_token="w01")
+
+
+def text(*ids: int) -> str:
+    return " ".join(f"w{i:02}" for i in ids)
+
+
+def test_chunks_are_consecutive_behind_a_bos_and_the_tail_is_left_out(words):
+    chunks = token_chunks(text(*range(3, 14)), words, length=4)
+    assert chunks.dtype == torch.int64
+    assert chunks.tolist() == [[0, 3, 4, 5, 6], [0, 7, 8, 9, 10]]
+
+
+def test_a_text_of_exactly_one_chunk_is_enough(words):
+    assert token_chunks(text(3, 4, 5), words, length=3).tolist() == [[0, 3, 4, 5]]
+
+
+def test_the_usual_chunk_is_511_tokens_behind_a_bos(tokenizer):
+    chunks = token_chunks("word " * 1200, tokenizer)
+    assert chunks.shape[1] == 512
+    assert set(chunks[:, 0].tolist()) == {tokenizer.bos_token_id}
+    assert tokenizer.bos_token_id not in chunks[:, 1:]
+
+
+def test_max_chunks_takes_the_first(words):
+    assert token_chunks(text(*range(3, 14)), words, 4, max_chunks=1).tolist() == [[0, 3, 4, 5, 6]]
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_less_than_one_chunk_is_refused(words, count):
+    with pytest.raises(ValueError, match=f"max_chunks={count} leaves nothing to read; give at least 1, or None"):
+        token_chunks(text(3, 4, 5), words, 1, max_chunks=count)
+
+
+def test_several_texts_are_joined_by_a_blank_line(tokenizer):
+    pieces = ["One sentence. " * 30, "Another one. " * 30]
+    assert torch.equal(token_chunks(pieces, tokenizer, 50), token_chunks("\n\n".join(pieces), tokenizer, 50))
+
+
+def test_token_ids_come_back_as_they_are():
+    ids = torch.arange(12).reshape(3, 4)
+    assert torch.equal(token_chunks(ids), ids)
+    assert torch.equal(token_chunks(ids, max_chunks=2), ids[:2])
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [torch.zeros(4, dtype=torch.long), torch.zeros(2, 4), torch.zeros(0, 4, dtype=torch.long)],
+    ids=["1-d", "float", "empty"],
+)
+def test_what_are_no_token_ids_is_refused(ids):
+    with pytest.raises(ValueError, match=r"token ids are .*; give integers \[sequences, length\]"):
+        token_chunks(ids)
+
+
+def test_a_text_shorter_than_a_chunk_is_refused_with_both_lengths(words):
+    with pytest.raises(ValueError, match="the text has 3 tokens, one chunk takes 4; give a longer text"):
+        token_chunks(text(3, 4, 5), words, 4)
+
+
+def test_a_text_without_a_tokenizer_is_refused():
+    with pytest.raises(ValueError, match="a text needs a tokenizer; give tokenizer=, or token ids"):
+        token_chunks("text")
+
+
+def test_eos_stands_in_where_there_is_no_bos(word_tokenizer):
+    assert begin_token(word_tokenizer(eos_token="w07")) == 7
+    assert begin_token(word_tokenizer(bos_token="w00", eos_token="w07")) == 0
+
+
+def test_a_tokenizer_with_neither_is_refused(word_tokenizer):
+    with pytest.raises(ValueError, match=r"neither a BOS nor an EOS token; set tokenizer\.bos_token"):
+        begin_token(word_tokenizer())
+
+
+def test_a_chunk_fits_the_context_behind_its_bos(model):
+    assert chunk_length(model) == 63
+
+
+@pytest.mark.parametrize(("context", "length"), [(511, 510), (512, 511), (513, 511), (4096, 511)])
+def test_a_chunk_is_never_longer_than_511(llama, context, length):
+    llama.config.max_position_embeddings = context
+    assert chunk_length(llama) == length
+
+
+def test_a_model_that_does_not_say_its_context_gets_511():
+    assert chunk_length(torch.nn.Linear(1, 1)) == 511
