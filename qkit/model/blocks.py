@@ -7,6 +7,7 @@ is overheard from the model itself.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qkit.model.hooks import Hook, instead, listening
 from qkit.model.surgery import weight_of
 from qkit.nn.qlinear import is_quantized
 
@@ -101,17 +103,10 @@ def capture(model: nn.Module, batches: Sequence[Tensor]) -> tuple[list[Block], l
         return hear
 
     device = next(model.parameters()).device
-    for i, (_, block) in enumerate(blocks):
-        block.forward = listener(i)  # an attribute of the instance hides the method of the class
-    try:
+    with instead((block, listener(i)) for i, (_, block) in enumerate(blocks)):
         for batch in batches:
-            try:
+            with suppress(_Overheard):
                 model(input_ids=batch.to(device), use_cache=False)
-            except _Overheard:
-                continue
-    finally:
-        for _, block in blocks:
-            del block.forward
     return [Block(name, m, tuple(heard)) for (name, m), heard in zip(blocks, calls, strict=True)], entering
 
 
@@ -119,18 +114,14 @@ def _forms(model: nn.Module, blocks: list[tuple[str, nn.Module]], ids: Tensor) -
     """Whether each block returns a tuple; refuses blocks that do not hand one stream from each to the next."""
     seen: list[tuple[int, Tensor, Any]] = []
 
-    def hook(index: int) -> Callable:
+    def hook(index: int) -> Hook:
         def note(_module, args, kwargs, output):
             seen.append((index, args[0] if args else kwargs.get("hidden_states"), output))
 
         return note
 
-    handles = [m.register_forward_hook(hook(i), with_kwargs=True) for i, (_, m) in enumerate(blocks)]
-    try:
+    with listening(((m, hook(i)) for i, (_, m) in enumerate(blocks)), after=True):
         model(input_ids=ids.to(next(model.parameters()).device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     chain = [index for index, _, _ in seen] == list(range(len(blocks)))
     if not chain or any(first(a[2]) is not b[1] for a, b in pairwise(seen)):
         raise ValueError(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qkit import ops
 from qkit.model.blocks import Block
+from qkit.model.hooks import Hook, input_of, listening
 from qkit.model.replay import Replay
 from qkit.numerics.mapping import check_finite
 from qkit.text.tokens import CHUNK_LENGTH, token_chunks
@@ -160,17 +161,12 @@ def input_groups(block: Block, hidden: Tensor, names: Sequence[str]) -> list[lis
     more than once, come last, each alone.
     """
     runs: list[tuple[str, Tensor]] = []
-    handles = [
-        block.module.get_submodule(name).register_forward_pre_hook(
-            lambda _module, args, name=name: runs.append((name, args[0]))
-        )
-        for name in names
-    ]
-    try:
+
+    def hook(name: str) -> Hook:
+        return lambda _module, args, kwargs: runs.append((name, input_of(args, kwargs)))
+
+    with listening((block.module.get_submodule(name), hook(name)) for name in names):
         block.run(hidden, 0)
-    finally:
-        for handle in handles:
-            handle.remove()
     order = [name for name, _ in runs]
     groups: list[list[str]] = []
     previous = None

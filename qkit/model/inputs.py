@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qkit import ops
 from qkit.model.calibration import InputStatistics
+from qkit.model.hooks import Hook, input_of, listening
 from qkit.model.surgery import weight_of
 from qkit.nn.qlinear import is_quantized
 
@@ -64,20 +65,17 @@ def layer_inputs(model: nn.Module, ids: Tensor, names: Sequence[str] | None = No
     heard: dict[str, Tensor] = {}
     last: list[tuple[Tensor, Tensor]] = []  # the input of the layer before, and what was made of it
 
-    def listen(name: str):
-        def hear(_module, args):
-            if not last or last[-1][0] is not args[0]:
-                last[:] = [(args[0], args[0].detach().float().flatten(0, -2))]
+    def listen(name: str) -> Hook:
+        def hear(_module, args, kwargs):
+            x = input_of(args, kwargs)
+            if not last or last[-1][0] is not x:
+                last[:] = [(x, x.detach().float().flatten(0, -2))]
             heard[name] = last[-1][1]
 
         return hear
 
-    handles = [modules[name].register_forward_pre_hook(listen(name)) for name in names]
-    try:
+    with listening((modules[name], listen(name)) for name in names):
         model(input_ids=ids.to(next(model.parameters()).device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     return heard
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qkit.model.blocks import Block
+from qkit.model.hooks import Hook, input_of, instead, listening
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ def find_closings(block: Block, hidden: Tensor, names: Sequence[str]) -> dict[st
     calls: list[str] = []
     found: dict[str, Closing] = {}
 
-    def hook(name: str) -> Callable:
-        def note(_module, _args, output):
+    def hook(name: str) -> Hook:
+        def note(_module, _args, _kwargs, output):
             if name in names:
                 ran[name] = output, output._version
                 calls.append(name)
@@ -55,12 +56,8 @@ def find_closings(block: Block, hidden: Tensor, names: Sequence[str]) -> dict[st
 
         return note
 
-    handles = [m.register_forward_hook(hook(name)) for name, m in block.module.named_modules() if name]
-    try:
+    with listening(((m, hook(name)) for name, m in block.module.named_modules() if name), after=True):
         block.run(hidden, 0)
-    finally:
-        for handle in handles:
-            handle.remove()
     if sorted(calls) != sorted(names):
         return {}
     return {name: one for name, one in found.items() if ran[name][0]._version == ran[name][1]}
@@ -91,13 +88,9 @@ class Replay:
 
     def run(self, batch: int) -> Tensor:
         """What the block puts out for a batch, [sequences, length, width]."""
-        for closing, outputs in self._known.items():  # an attribute of the instance hides the method of the class
-            self.module.get_submodule(closing.name).forward = closing.returning(outputs[batch])
-        try:
+        known = ((self.module.get_submodule(c.name), c.returning(kept[batch])) for c, kept in self._known.items())
+        with instead(known):
             return self.block.run(self.hidden[batch], batch, self.module)
-        finally:
-            for closing in self._known:
-                del self.module.get_submodule(closing.name).forward
 
     def hear(self, batch: int, names: Sequence[str], runs: Mapping[str, int]) -> dict[str, list[Tensor]]:
         """The inputs of the layers `names` in a run on a batch, each [..., in].
@@ -133,17 +126,13 @@ class Replay:
 def _listening(block: nn.Module, names: Sequence[str], runs: Mapping[str, int]) -> Iterator[dict[str, list[Tensor]]]:
     heard: dict[str, list[Tensor]] = {name: [] for name in names}
 
-    def hook(name: str) -> Callable:
-        def hear(_module, args):
-            heard[name].append(args[0].detach())
+    def hook(name: str) -> Hook:
+        def hear(_module, args, kwargs):
+            heard[name].append(input_of(args, kwargs).detach())
             if runs and all(len(heard[one]) >= runs[one] for one in names):
                 raise _Reached
 
         return hear
 
-    handles = [block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
-    try:
+    with listening((block.get_submodule(name), hook(name)) for name in names):
         yield heard
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -114,6 +114,12 @@ def _other_parameters(model: nn.Module, layers: set[nn.Module]) -> list[tuple[st
     return rows
 
 
+def set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Put `parameter` in the place of the one with this full name ("model.norm.weight"), under this name only."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, parameter)
+
+
 def swap(model: nn.Module, layers: dict[str, nn.Module]) -> None:
     """Put `layers` in the place of the modules of the same names. A module with two names is swapped under both."""
     for name, layer in layers.items():

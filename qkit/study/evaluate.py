@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from qkit.model.hooks import evaluating
 from qkit.text.tokens import chunk_length, token_chunks
 
 LOGITS_AT_ONCE = 2**24  # 64 MB in float32: small enough for a laptop, large enough to keep the cores busy
@@ -76,11 +77,8 @@ def evaluate(
     vocabulary = max(getattr(getattr(m, "config", None), "vocab_size", 1) for m in models.values())
     batch_size = max(1, LOGITS_AT_ONCE // (vocabulary * ids.shape[1]))
     nll, kl = dict.fromkeys(models, 0.0), dict.fromkeys(models, 0.0)
-    modes = {module: module.training for model in models.values() for module in model.modules()}
-    for model in models.values():
-        model.eval()  # dropout would be measured too
-    try:
-        batches = ids.split(batch_size)
+    batches = ids.split(batch_size)
+    with evaluating(*models.values()):  # dropout would be measured too
         for batch in tqdm(batches, desc="evaluating", unit="batch", disable=None if progress is None else not progress):
             original = None
             for name, model in models.items():
@@ -89,9 +87,6 @@ def evaluate(
                 nll[name] -= float(log_p.gather(-1, batch[:, 1:, None].to(log_p.device)).double().sum())
                 if log_p is not original:
                     kl[name] += float((original.exp() * (original - log_p.to(original.device))).sum(-1).double().sum())
-    finally:
-        for module, training in modes.items():
-            module.training = training
     tokens = ids[:, 1:].numel()
     return {name: Evaluation(_exp(nll[name] / tokens), kl[name] / tokens, tokens) for name in models}
 

@@ -1,0 +1,60 @@
+"""What is done to a model for a while, and is undone whatever happens: listening, another forward, evaluation mode."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+Hook = Callable[..., object]
+
+
+@contextmanager
+def listening(hooks: Iterable[tuple[nn.Module, Hook]], after: bool = False) -> Iterator[None]:
+    """Inside, each hook is called whenever its module is.
+
+    Args:
+        hooks: pairs of a module and `hook(module, args, kwargs)`, called before the module runs. What it returns is
+            ignored: a listener changes nothing.
+        after: call `hook(module, args, kwargs, output)` after the module has run instead.
+    """
+    with ExitStack() as handles:
+        for module, hook in hooks:
+            register = module.register_forward_hook if after else module.register_forward_pre_hook
+            handle = register(lambda *heard, hook=hook: (hook(*heard), None)[1], with_kwargs=True)
+            handles.callback(handle.remove)
+        yield
+
+
+def input_of(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """What a layer is called with: its first argument, by place or by name."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+@contextmanager
+def instead(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Inside, each module computes by another forward; afterwards by the one it had.
+
+    That may be the method of its class, or one that somebody had set on the instance: accelerate does so to move inputs
+    to the device of a module, and people do it to patch a model.
+    """
+    with ExitStack() as stack:
+        for module, forward in forwards:
+            own = vars(module)  # an attribute of the instance hides the method of the class
+            restore = (own.__setitem__, "forward", own["forward"]) if "forward" in own else (own.pop, "forward", None)
+            stack.callback(*restore)
+            own["forward"] = forward
+        yield
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Inside, dropout is off; afterwards every module of the models is in the mode it was in."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
