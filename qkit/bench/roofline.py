@@ -104,6 +104,11 @@ class Layer:
         return QTensor(packed, scales, self.bits, (self.out_features, self.in_features))
 
 
+def attainable(roof: Roof, intensity: float, integers: bool = False) -> float:
+    """10^9 operations a second: what memory feeds or what the arithmetic does, whichever is less."""
+    return min(intensity * roof.gigabytes_per_second, roof.int8_gops if integers else roof.float_gops)
+
+
 def best_roof(turns: int = 3) -> Roof:
     """`measure_roof` several times, the best of each peak; and the bandwidth of memory as PyTorch's tensors have it.
 

@@ -1,39 +1,30 @@
-"""Figures, one file a subject; what they draw is computed by the functions a reader can call."""
+"""Figures, one file a subject. They draw and compute nothing: the numbers are those of `qkit.study.anatomy` and its neighbours,
+which are named here too, so that a lesson finds the number beside the figure."""
 
-from qkit.plots.awq import AlphaSearch, alpha_search, consumers_weight, fold_label, scale_at
+from qkit.bench.roofline import attainable
+from qkit.plots.awq import AlphaSearch, alpha_search
 from qkit.plots.base import BLUE, BOUND, GREEN, GREY, METHOD_COLOURS, ORANGE, ORIGINAL, QUANTIZED, RED, STYLE, Picture
-from qkit.plots.bitsandbytes import (
-    CodebookLevels,
-    OutlierMap,
-    codebook_levels,
-    four_bit_levels,
-    four_bit_sqnr,
-    input_label,
-    outlier_map,
-)
-from qkit.plots.choosing import LossAgainstBytes, best_that_fits, frontier, layer_choices, loss_against_bytes
-from qkit.plots.gptq import (
-    ColumnSteps,
-    CompensationPicture,
-    against_chunks,
-    column_steps,
-    compensation_picture,
-    output_error,
-)
-from qkit.plots.smoothquant import Migration, SmoothInput, migration, smooth_inputs, w8a8_error
-from qkit.plots.steps import LayerOnRoofline, attainable, steps_on_roofline
+from qkit.plots.bitsandbytes import CodebookLevels, OutlierMap, codebook_levels, input_label, outlier_map
+from qkit.plots.choosing import LossAgainstBytes, layer_choices, loss_against_bytes
+from qkit.plots.gptq import CompensationPicture, against_chunks, compensation_picture
+from qkit.plots.smoothquant import Migration, migration
+from qkit.plots.steps import LayerOnRoofline, steps_on_roofline
 from qkit.plots.weights import (
     ErrorCurve,
     WeightHistogram,
     comparison_picture,
     error_curve,
-    group_by_scale,
     layer_errors,
-    levels,
     perplexity_against_bytes,
     sqnr_curves,
     weight_histogram,
 )
+from qkit.study.anatomy.awq import consumers_weight, fold_label, scale_at
+from qkit.study.anatomy.bitsandbytes import four_bit_levels, four_bit_sqnr
+from qkit.study.anatomy.gptq import ColumnSteps, column_steps, output_error
+from qkit.study.anatomy.smoothquant import SmoothInput, smooth_inputs, w8a8_error
+from qkit.study.anatomy.weights import group_by_scale, levels
+from qkit.study.frontier import best_that_fits, frontier
 
 __all__ = [
     "BLUE",

@@ -1,51 +1,24 @@
 """Figures of lesson 05: the channels that AWQ protects, and the loss over alpha."""
 
-import torch
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.ticker import FixedLocator
 from torch import Tensor, nn
 
 from qkit.engine.scaling import LayerScale
-from qkit.methods.awq import awq_scale, relative_magnitude
-from qkit.model.surgery import weight_of
 from qkit.numerics.mapping import GroupSize
 from qkit.plots.base import BOUND, GREY, METHOD_COLOURS, STYLE, Picture
+from qkit.study.anatomy.awq import consumers_weight, fold_label, losses_by_alpha, relative_salience, scale_at
 
 FACTORS = [factor * 10.0**power for power in range(-3, 4) for factor in (1, 1.5, 2, 3, 5, 7)]  # where ticks stand
 
 
-def consumers_weight(model: nn.Module, one: LayerScale) -> Tensor:
-    """The weights of the layers that `one` scales, one below the other, float32 [out, in]."""
-    block = model.get_submodule(one.block)
-    return torch.cat([weight_of(block.get_submodule(name)).detach().float() for name in one.fold.consumers])
-
-
-def fold_label(one: LayerScale) -> str:
-    """A fold in short: "layers.2: mlp.up_proj → mlp.down_proj"."""
-    return f"{one.block.removeprefix('model.')}: {one.fold.producer} → {', '.join(one.fold.consumers)}"
-
-
-def scale_at(weight: Tensor, one: LayerScale, alpha: float | None, group_size: GroupSize = 128) -> Tensor:
-    """The scale of every input channel that AWQ tries at `alpha`, float32 [in]; None: no scaling, ones.
-
-    Args:
-        weight: that of the layers, before scaling (`consumers_weight`).
-        one: from `qkit.search_scales` with an `AWQ` scheme.
-        group_size: of that scheme.
-    """
-    index = one.fold.index
-    if alpha is None:
-        return torch.ones(len(index))
-    count = torch.bincount(index, minlength=one.fold.width)
-    means = [
-        torch.bincount(index, weights=values.double(), minlength=one.fold.width).div(count).float()
-        for values in (one.salience, relative_magnitude(weight, group_size))
-    ]
-    return awq_scale(*means, alpha)[index]
-
-
 class AlphaSearch(Picture):
-    """Left: mean |x| of each channel, sorted, and the scale that AWQ gives it. Right: the output error over alpha."""
+    """Left: mean |x| of each channel, sorted, and the scale that AWQ gives it. Right: the output error over alpha.
+
+    Its data: `salience`, mean |x| over its median, falling, and `scale` of the same `channels`; over the `alphas` the `losses`
+    in percent, `unscaled` without scaling, and `alpha_now` and `loss_now`, what is shown left (alpha 0 for no scaling).
+    """
 
     def __init__(
         self, weight: Tensor, one: LayerScale, alpha: float | None, group_size: GroupSize = 128, dpi: int = 96
@@ -72,24 +45,33 @@ class AlphaSearch(Picture):
 
     def show(self, weight: Tensor, one: LayerScale, alpha: float | None, group_size: GroupSize = 128) -> None:
         """Give the same picture another fold or another alpha."""
-        losses = {a: 100 * loss for a, loss in zip(one.alphas, one.losses, strict=True)}
-        if None not in losses or alpha not in losses:
+        losses = losses_by_alpha(one)
+        if alpha not in losses:
             raise ValueError(
                 f"alpha={alpha} has no loss in {one!r}; give one of its alphas, of a search with an AWQ scheme"
             )
         order = one.salience.argsort(descending=True)
-        relative = one.salience / one.salience.median().clamp(min=1e-12)
+        relative = relative_salience(one)
         scale = scale_at(weight, one, alpha, group_size)
-        channels = torch.arange(1, len(order) + 1)
-        self._salience.set_data(channels, relative[order])
-        self._scale.set_data(channels, scale[order])
-        alive = relative[relative > 0]
-        low, high = min(float(alive.min()), float(scale.min())), max(float(alive.max()), float(scale.max()))
-        self._left.set(xlim=(0.9, 1.1 * len(order)), ylim=(max(low / 1.3, 1e-3), 1.5 * high))
         tried = [a for a in losses if a is not None]
-        self._curve.set_data(tried, [losses[a] for a in tried])
-        self._plain.set_ydata([losses[None]] * 2)
-        self._marker.set_data([0 if alpha is None else alpha], [losses[alpha]])
+        self.data = data = {
+            "channels": np.arange(1, len(order) + 1),
+            "salience": relative[order].numpy(),
+            "scale": scale[order].numpy(),
+            "alphas": np.array(tried),
+            "losses": np.array([losses[a] for a in tried]),
+            "unscaled": losses[None],
+            "alpha_now": 0.0 if alpha is None else alpha,
+            "loss_now": losses[alpha],
+        }
+        self._salience.set_data(data["channels"], data["salience"])
+        self._scale.set_data(data["channels"], data["scale"])
+        shown = np.concatenate([data["salience"], data["scale"]])
+        low, high = float(shown[shown > 0].min()), float(shown.max())
+        self._left.set(xlim=(0.9, 1.1 * len(order)), ylim=(max(low / 1.3, 1e-3), 1.5 * high))
+        self._curve.set_data(data["alphas"], data["losses"])
+        self._plain.set_ydata([data["unscaled"]] * 2)
+        self._marker.set_data([data["alpha_now"]], [data["loss_now"]])
         low, high = min(losses.values()), max(losses.values())
         self._right.set(xlim=(-0.05, 1.05), ylim=(low - 0.08 * (high - low) - 1e-6, high + 0.22 * (high - low) + 1e-6))
         at = "no scaling" if alpha is None else f"α = {alpha:g}"

@@ -1,91 +1,20 @@
 """Figures of lesson 06: how smoothing moves the difficulty from activations to weights."""
 
-from dataclasses import dataclass
-
-import torch
+import numpy as np
 from matplotlib import rc_context
-from torch import Tensor, nn
 
-from qkit.methods.smoothquant import fake_int8, search_alpha, smoothing_factor
-from qkit.model.folding import model_folds
-from qkit.model.inputs import layer_inputs
-from qkit.model.surgery import weight_of
+from qkit.plots.axes import heights
 from qkit.plots.base import BOUND, GREY, METHOD_COLOURS, ORANGE, STYLE, Picture
-
-
-@dataclass(frozen=True, eq=False)
-class SmoothInput:
-    """An input that can be smoothed, and the layers that take it.
-
-    Attributes:
-        label: "layers.2: mlp.up_proj → mlp.down_proj".
-        weight: float32 [out, in], all layers that share the input, one below the other.
-        sample: float32 [tokens, in], some of the inputs.
-        x_absmax, w_absmax: float32 [width], the largest |x| (of all tokens) and |w| of the channels of each factor.
-        index: int64 [in], which factor each input channel takes.
-    """
-
-    label: str
-    weight: Tensor
-    sample: Tensor
-    x_absmax: Tensor
-    w_absmax: Tensor
-    index: Tensor
-
-    def factor(self, alpha: float | None) -> Tensor:
-        """s_j for each input channel, [in] (eq. 4); None: ones, no smoothing."""
-        if alpha is None:
-            return torch.ones(len(self.index))
-        return smoothing_factor(self.x_absmax, self.w_absmax, alpha)[self.index]
-
-    def losses(self, static: bool) -> dict[float | None, float]:
-        """The relative squared error of the output in W8A8 over alpha; None is no smoothing."""
-        arguments = (self.weight, self.sample, self.x_absmax, self.w_absmax, static, lambda s: s[self.index])
-        return {None: w8a8_error(self.weight, self.sample, self.factor(None), static)} | search_alpha(*arguments)
-
-
-def w8a8_error(weight: Tensor, sample: Tensor, factor: Tensor, static: bool = False) -> float:
-    """||Y' - Y||² / ||Y||² when both sides of Y = X Wᵀ are rounded to INT8 after smoothing.
-
-    Args:
-        weight: float [out, in].
-        sample: [tokens, in].
-        factor: [in], what X is divided and W multiplied by.
-        static: one activation scale for all these tokens, from their largest |x|.
-    """
-    x, w = sample / factor, weight * factor
-    reach = x.abs().max() if static else x.abs().amax(-1, keepdim=True)
-    exact = sample @ weight.T
-    y = fake_int8(x, reach) @ fake_int8(w, w.abs().amax(-1, keepdim=True)).T
-    return float((y - exact).square().sum() / exact.square().sum())
-
-
-@torch.no_grad()
-def smooth_inputs(model: nn.Module, ids: Tensor, tokens: int = 512) -> list[SmoothInput]:
-    """Every input of a model that a factor can be folded out of, in the order of the blocks.
-
-    Args:
-        model: a decoder of transformers.
-        ids: int64 [sequences, length].
-        tokens: how many of the inputs are kept as a sample, the first ones.
-    """
-    inputs, found = layer_inputs(model, ids), []
-    for name, (folds, _) in model_folds(model, ids[:1, :16]).items():
-        block = model.get_submodule(name)
-        for one in folds:
-            weight = torch.cat([weight_of(block.get_submodule(n)).detach().float() for n in one.consumers])
-            x = inputs[f"{name}.{one.consumers[0]}"]
-            x_absmax, w_absmax = (
-                torch.zeros(one.width).scatter_reduce(0, one.index, values.abs().amax(0), "amax")
-                for values in (x, weight)
-            )
-            label = f"{name.removeprefix('model.')}: {one.producer} → {', '.join(one.consumers)}"
-            found.append(SmoothInput(label, weight, x[:tokens].clone(), x_absmax, w_absmax, one.index))
-    return found
+from qkit.study.anatomy.smoothquant import SmoothInput
 
 
 class Migration(Picture):
-    """The largest |x| and |w| of each channel, before and after smoothing; beside them the W8A8 error over alpha."""
+    """The largest |x| and |w| of each channel, before and after smoothing; beside them the W8A8 error over alpha.
+
+    Its data: `x_before`, `w_before`, `x_after` and `w_after` of the channels between `edges`, the largest |x| first; over the
+    `alphas` the `losses` in percent, `unsmoothed` without smoothing, and `alpha_now` and `loss_now`, what is shown left (alpha
+    0 for no smoothing).
+    """
 
     def __init__(self, one: SmoothInput, alpha: float | None, static: bool = False, dpi: int = 96) -> None:
         with rc_context(STYLE):
@@ -123,18 +52,30 @@ class Migration(Picture):
         if alpha not in losses:
             raise ValueError(f"alpha={alpha} is not on the grid; use None or a multiple of 0.05 from 0 to 1")
         percent = {a: 100 * loss for a, loss in losses.items()}
-        factor = one.factor(alpha)
-        factor = factor / factor.median()  # a factor common to all channels changes nothing in INT8
-        before = [values[one.index] for values in (one.x_absmax, one.w_absmax)]
+        places = heights({f"alpha {a}": loss for a, loss in percent.items()}, "output error")
+        drawn = dict(zip(percent, places.tolist(), strict=True))
+        tried = [a for a in percent if a is not None]
+        before, after = one.maxima(alpha)
         order = before[0].argsort(descending=True)
-        after = [before[0] / factor, before[1] * factor]
-        edges = torch.arange(len(order) + 1) + 0.5
+        self.data = data = {
+            "edges": np.arange(len(order) + 1) + 0.5,
+            "x_before": before[0][order].numpy(),
+            "x_after": after[0][order].numpy(),
+            "w_before": before[1][order].numpy(),
+            "w_after": after[1][order].numpy(),
+            "alphas": np.array(tried),
+            "losses": np.array([drawn[a] for a in tried]),
+            "unsmoothed": drawn[None],
+            "alpha_now": 0.0 if alpha is None else alpha,
+            "loss_now": drawn[alpha],
+        }
         spreads = []
-        for i, axes in enumerate(self._bars):
-            self._before[i].set_data(before[i][order].numpy(), edges.numpy(), baseline=0)
-            self._after[i].set_data(after[i][order].numpy(), edges.numpy())
-            values = torch.cat([before[i], after[i]])
-            low, high = float(values[values > 0].min()), float(values.max())
+        for i, (axes, letter) in enumerate(zip(self._bars, "xw", strict=True)):
+            self._before[i].set_data(data[f"{letter}_before"], data["edges"], baseline=0)
+            self._after[i].set_data(data[f"{letter}_after"], data["edges"])
+            values = np.concatenate([data[f"{letter}_before"], data[f"{letter}_after"]])
+            alive = values[values > 0]
+            low, high = (float(alive.min()), float(alive.max())) if len(alive) else (1.0, 1.0)
             axes.set(xlim=(0.5, len(order) + 0.5), ylim=(low / 1.3, high * 2))
             spreads.append([float(v.max() / v.median().clamp(min=1e-12)) for v in (before[i], after[i])])
             axes.set_title(
@@ -142,11 +83,10 @@ class Migration(Picture):
                 fontsize=11,
                 loc="left",
             )
-        tried = [a for a in percent if a is not None]
-        self._curve.set_data(tried, [percent[a] for a in tried])
-        self._plain.set_ydata([percent[None]] * 2)
-        self._marker.set_data([0 if alpha is None else alpha], [percent[alpha]])
-        low, high = min(percent.values()), max(percent.values())
+        self._curve.set_data(data["alphas"], data["losses"])
+        self._plain.set_ydata([data["unsmoothed"]] * 2)
+        self._marker.set_data([data["alpha_now"]], [data["loss_now"]])
+        low, high = min(drawn.values()), max(drawn.values())
         self._right.set_ylim(low / 1.5, high * (high / low) ** 0.35 * 1.2)
         at = "no smoothing" if alpha is None else f"α = {alpha:g}"
         kind = "static" if static else "dynamic"

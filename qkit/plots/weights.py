@@ -3,60 +3,53 @@
 The two that widgets drive keep their artists and are given new data, because drawing anew costs ten times more.
 """
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from itertools import cycle
 
 import numpy as np
-import torch
 from matplotlib import rc_context
 from matplotlib.collections import LineCollection
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator
 from torch import Tensor
 
 from qkit import ops
 from qkit.engine.report import Comparison, QuantizationReport
 from qkit.numerics.error import error_statistics
 from qkit.numerics.qtensor import QTensor
-from qkit.plots.base import (
-    BITS_STYLES,
-    BLUE,
-    BOUND,
-    GREEN,
-    GREY,
-    METHOD_COLOURS,
-    ORANGE,
-    ORIGINAL,
-    QUANTIZED,
-    RED,
-    STYLE,
-    Picture,
+from qkit.plots.axes import block_ticks, heights, in_one_order, label_apart, plain_ticks
+from qkit.plots.base import BLUE, BOUND, GREEN, GREY, ORANGE, ORIGINAL, QUANTIZED, RED, STYLE, Data, Picture
+from qkit.plots.marks import mark_of
+from qkit.study.anatomy.weights import (
+    BINS,
+    group_by_scale,
+    group_errors,
+    histogram,
+    is_even,
+    levels,
+    plain_weight,
+    reaches,
 )
 
-
-def levels(q: QTensor, row: int, group: int) -> np.ndarray:
-    """The 2^bits real numbers that one group of `q` can hold, ascending."""
-    scale, zero = float(q.scales[row, group]), float(q.zeros()[row, group])
-    offset = 0.0 if q.offsets is None else float(q.offsets[row, group])
-    return scale * (np.arange(2**q.bits) - zero) + offset
-
-
-def group_by_scale(q: QTensor, quantile: float) -> tuple[int, int]:
-    """(row, group) of the scale at `quantile` among all: 1 is the widest group, 0.5 the median one."""
-    flat = q.scales.float().flatten()
-    index = int(flat.argsort()[round(quantile * (len(flat) - 1))])
-    return divmod(index, q.scales.shape[1])
+TICKS = [5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]
+CURVES = (BLUE, RED, GREEN, ORANGE)
+DOTS = 4000  # of one group: more would only hide each other
 
 
 class WeightHistogram(Picture):
-    """A histogram of weights before and after, and under it the grid that the widest and the median group have."""
+    """A histogram of weights before and after, and under it the grid that the widest and the median group have.
+
+    Its data: `edges` of the bins, how many weights they hold `before` and `after`, the levels of the `widest` and of the
+    `median` group, `sqnr_db`, `bits_per_weight`.
+    """
 
     def __init__(self, weight: Tensor, q: QTensor, title: str = "weights", dpi: int = 96) -> None:
         with rc_context(STYLE):
             super().__init__(9, 4.4, dpi)
             self._axes, self._rug = self.subplots(2, 1, sharex=True, height_ratios=[5, 1])
-            edges = np.linspace(0, 1, 201)
-            self._before = self._axes.stairs(np.ones(200), edges, fill=True, color=ORIGINAL, label="original")
-            self._after = self._axes.stairs(np.ones(200), edges, color=QUANTIZED, lw=1.4, label="quantized")
+            edges = np.linspace(0, 1, BINS + 1)
+            self._before = self._axes.stairs(np.ones(BINS), edges, fill=True, color=ORIGINAL, label="original")
+            self._after = self._axes.stairs(np.ones(BINS), edges, color=QUANTIZED, lw=1.4, label="quantized")
             self._axes.set(yscale="log", ylabel="weights in a bin")
             # Minor ticks and mathematical type (10^5) would take half of the drawing time.
             self._axes.yaxis.set_minor_locator(NullLocator())
@@ -71,36 +64,51 @@ class WeightHistogram(Picture):
         self.freeze()
 
     def show(self, weight: Tensor, q: QTensor, title: str) -> None:
-        """Give the same picture other data."""
-        approximation = ops.dequantize(q)
-        lo, hi = (float(f(f(weight), f(approximation))) for f in (torch.min, torch.max))
-        margin = 0.03 * (hi - lo) or 1.0
-        edges = np.linspace(lo - margin, hi + margin, 201)
-        self._before.set_data(_counts(weight, edges), edges)
-        self._after.set_data(_counts(approximation, edges), edges)
+        """Give the same picture other data.
+
+        Raises:
+            ValueError: `weight` is not finite, or has another shape than `q`.
+        """
+        weight = plain_weight(weight, q, title)
+        counted = histogram(weight, q)
+        error = error_statistics(weight, ops.dequantize(q).cpu())
+        self.data = data = {
+            "edges": counted.edges,
+            "before": counted.before,
+            "after": counted.after,
+            "widest": levels(q, *group_by_scale(q, 1.0)),
+            "median": levels(q, *group_by_scale(q, 0.5)),
+            "sqnr_db": error.sqnr_db,
+            "bits_per_weight": q.bits_per_weight,
+        }
+        edges = data["edges"]
+        self._before.set_data(data["before"], edges)
+        self._after.set_data(data["after"], edges)
         self._axes.set(xlim=(edges[0], edges[-1]), ylim=(0.7, 3 * weight.numel()))
-        grids = [levels(q, *group_by_scale(q, quantile)) for quantile in (1.0, 0.5)]
-        for row, (ticks, grid) in enumerate(zip(self._ticks, reversed(grids), strict=True)):
+        for row, (ticks, grid) in enumerate(zip(self._ticks, (data["median"], data["widest"]), strict=True)):
             ticks.set_segments([[(value, row + 0.12), (value, row + 0.88)] for value in grid])
-        single = q.scales.numel() == 1
+        stretch = reaches(q)
+        single = stretch.numel() == 1
         self._rug.set_yticklabels(["the one grid", "the one grid"] if single else ["median group", "widest group"])
         self._ticks[0].set_visible(not single)
         self._rug.set(ylim=(1, 2) if single else (0, 2))
-        error = error_statistics(weight, approximation)
-        self._axes.set_title(f"{title}: SQNR {error.sqnr_db:.1f} dB at {q.bits_per_weight:.2f} bits per weight")
+        self._axes.set_title(f"{title}: SQNR {data['sqnr_db']:.1f} dB at {data['bits_per_weight']:.2f} bits per weight")
+        widest, median = float(stretch.max()), float(stretch.median())
+        words = "a step is" if is_even(data["widest"]) else "the levels reach to"
         self.alt = (
             f"Histogram of {title}, {weight.numel():,} weights from {float(weight.min()):.3f} to {float(weight.max()):.3f}, "
-            f"before and after quantization to {q.bits} bits; a step is {float(q.scales.max()):.4f} in the widest group and "
-            f"{float(q.scales.float().median()):.4f} in the median one; SQNR {error.sqnr_db:.1f} dB."
+            f"before and after quantization to {q.bits} bits; {words} {widest:.4f} in the widest group and "
+            f"{median:.4f} in the median one; SQNR {data['sqnr_db']:.1f} dB."
         )
 
 
-def _counts(values: Tensor, edges: np.ndarray) -> np.ndarray:
-    return torch.histc(values.flatten(), bins=len(edges) - 1, min=float(edges[0]), max=float(edges[-1])).numpy()
-
-
 class ErrorCurve(Picture):
-    """The error of every weight of one group against the weight: a sawtooth between -s/2 and s/2."""
+    """The error of every weight of one group against the weight: a sawtooth between -s/2 and s/2, or, between the levels of a
+    table, one with teeth of different heights.
+
+    Its data: the sawtooth `tooth` over `sweep`, `errors` over `weights` of the group (of a large group only some), `bound`, the
+    largest error inside the range, and the `rms` error.
+    """
 
     def __init__(self, weight: Tensor, q: QTensor, title: str = "weights", dpi: int = 96) -> None:
         with rc_context(STYLE):
@@ -111,29 +119,48 @@ class ErrorCurve(Picture):
             self._bounds = [self._axes.axhline(0, color=BOUND, lw=1.4, ls="--") for _ in range(2)]
             self._bounds[0].set_label("± half a step")
             self._axes.set(xlabel="weight w", ylabel="error  ŵ - w")
-            self._axes.legend(loc="upper right", ncols=3, bbox_to_anchor=(1, 1.02))
+            self._legend = self._axes.legend(loc="upper right", ncols=3, bbox_to_anchor=(1, 1.02))
         self.show(weight, q, title)
         self.freeze()
 
     def show(self, weight: Tensor, q: QTensor, title: str) -> None:
-        """Give the same picture other data: the widest group of `q` is drawn."""
-        row, group = group_by_scale(q, 1.0)
-        rows, groups = q.scales.shape
-        members = weight.reshape(rows, groups, -1)[row, group]
-        errors = (ops.dequantize(q).reshape(rows, groups, -1)[row, group] - members).numpy()
-        grid, step = levels(q, row, group), float(q.scales[row, group])
-        sweep = (grid[:, None] + (-step / 2, step / 2)).ravel()  # both ends of the interval of each level
-        few = slice(None, None, max(1, len(members) // 4000))  # more dots would only hide each other
-        self._tooth.set_data(sweep, np.tile((step / 2, -step / 2), len(grid)))
-        self._dots.set_data(members.numpy()[few], errors[few])
+        """Give the same picture other data: the widest group of `q` is drawn.
+
+        Raises:
+            ValueError: `weight` is not finite, or has another shape than `q`.
+        """
+        found = group_errors(plain_weight(weight, q, title), q, *group_by_scale(q, 1.0))
+        few = slice(None, None, max(1, len(found.weights) // DOTS))
+        self.data = data = {
+            "sweep": found.sweep,
+            "tooth": found.tooth,
+            "weights": found.weights[few],
+            "errors": found.errors[few],
+            "bound": found.bound,
+            "rms": float(np.sqrt(np.mean(found.errors**2))),
+        }
+        self._tooth.set_data(data["sweep"], data["tooth"])
+        self._dots.set_data(data["weights"], data["errors"])
         for bound, sign in zip(self._bounds, (-1, 1), strict=True):
-            bound.set_ydata([sign * step / 2] * 2)
-        self._axes.set(xlim=(sweep[0], sweep[-1]), ylim=(-0.65 * step, 0.85 * step))
-        rms, uniform = float(np.sqrt(np.mean(errors**2))), step / np.sqrt(12)
-        self._axes.set_title(f"{title}: step s = {step:.4f}, rms error {rms:.5f}, s/√12 = {uniform:.5f}")
+            bound.set_ydata([sign * data["bound"]] * 2)
+        self._legend.get_texts()[2].set_text("± half a step" if found.even else "± half the widest gap")
+        step = 2 * data["bound"]
+        reach = step or 1.0  # a block of zeros has one level and no gap
+        room = 0 if step else 1.0
+        self._axes.set(xlim=(found.sweep[0] - room, found.sweep[-1] + room), ylim=(-0.65 * reach, 0.85 * reach))
+        rms, uniform = data["rms"], step / np.sqrt(12)
+        if found.even:
+            self._axes.set_title(f"{title}: step s = {step:.4f}, rms error {rms:.5f}, s/√12 = {uniform:.5f}")
+            words = f"a step of {step:.4f}; the rms error is {rms:.5f}, s over root 12 is {uniform:.5f}"
+        else:
+            narrow = float(found.gaps.min(initial=step))
+            self._axes.set_title(f"{title}: gaps of {narrow:.4f} to {step:.4f}, rms error {rms:.5f}")
+            words = (
+                f"the gap between two levels, which goes from {narrow:.4f} to {step:.4f}; the rms error is {rms:.5f}"
+            )
         self.alt = (
-            f"Error against weight for the widest group of {title}, {len(members):,} weights at {q.bits} bits: a sawtooth "
-            f"between plus and minus half a step of {step:.4f}; the rms error is {rms:.5f}, s over root 12 is {uniform:.5f}."
+            f"Error against weight for the widest group of {title}, {len(found.weights):,} weights at {q.bits} bits: a "
+            f"sawtooth between plus and minus half {'' if found.even else 'of '}{words}."
         )
 
 
@@ -148,10 +175,18 @@ def error_curve(weight: Tensor, q: QTensor, title: str = "weights") -> Picture:
 
 
 def layer_errors(reports: Mapping[str, QuantizationReport]) -> Picture:
-    """SQNR of every layer, in model order, one line a report."""
+    """SQNR of every layer, in model order, one line a report.
+
+    Its data: `layers`, their names, and under "SQNR of " and the name of each report a number for each of them, NaN where the
+    report has no such layer.
+
+    Raises:
+        ValueError: no report, or one without layers.
+    """
     with rc_context(STYLE):
         picture = Picture(9, 4.2)
-        _draw_layer_errors(picture.subplots(), reports)
+        picture.data = data = _layer_data(reports)
+        _draw_layer_errors(picture.subplots(), data, reports)
     worst = {name: min(report.layers, key=lambda layer: layer.error.sqnr_db) for name, report in reports.items()}
     picture.alt = "SQNR of every layer. " + " ".join(
         f"{name}: lowest {layer.error.sqnr_db:.1f} dB at {layer.name}." for name, layer in worst.items()
@@ -160,23 +195,28 @@ def layer_errors(reports: Mapping[str, QuantizationReport]) -> Picture:
 
 
 def perplexity_against_bytes(comparison: Comparison) -> Picture:
-    """Quality against size: one point a model, lower and further left is better."""
+    """Quality against size: one point a model, lower and further left is better.
+
+    Its data: `names`, `megabytes` and `perplexity` of the rows, in their order.
+    """
     with rc_context(STYLE):
         picture = Picture(7.5, 4.6)
-        _draw_perplexity(picture, picture.subplots(), comparison)
+        picture.data = data = _perplexity_data(comparison)
+        _draw_perplexity(picture, picture.subplots(), data, comparison)
     picture.alt = _perplexity_words(comparison)
     return picture
 
 
 def comparison_picture(comparison: Comparison) -> Picture:
-    """Both at once: what `qkit compare` writes."""
-    reports = {row.name: row.report for row in comparison.rows if row.report is not None}
+    """Both at once: what `qkit compare` writes. Its data are those of both."""
+    reports = {row.name: row.report for row in comparison.rows if row.report is not None and row.report.layers}
     with rc_context(STYLE):
         picture = Picture(13, 5)
         left, right = picture.subplots(1, 2, width_ratios=[1, 1.15])
-        _draw_perplexity(picture, left, comparison)
+        picture.data = data = {**_perplexity_data(comparison), **(_layer_data(reports) if reports else {})}
+        _draw_perplexity(picture, left, data, comparison)
         if reports:
-            _draw_layer_errors(right, reports)
+            _draw_layer_errors(right, data, reports)
         picture.suptitle(comparison.caption)
     picture.alt = _perplexity_words(comparison)
     return picture
@@ -187,88 +227,79 @@ def _perplexity_words(comparison: Comparison) -> str:
     return f"Perplexity against megabytes on disk for {comparison.caption}: {points}."
 
 
-def _style_of(name: str, scheme: Mapping[str, Any] | None) -> tuple[str, str, str]:
-    """(colour, marker, line) of a scheme, by its name and its dictionary."""
-    whole = {"NF4": 4, "FP4": 4, "LLMInt8": 8, "W8A8": 8, "SmoothQuant": 8}
-    bits = None if scheme is None else scheme.get("bits", whole.get(scheme["scheme"]))
-    return (METHOD_COLOURS.get(name.split()[0], GREY), *BITS_STYLES.get(bits, ("D", "-")))
+def _perplexity_data(comparison: Comparison) -> Data:
+    values = heights({row.name: row.perplexity for row in comparison.rows}, "perplexity")
+    sizes = np.array([row.disk_bytes / 1e6 for row in comparison.rows])
+    return {"names": np.array([row.name for row in comparison.rows]), "megabytes": sizes, "perplexity": values}
 
 
-def _draw_perplexity(picture: Picture, axes, comparison: Comparison) -> None:
-    for row in comparison.rows:
-        colour, marker, _ = _style_of(row.name, row.scheme)
-        axes.plot(row.disk_bytes / 1e6, row.perplexity, marker, color=colour, ms=9, mec="white")
-    values = [row.perplexity for row in comparison.rows]
-    sizes = [row.disk_bytes / 1e6 for row in comparison.rows]
+def _draw_perplexity(picture: Picture, axes, data: Data, comparison: Comparison) -> None:
+    sizes, values = data["megabytes"], data["perplexity"]
+    for row, size, value in zip(comparison.rows, sizes, values, strict=True):
+        mark = mark_of(row.name, row.scheme)
+        axes.plot(size, value, mark.marker, color=mark.colour, ms=9, mec="white")
     axes.set(xscale="log", yscale="log", xlabel="MB on disk", ylabel="perplexity (lower is better)")
     axes.set(xlim=(0.85 * min(sizes), 1.9 * max(sizes)), ylim=(0.7 * min(values), 1.6 * max(values)))
-    axes.axhline(comparison.rows[0].perplexity, color="black", lw=1, ls=":")
-    _plain_ticks(axes.xaxis, [5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000])
-    _plain_ticks(axes.yaxis, [5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000])
+    axes.axhline(values[0], color="black", lw=1, ls=":")
+    plain_ticks(axes.xaxis, TICKS)
+    plain_ticks(axes.yaxis, TICKS)
     picture.draw_without_rendering()  # the layout must be known before labels can be kept apart
-    _label_apart(axes, sizes, values, [row.name for row in comparison.rows])
+    infinite = (math.isinf(row.perplexity) for row in comparison.rows)
+    labels = [f"{name} (infinite)" if inf else name for name, inf in zip(data["names"], infinite, strict=True)]
+    label_apart(axes, sizes, values, labels)
 
 
-def _plain_ticks(axis, ticks: list[float]) -> None:
-    lo, hi = axis.get_view_interval()
-    axis.set_ticks([tick for tick in ticks if lo <= tick <= hi])
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _label_apart(axes, xs: list[float], ys: list[float], names: list[str], spacing: float = 15.0) -> None:
-    """Write each name beside its point, from the lowest up, pushing a label up where it would touch the one below."""
-    points = axes.transData.transform(np.column_stack([xs, ys])) * 72 / axes.figure.dpi
-    placed: list[np.ndarray] = []
-    for index in np.argsort(points[:, 1], kind="stable"):
-        spot = points[index] + (12, -4)
-        for other in placed:
-            if abs(other[0] - spot[0]) < 110 and spot[1] - other[1] < spacing:
-                spot[1] = other[1] + spacing
-        placed.append(spot)
-        shift = spot - points[index]
-        line = {"arrowstyle": "-", "color": GREY, "lw": 0.8} if shift[1] > 4 else None
-        axes.annotate(
-            names[index],
-            (xs[index], ys[index]),
-            shift,
-            textcoords="offset points",
-            fontsize=10.5,
-            arrowprops=line,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
-
-
-def _draw_layer_errors(axes, reports: Mapping[str, QuantizationReport]) -> None:
+def _layer_data(reports: Mapping[str, QuantizationReport]) -> Data:
     for name, report in reports.items():
-        colour, marker, line = _style_of(name, report.scheme)
-        values = [layer.error.sqnr_db for layer in report.layers]
-        axes.plot(values, color=colour, ls=line, marker=marker, ms=3, lw=1.2)
-        axes.annotate(name, (len(values) - 1, values[-1]), (8, -4), textcoords="offset points", fontsize=10.5)
-    names = [layer.name for layer in next(iter(reports.values())).layers]
-    blocks = [".".join(part for part in name.split(".") if part.isdigit()) for name in names]
-    starts = [i for i, block in enumerate(blocks) if i == 0 or block != blocks[i - 1]]
-    few = starts[:: max(1, len(starts) // 12)]
-    axes.set_xticks(few, [blocks[i] for i in few])
-    axes.set(
-        xlabel="layers in model order, by decoder block",
-        ylabel="SQNR (dB, higher is better)",
-        xlim=(-1, 1.32 * len(names)),
-    )
+        if not report.layers:
+            raise ValueError(f"the report of {name!r} has no layers to draw; leave it out")
+    layers = in_one_order([layer.name for layer in report.layers] for report in reports.values())
+    data = {"layers": np.array(layers)}
+    both = {(n, layer.name): layer.error.sqnr_db for n, report in reports.items() for layer in report.layers}
+    drawn = dict(zip(both, heights(both, "SQNR of layers", log=False), strict=True))
+    return data | {
+        f"SQNR of {name}": np.array([drawn.get((name, layer), np.nan) for layer in layers]) for name in reports
+    }
+
+
+def _draw_layer_errors(axes, data: Data, reports: Mapping[str, QuantizationReport]) -> None:
+    layers = data["layers"]
+    for name, report in reports.items():
+        mark = mark_of(name, report.scheme)
+        values = data[f"SQNR of {name}"]
+        (there,) = np.nonzero(~np.isnan(values))
+        axes.plot(there, values[there], color=mark.colour, ls=mark.line, marker=mark.marker, ms=3, lw=1.2)
+        axes.annotate(name, (there[-1], values[there[-1]]), (8, -4), textcoords="offset points", fontsize=10.5)
+    block_ticks(axes, layers, 12)
+    axes.set(ylabel="SQNR (dB, higher is better)", xlim=(-1, 1.32 * len(layers)))
 
 
 def sqnr_curves(
     series: Mapping[str, tuple[list[float], list[float]]], xlabel: str, slope: float | None = None
 ) -> Picture:
-    """SQNR against bits, one curve a name: {name: (bits, dB)}. `slope`: a dotted line of so many dB a bit."""
+    """SQNR against bits, one curve a name: {name: (bits, dB)}. `slope`: a dotted line of so many dB a bit.
+
+    Its data: under "bits of " and "SQNR of " and each name its points.
+
+    Raises:
+        ValueError: no curve, or one with NaN.
+    """
+    if not series:
+        raise ValueError("there is no curve to draw; give {name: (bits, dB)}")
+    data: dict[str, np.ndarray] = {}
+    for name, (bits, db) in series.items():
+        points = dict(zip((f"{name} at {b} bits" for b in bits), db, strict=True))
+        data |= {f"bits of {name}": np.array(bits), f"SQNR of {name}": heights(points, "SQNR", log=False)}
     with rc_context(STYLE):
         picture = Picture(8, 4.4)
+        picture.data = data
         axes = picture.subplots()
-        for (name, (bits, db)), colour, marker in zip(series.items(), (BLUE, RED, GREEN, ORANGE), "os^v", strict=False):
-            axes.plot(bits, db, color=colour, marker=marker, ms=6, label=name)
+        for name, colour, marker in zip(series, cycle(CURVES), cycle("os^vD"), strict=False):
+            axes.plot(data[f"bits of {name}"], data[f"SQNR of {name}"], color=colour, marker=marker, ms=6, label=name)
         if slope is not None:
-            bits, db = next(iter(series.values()))
-            axes.axline((bits[-1], db[-1]), slope=slope, color=GREY, ls=":", label=f"{slope:.2f} dB a bit")
+            first = next(iter(series))
+            end = (data[f"bits of {first}"][-1], data[f"SQNR of {first}"][-1])
+            axes.axline(end, slope=slope, color=GREY, ls=":", label=f"{slope:.2f} dB a bit")
         axes.set(xlabel=xlabel, ylabel="SQNR (dB, higher is better)")
         axes.legend(loc="upper left")
     picture.alt = "SQNR in dB against bits. " + " ".join(

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from qkit.engine.scaling import LayerScale, Scaling
 from qkit.numerics.mapping import GroupSize
-from qkit.plots.awq import AlphaSearch, consumers_weight, fold_label
+from qkit.plots.awq import AlphaSearch
+from qkit.study.anatomy.awq import consumers_weight, fold_label
 from qkit.widgets.live import DPI, LivePicture
 
 NO_SCALING = "no scaling"  # a slider cannot hold None

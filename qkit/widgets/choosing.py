@@ -5,8 +5,8 @@ from torch import nn
 
 from qkit.model.surgery import find_targets
 from qkit.plots import LossAgainstBytes
-from qkit.plots.choosing import Points
 from qkit.study.advice import HARDWARE, QUALITY, recommend
+from qkit.study.frontier import Points
 from qkit.widgets.live import DPI, LivePicture
 
 

@@ -6,7 +6,8 @@ import ipywidgets
 from torch import Tensor, nn
 
 from qkit.model.inputs import layer_statistics
-from qkit.plots import ColumnSteps, CompensationPicture, column_steps
+from qkit.plots import CompensationPicture
+from qkit.study.anatomy.gptq import ColumnSteps, column_steps
 from qkit.widgets.live import DPI, LivePicture
 
 

@@ -4,7 +4,8 @@ import ipywidgets
 from torch import Tensor, nn
 
 from qkit.methods.smoothquant import ALPHAS
-from qkit.plots.smoothquant import Migration, SmoothInput, smooth_inputs
+from qkit.plots.smoothquant import Migration
+from qkit.study.anatomy.smoothquant import SmoothInput, smooth_inputs
 from qkit.widgets.live import DPI, LivePicture
 
 NO_SMOOTHING = "none"  # a slider cannot hold None

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 import qkit
 from qkit import plots
@@ -13,31 +12,19 @@ def searched(llama, ids):
     return llama, qkit.search_scales(llama, qkit.AWQ(bits=3, group_size=4, grid=4), calibration=ids.repeat(8, 1))
 
 
-def test_the_scale_at_the_best_alpha_is_the_one_that_was_found(searched):
-    model, scaling = searched
-    for one in scaling:
-        weight = plots.consumers_weight(model, one)
-        assert torch.allclose(plots.scale_at(weight, one, one.alpha, 4), one.scale[one.fold.index], rtol=1e-4)
-
-
-def test_no_alpha_is_no_scaling(searched):
-    model, scaling = searched
-    assert (plots.scale_at(plots.consumers_weight(model, scaling[0]), scaling[0], None, 4) == 1).all()
-
-
 def test_it_draws_salience_in_falling_order_its_scales_and_the_losses(searched):
     model, scaling = searched
     one = scaling[0]
     picture = plots.alpha_search(model, one, alpha=0.5, group_size=4)
-    salience, scale = (line.get_ydata() for line in (picture._salience, picture._scale))
+    salience, scale = picture.data["salience"], picture.data["scale"]
     assert (np.diff(salience) <= 0).all()
     order = one.salience.argsort(descending=True)
     expected = plots.scale_at(plots.consumers_weight(model, one), one, 0.5, 4)[order]
     assert np.allclose(scale, expected)
-    alphas, losses = picture._curve.get_data()
+    alphas, losses = picture.data["alphas"], picture.data["losses"]
     assert list(alphas) == [0, 0.25, 0.5, 0.75, 1] and np.allclose(losses, 100 * np.array(one.losses[1:]))
-    assert picture._marker.get_ydata()[0] == losses[2]
-    assert picture._plain.get_ydata()[0] == pytest.approx(100 * one.losses[0])
+    assert picture.data["loss_now"] == losses[2]
+    assert picture.data["unscaled"] == pytest.approx(100 * one.losses[0])
 
 
 def test_a_picture_given_another_fold_equals_one_drawn_of_it(searched):

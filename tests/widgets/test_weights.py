@@ -31,7 +31,7 @@ def test_what_is_drawn_is_what_the_library_computes(weights):
     explorer = HistogramExplorer(weights, layer="second", bits=4)
     explorer.bits.value, explorer.group_size.value = 3, 32
     expected = qkit.quantize_tensor(weights["second"], bits=3, group_size=32).dequantize()
-    counts, edges, _ = explorer.picture._after.get_data()
+    counts, edges = explorer.picture.data["after"], explorer.picture.data["edges"]
     assert np.abs(counts - np.histogram(expected.numpy(), edges)[0]).sum() <= 4
     assert f"SQNR {qkit.sqnr_db(weights['second'], expected):.1f} dB" in explorer.picture.alt
 

@@ -1,0 +1,66 @@
+"""AWQ taken apart: the layers that share a scale, and the scale of each channel at any alpha."""
+
+import torch
+from torch import Tensor, nn
+
+from qkit.engine.scaling import LayerScale
+from qkit.methods.awq import awq_scale, relative_magnitude
+from qkit.model.folding import Fold
+from qkit.model.surgery import weight_of
+from qkit.numerics.mapping import GroupSize
+
+
+def stacked_weight(block: nn.Module, fold: Fold) -> Tensor:
+    """The weights of the layers that `fold` scales, one below the other, float32 [out, in]."""
+    return torch.cat([weight_of(block.get_submodule(name)).detach().float() for name in fold.consumers])
+
+
+def consumers_weight(model: nn.Module, one: LayerScale) -> Tensor:
+    """The weights of the layers that `one` scales, one below the other, float32 [out, in]."""
+    return stacked_weight(model.get_submodule(one.block), one.fold)
+
+
+def label_of(block: str, fold: Fold) -> str:
+    """A fold of the block called `block`, in short: "layers.2: mlp.up_proj → mlp.down_proj"."""
+    return f"{block.removeprefix('model.')}: {fold.producer} → {', '.join(fold.consumers)}"
+
+
+def fold_label(one: LayerScale) -> str:
+    """The fold of a scale in short: "layers.2: mlp.up_proj → mlp.down_proj"."""
+    return label_of(one.block, one.fold)
+
+
+def scale_at(weight: Tensor, one: LayerScale, alpha: float | None, group_size: GroupSize = 128) -> Tensor:
+    """The scale of every input channel that AWQ tries at `alpha`, float32 [in]; None: no scaling, ones.
+
+    Args:
+        weight: that of the layers, before scaling (`consumers_weight`).
+        one: from `qkit.search_scales` with an `AWQ` scheme.
+        group_size: of that scheme.
+    """
+    index = one.fold.index
+    if alpha is None:
+        return torch.ones(len(index))
+    count = torch.bincount(index, minlength=one.fold.width)
+    means = [
+        torch.bincount(index, weights=values.double(), minlength=one.fold.width).div(count).float()
+        for values in (one.salience, relative_magnitude(weight, group_size))
+    ]
+    return awq_scale(*means, alpha)[index]
+
+
+def losses_by_alpha(one: LayerScale) -> dict[float | None, float]:
+    """The relative output error at each alpha that was tried, in percent; None is no scaling.
+
+    Raises:
+        ValueError: no search with an AWQ scheme made `one`.
+    """
+    losses = {alpha: 100 * loss for alpha, loss in zip(one.alphas, one.losses, strict=True)}
+    if None not in losses:
+        raise ValueError(f"{one!r} was not searched by AWQ; use qkit.search_scales(model, qkit.AWQ(...))")
+    return losses
+
+
+def relative_salience(one: LayerScale) -> Tensor:
+    """The mean |x| of each channel over that of the median one, float32 [in]."""
+    return one.salience / one.salience.median().clamp(min=1e-12)

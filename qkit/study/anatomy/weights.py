@@ -1,0 +1,135 @@
+"""A quantized weight taken apart: its groups, the levels that each can hold, and the errors between them.
+
+A group is what shares a scale: weights of a row, a whole row, the whole tensor; or a block of a codebook, which runs over the
+ends of rows. In all of them the members are neighbours in the flattened weight, so that a group is a place in it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qkit import ops
+from qkit.numerics.codebook_qtensor import CodebookQTensor
+from qkit.numerics.codebooks import codebook
+from qkit.numerics.mapping import check_finite
+from qkit.numerics.qtensor import QTensor
+
+BINS = 200
+
+
+def reaches(q: QTensor) -> Tensor:
+    """What the levels of each group are stretched by, float32: the scales [rows, groups], or the absmax of blocks [1, blocks]."""
+    return q.absmax()[None] if isinstance(q, CodebookQTensor) else q.scales.float()
+
+
+def levels(q: QTensor, row: int, group: int) -> np.ndarray:
+    """The real numbers that one group of `q` can hold, float64, ascending, each once: 2^bits of them, or those of a table."""
+    if isinstance(q, CodebookQTensor):
+        return np.unique(float(reaches(q)[row, group]) * codebook(q.codebook).double().numpy())
+    scale, zero = float(q.scales[row, group]), float(q.zeros()[row, group])
+    offset = 0.0 if q.offsets is None else float(q.offsets[row, group])
+    return scale * (np.arange(2**q.bits) - zero) + offset
+
+
+def is_even(grid: np.ndarray) -> bool:
+    """Whether neighbouring levels are all one step apart."""
+    gaps = np.diff(grid)
+    return len(gaps) > 0 and np.allclose(gaps, gaps[0], rtol=1e-6, atol=0)
+
+
+def group_by_scale(q: QTensor, quantile: float) -> tuple[int, int]:
+    """(row, group) of the scale at `quantile` among all: 1 is the widest group, 0.5 the median one."""
+    stretch = reaches(q)
+    index = int(stretch.flatten().argsort()[round(quantile * (stretch.numel() - 1))])
+    return divmod(index, stretch.shape[1])
+
+
+def members(values: Tensor, q: QTensor, row: int, group: int) -> Tensor:
+    """Those of `values` [out, in] that belong to one group of `q`; the last block of a codebook may be short."""
+    stretch = reaches(q)
+    size = q.block_size if isinstance(q, CodebookQTensor) else values.numel() // stretch.numel()
+    start = (row * stretch.shape[1] + group) * size
+    return values.reshape(-1)[start : start + size]
+
+
+def plain_weight(weight: Tensor, q: QTensor, name: str) -> Tensor:
+    """`weight` as float32 on the CPU, to be looked at beside `q`.
+
+    Raises:
+        ValueError: it is not finite, or of another shape than `q`.
+    """
+    if tuple(weight.shape) != tuple(q.shape):
+        raise ValueError(
+            f"{name} is {tuple(weight.shape)} and its quantized form {tuple(q.shape)}; give the weight it was made from"
+        )
+    check_finite(weight, name)
+    return weight.detach().float().cpu()
+
+
+@dataclass(frozen=True, eq=False)
+class WeightHistogram:
+    """How many weights fall into each bin, before and after.
+
+    Attributes:
+        edges: float64 [bins + 1].
+        before, after: float32 [bins].
+    """
+
+    edges: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+
+def histogram(weight: Tensor, q: QTensor) -> WeightHistogram:
+    """Count `weight` [out, in] and what `q` made of it, in even bins over both."""
+    approximation = ops.dequantize(q).cpu()
+    lo, hi = (float(f(f(weight), f(approximation))) for f in (torch.min, torch.max))
+    margin = 0.03 * (hi - lo) or 1.0
+    edges = np.linspace(lo - margin, hi + margin, BINS + 1)
+    return WeightHistogram(edges, _counts(weight, edges), _counts(approximation, edges))
+
+
+def _counts(values: Tensor, edges: np.ndarray) -> np.ndarray:
+    return torch.histc(values.flatten(), bins=len(edges) - 1, min=float(edges[0]), max=float(edges[-1])).numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class GroupErrors:
+    """The errors of the weights of one group, and of any weight in its range.
+
+    Attributes:
+        levels: what the group can hold, ascending.
+        gaps: between neighbours; empty where there is one level.
+        sweep, tooth: both ends of the interval of each level, and the error there: a sawtooth.
+        weights, errors: float32, the group's own; an error is ŵ - w.
+    """
+
+    levels: np.ndarray
+    gaps: np.ndarray
+    sweep: np.ndarray
+    tooth: np.ndarray
+    weights: np.ndarray
+    errors: np.ndarray
+
+    @property
+    def bound(self) -> float:
+        """The largest error inside the range: half the widest gap, which on an even grid is half a step."""
+        return float(self.gaps.max()) / 2 if len(self.gaps) else 0.0
+
+    @property
+    def even(self) -> bool:
+        """Whether all gaps are one step."""
+        return is_even(self.levels)
+
+
+def group_errors(weight: Tensor, q: QTensor, row: int, group: int) -> GroupErrors:
+    """The errors of one group of `q`, made from `weight` [out, in]."""
+    grid = levels(q, row, group)
+    gaps = np.diff(grid)
+    around = np.pad(gaps, 1, "edge") if len(gaps) else np.zeros(2)  # beyond its ends a grid errs as beside them
+    sides = np.stack([-around[:-1], around[1:]], 1) / 2
+    own = members(weight, q, row, group)
+    errors = (members(ops.dequantize(q).cpu(), q, row, group) - own).numpy()
+    return GroupErrors(grid, gaps, (grid[:, None] + sides).ravel(), -sides.ravel(), own.numpy(), errors)

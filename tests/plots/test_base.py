@@ -1,0 +1,105 @@
+"""What holds for every figure: it says what it shows, in words and in numbers, and it shows what it says."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import qkit
+from drawn import is_drawn
+from qkit import plots
+from qkit.bench.record import LinearRecord, Measurement, Roof
+from qkit.bench.roofline import Layer
+from qkit.model.calibration import InputStatistics
+from qkit.model.inputs import input_maxima
+from qkit.plots.roofline import roofline
+
+ROOF = Roof(threads=2, gigabytes_per_second=32.0, float_gops=256.0, int8_gops=1024.0)
+POINTS = {"RTN W3 g128": (8.1, 1.9), "GPTQ W4 g128": (9.7, 0.2), "NF4 b64 dq": (9.75, 0.3)}
+
+
+def a_weight():
+    return torch.randn(16, 96, generator=torch.Generator().manual_seed(0)) * 0.1
+
+
+def a_comparison(llama, ids):
+    return qkit.compare(llama, [qkit.RTN(8), qkit.NF4()], ids)
+
+
+def some_steps():
+    inputs = InputStatistics.empty(96, wants=frozenset({"square"}))
+    inputs.add(torch.randn(200, 96, generator=torch.Generator().manual_seed(1)))
+    return plots.column_steps(a_weight(), inputs, 3, stops=5)
+
+
+def a_search(llama, ids):
+    return qkit.search_scales(llama, qkit.AWQ(bits=3, group_size=4, grid=4), calibration=ids.repeat(8, 1))
+
+
+def some_choices(llama, ids):
+    measured = qkit.sensitivity(llama, [qkit.RTN(2), qkit.RTN(8)], calibration=ids)
+    return plots.layer_choices(measured, qkit.mixed_precision(measured, 4.0))
+
+
+def a_record():
+    rows = (("qkit", "NF4 b64"), ("bitsandbytes", "NF4 b64"), ("torch", "fp32"))
+    measured = [
+        Measurement(library, name, (100, 200), 1, tokens, 10**4 * n, 2, 0.1, 1.0, (float(n * tokens),))
+        for n, (library, name) in enumerate(rows, 1)
+        for tokens in (1, 8)
+    ]
+    return LinearRecord({}, (Roof(1, 0.03, 1.0, 4.0),), tuple(measured))
+
+
+FIGURES = {
+    "weight_histogram": lambda llama, ids: plots.weight_histogram(a_weight(), qkit.quantize_tensor(a_weight(), bits=3)),
+    "weight_histogram NF4": lambda llama, ids: plots.weight_histogram(
+        a_weight(), qkit.quantize_tensor(a_weight(), qkit.NF4())
+    ),
+    "error_curve": lambda llama, ids: plots.error_curve(a_weight(), qkit.quantize_tensor(a_weight(), bits=3)),
+    "error_curve NF4": lambda llama, ids: plots.error_curve(a_weight(), qkit.quantize_tensor(a_weight(), qkit.NF4())),
+    "sqnr_curves": lambda llama, ids: plots.sqnr_curves({"one": ([2, 3], [9.5, 16.9])}, "bits", 6.02),
+    "perplexity_against_bytes": lambda llama, ids: plots.perplexity_against_bytes(a_comparison(llama, ids)),
+    "comparison_picture": lambda llama, ids: plots.comparison_picture(a_comparison(llama, ids)),
+    "layer_errors": lambda llama, ids: plots.layer_errors({"NF4": a_comparison(llama, ids).rows[2].report}),
+    "outlier_map": lambda llama, ids: plots.outlier_map(input_maxima(llama, ids), ["token"] * 40, 1.5),
+    "codebook_levels": lambda llama, ids: plots.codebook_levels(a_weight(), 32),
+    "compensation_picture": lambda llama, ids: plots.compensation_picture(some_steps(), 2),
+    "against_chunks": lambda llama, ids: plots.against_chunks([1, 4], {"one": [5.0, 3.0]}, 3.2, "rounding", "error"),
+    "alpha_search": lambda llama, ids: plots.alpha_search(llama, a_search(llama, ids)[0], 0.5, 4),
+    "migration": lambda llama, ids: plots.migration(plots.smooth_inputs(llama, ids, 16)[0], 0.5),
+    "loss_against_bytes": lambda llama, ids: plots.LossAgainstBytes(POINTS, megabytes=9.0, advised="NF4 b64 dq"),
+    "layer_choices": some_choices,
+    "steps_on_roofline": lambda llama, ids: plots.steps_on_roofline(ROOF, {"FP32": (Layer(64, 64), 2e-4)}),
+    "LayerOnRoofline": lambda llama, ids: plots.LayerOnRoofline(ROOF, Layer(64, 64, 4, 32), {"floats": 2e-4}, "one"),
+    "roofline": lambda llama, ids: roofline(a_record(), (100, 200), 1),
+}
+NOT_WRITTEN = {"layers"}  # one tick a block
+
+
+@pytest.fixture(params=FIGURES)
+def picture(request, llama, ids):
+    return FIGURES[request.param](llama, ids)
+
+
+def test_every_figure_is_here():
+    called = {name for name in plots.__all__ if name[0].islower()} - {
+        *("attainable", "best_that_fits", "column_steps", "consumers_weight", "fold_label", "four_bit_levels"),
+        *("four_bit_sqnr", "frontier", "group_by_scale", "input_label", "levels", "output_error", "scale_at"),
+        *("smooth_inputs", "w8a8_error"),
+    }
+    assert called <= set(FIGURES)
+
+
+def test_all_its_data_are_drawn_and_plain(picture):
+    assert picture.data and picture.alt
+    for name, value in picture.data.items():
+        assert isinstance(name, str) and isinstance(value, (np.ndarray, float, int, str, np.generic)), name
+        assert name in NOT_WRITTEN or is_drawn(value, picture), name
+
+
+def test_it_is_drawn_without_a_complaint(picture):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert picture.png().startswith(b"\x89PNG")

@@ -1,0 +1,55 @@
+"""GPTQ stopped on the way is GPTQ."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import qkit
+from qkit.methods.gptq import gptq
+from qkit.model.calibration import InputStatistics
+from qkit.study.anatomy.gptq import column_steps, output_error
+
+
+@pytest.fixture
+def weight():
+    return torch.randn(12, 40, generator=torch.Generator().manual_seed(0)) * 0.1
+
+
+@pytest.fixture
+def x():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(200, 40, generator=generator) @ torch.randn(40, 40, generator=generator)
+
+
+@pytest.fixture
+def inputs(x):
+    statistics = InputStatistics.empty(40, wants=frozenset({"square"}))
+    statistics.add(x)
+    return statistics
+
+
+def test_the_output_error_is_that_of_the_outputs(weight, x, inputs):
+    w_hat = qkit.quantize_tensor(weight, bits=3).dequantize()
+    expected = ((weight - w_hat) @ x.T).square().sum() / (weight @ x.T).square().sum()
+    assert output_error(weight, w_hat, inputs.hessian) == pytest.approx(float(expected), rel=1e-4)
+    assert output_error(weight, weight, inputs.hessian) == 0
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_steps_begin_at_the_original_and_end_at_what_the_library_computes(weight, inputs, bits):
+    steps = column_steps(weight, inputs, bits, stops=9)
+    assert steps.columns == (0, 5, 10, 15, 20, 25, 30, 35, 40)
+    solved = gptq(weight, inputs, replace(qkit.GPTQ.paper(bits, None), scale_dtype="float32")).q.dequantize()
+    rounded = qkit.quantize_tensor(weight, qkit.RTN(bits, symmetric=True, scale_dtype="float32")).dequantize()
+    assert steps.change[0].abs().max() == 0
+    assert torch.allclose(steps.change[-1], solved - weight, atol=1e-6)
+    assert steps.gptq[0] == steps.rounding[0] == 0
+    assert steps.gptq[-1] == pytest.approx(output_error(weight, solved, inputs.hessian), rel=1e-4)
+    assert steps.rounding[-1] == pytest.approx(output_error(weight, rounded, inputs.hessian), rel=1e-4)
+
+
+def test_rounded_columns_stay_and_few_rows_are_kept(weight, inputs):
+    steps = column_steps(weight, inputs, 3, stops=5, rows=4)
+    assert steps.change.shape == (5, 4, 40)
+    assert torch.equal(steps.change[2][:, :20], steps.change[4][:, :20])
