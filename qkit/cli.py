@@ -170,7 +170,8 @@ def bench_cpu(
 ) -> None:
     """Time one linear layer in every format, beside torch, onnxruntime and bitsandbytes where they are installed."""
     from qkit.bench import linear, tables, write_json
-    from qkit.bench.record import core_count, write_bytes
+    from qkit.bench.record import core_count
+    from qkit.checkpoints.files import write_bytes
     from qkit.plots.roofline import roofline
 
     usual = [count for count in linear.THREADS if count <= core_count()]
@@ -187,7 +188,7 @@ def bench_cpu(
                 _print_whole(table)
         if out is not None:
             name = f"roofline-{linear.spell(case[0])}-{case[1]}.png"
-            written.append(write_bytes(roofline(record, *case).png(), out / name))
+            written.append(write_bytes(out / name, roofline(record, *case).png()))
     _print_notes(tables.notes(record), written)
 
 

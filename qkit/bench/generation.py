@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from qkit.bench.child import answer, ask
 from qkit.bench.record import ModelMeasurement, ModelRecord, core_count, describe_machine
 from qkit.checkpoints.load import EMBEDDED, load
-from qkit.checkpoints.native import _parameters_without_memory
+from qkit.checkpoints.skeleton import parameters_without_memory
 from qkit.engine.quantize import quantize
 from qkit.engine.solve import solve_layer
 from qkit.methods.schemes import Scheme, parse_scheme
@@ -93,7 +93,7 @@ def synthetic_llama(config: dict[str, Any], what: torch.dtype | Scheme, seed: in
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    with _parameters_without_memory():
+    with parameters_without_memory():
         model = LlamaForCausalLM(LlamaConfig(**config)).eval()
     generator = torch.Generator().manual_seed(seed)
 

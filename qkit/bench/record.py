@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from qkit.checkpoints.files import write_bytes
+
 PACKAGES = ("qkit", "torch", "numba", "llvmlite", "numpy", "transformers", "onnxruntime", "onnx", "bitsandbytes")
 FEATURES = ("avx2", "avxvnni", "avx512f", "avx512vnni", "avx512bf16", "amx-int8", "neon", "dotprod", "i8mm", "sve")
 
@@ -220,16 +222,7 @@ def _version(package: str) -> str | None:
 
 def write_json(record: Mapping[str, Any], path: Path) -> Path:
     """Write `record` so that the file appears whole or not at all."""
-    return write_bytes((json.dumps(record, indent=1) + "\n").encode(), path)
-
-
-def write_bytes(content: bytes, path: Path) -> Path:
-    """Write a file so that it appears whole or not at all, with its folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_bytes(content)
-    draft.replace(path)
-    return path
+    return write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def merged(records: Sequence[LinearRecord]) -> LinearRecord:

@@ -1,7 +1,24 @@
-"""Is this the file that was meant; and if it is not, what went wrong in one line."""
+"""Files: is this the one that was meant, and does it appear whole or not at all.
+
+Whatever qkit writes is first a draft: a folder of a unique name beside the target, in which a file has its final name
+already. It is flushed to the disk and then renamed; the drafts of a process that was killed are removed by the next that
+writes there. Two processes never share a draft, and none is removed whose owner still lives: the owner holds a lock on it.
+"""
 
 import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: drafts of the dead then stay until somebody removes them
+    fcntl = None
+
+DRAFT = ".qkit-draft-"
 
 
 def sha256(path: Path) -> str:
@@ -22,7 +39,123 @@ def check_sha256(path: Path, expected: str) -> None:
         )
 
 
-def line_of(error: Exception, number: int) -> str:
+def record_of(path: Path) -> dict[str, int | str]:
+    """Size and sha256 of a file, for JSON; `check_record` compares."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def check_record(path: Path, expected: dict[str, int | str]) -> None:
+    """Refuse a file that is missing or is not the one of which `record_of` was taken."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; copy the whole folder again")
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        what = "truncated" if size < expected["bytes"] else "altered"
+        raise ValueError(f"{path} has {size:,} bytes where qkit.json says {expected['bytes']:,}: {what}; copy it again")
+    check_sha256(path, expected["sha256"])
+
+
+def line_of(error: BaseException, number: int) -> str:
     """One line of what an error says: the first (0) or the last (-1)."""
     lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
     return lines[number] if lines else type(error).__name__
+
+
+def make_folder(folder: str | os.PathLike) -> Path:
+    """The folder, made if need be, with "~" expanded; an OSError of the same kind, in one sentence, if that cannot be."""
+    folder = Path(folder).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        in_the_way = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+        raise type(error)(
+            error.errno, f"{in_the_way} is a file; give a folder, or a name that is still free"
+        ) from error
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{folder} cannot be made ({error.strerror}); give a folder you may write"
+        ) from error
+    return folder
+
+
+@contextmanager
+def draft_folder(folder: Path) -> Iterator[Path]:
+    """A folder of a unique name inside `folder`, locked as ours, and gone with all that is left in it at the end."""
+    while True:
+        draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=folder))
+        lock = _lock(draft)
+        if draft.is_dir():  # else another process took it for dead before it was locked
+            break
+    try:
+        alone(draft)
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def alone(draft: Path) -> bool:
+    """Whether no other process or thread that lives has a draft beside this one. Drafts of the dead are removed."""
+    others = [path for path in draft.parent.glob(f"{DRAFT}*") if path != draft]
+    return all([_bury(path) for path in others])
+
+
+def publish(path: Path, target: Path) -> None:
+    """Rename a file of a draft to `target`, with the permissions of any new file, flushed to the disk before and after.
+
+    Were the draft taken from its owner, there is nothing to rename: FileNotFoundError.
+    """
+    ordinary = path.with_name(".ordinary")
+    ordinary.touch()
+    shutil.copymode(ordinary, path)  # safetensors lets only the owner read what it writes
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    path.replace(target)
+    _flush_folder(target.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file so that it appears whole or not at all, with its folder if need be."""
+    with draft_folder(make_folder(path.parent)) as draft:
+        (draft / path.name).write_bytes(content)
+        publish(draft / path.name, path)
+    return path
+
+
+def _lock(draft: Path) -> int | None:
+    """Lock a folder until the descriptor is closed or the process dies; None where another has it, or nobody can."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(draft, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _bury(draft: Path) -> bool:
+    """Remove a draft whose owner is dead; whether it is gone."""
+    lock = _lock(draft)
+    if lock is not None:
+        shutil.rmtree(draft, ignore_errors=True)
+        os.close(lock)
+    return not draft.exists()
+
+
+def _flush_folder(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # a folder cannot be opened on Windows
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some file systems have no such thing
+        pass
+    finally:
+        os.close(descriptor)

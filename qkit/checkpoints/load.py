@@ -1,6 +1,7 @@
 """Models in: the embedded one, a folder, a hub id."""
 
 import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,16 @@ import torch
 from torch import nn
 
 from qkit.checkpoints.files import check_sha256, line_of
+from qkit.checkpoints.manifest import NAME as MANIFEST
 from qkit.checkpoints.native import load_checkpoint
+from qkit.checkpoints.tokenizer import load_tokenizer
 from qkit.text import resources
 
 EMBEDDED = {"bookworm-14m": "87817cfded41ecbd81ecb885458e45248d909912d179cf9c70a06c8a27b40b5b"}  # sha256 of the weights
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+# Buffers of old checkpoints that newer classes compute: rotary frequencies, causal masks, positions.
+HARMLESS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|masked_bias|position_ids|(attn|attention)\.bias)$")
 
 
 def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
@@ -26,7 +32,8 @@ def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
         (model, tokenizer); the tokenizer is None for a folder that holds none.
 
     Raises:
-        ValueError: no such model, or a saved one that is truncated, altered or of another format version.
+        ValueError: no such model, or no causal language model; a saved one that is truncated, altered or of another format
+            version; a folder in which tensors are missing, left over, or of another shape than its config says.
     """
     name = str(name_or_path)
     if name in EMBEDDED:
@@ -34,42 +41,93 @@ def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
         check_sha256(folder / "model.safetensors", EMBEDDED[name])
         return _from_transformers(folder)
     folder = Path(name).expanduser()
-    if (folder / "qkit.json").is_file():
+    if (folder / MANIFEST).is_file():
         return load_checkpoint(folder)
     if (folder / "config.json").is_file():
-        try:
-            return _from_transformers(folder)
-        except Exception as error:  # whatever transformers makes of a file that is missing, cut off or altered
-            raise ValueError(
-                f"folder {name!r} cannot be loaded by transformers ({line_of(error, 0)}); "
-                f"qkit reads safetensors only, whole and unaltered: copy or convert the model again"
-            ) from error
+        return _from_transformers(folder)
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         what = "holds neither qkit.json nor config.json" if folder.exists() else "does not exist"
         raise ValueError(f"folder {name!r} {what}; give a folder that qkit.save or save_pretrained wrote")
     if near := get_close_matches(name, EMBEDDED, cutoff=0.7):
         raise ValueError(f"model {name!r} is not embedded, but {near[0]!r} is; correct the name")
-    try:
-        return _from_transformers(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model {name!r} is not embedded ({', '.join(EMBEDDED)}), is no folder here, and the hub gave none "
-            f"({line_of(error, 0)}); check the spelling, or the network"
-        ) from error
+    return _from_transformers(name)
 
 
 def _from_transformers(source: Path | str) -> tuple[nn.Module, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """A causal language model of a folder or of the hub, every tensor of which was there, and its tokenizer."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     local = isinstance(source, Path)
+    what = f"folder {str(source)!r}" if local else f"model {source!r}"
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # whatever transformers makes of a file that is missing, cut off or altered
+        raise ValueError(
+            f"{what} cannot be loaded by transformers: its config.json is no config ({line_of(error, 0)}); "
+            f"copy or convert the model again"
+            if local
+            else f"{what} is not embedded ({', '.join(EMBEDDED)}), is no folder here, and the hub gave none "
+            f"({line_of(error, 0)}); check the spelling, or the network"
+        ) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"{what} holds a {config.model_type}, which is no causal language model; load it with transformers and hand the "
+            f"module to qkit.quantize"
+        )
     bars = logging.is_progress_bar_enabled()
     if local:
         logging.disable_progress_bar()  # a bar is for a download
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are named below
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise ValueError(
+            f"{what} cannot be loaded by transformers ({line_of(error, 0)}); "
+            f"qkit reads safetensors only, whole and unaltered: copy or convert the model again"
+        ) from error
     finally:
         if bars:
             logging.enable_progress_bar()
+    _check_complete(what, model, config, found)
     has_tokenizer = not local or any((source / file).exists() for file in TOKENIZER_FILES)
-    return model.eval(), AutoTokenizer.from_pretrained(source) if has_tokenizer else None
+    return model.eval(), load_tokenizer(source) if has_tokenizer else None
+
+
+def _check_complete(what: str, model: nn.Module, config: Any, found: dict[str, Any]) -> None:
+    """Refuse a model of which transformers made up a tensor, or left one out.
+
+    Args:
+        found: the `missing_keys`, `unexpected_keys`, `mismatched_keys` that transformers reports; tied weights and what its
+            classes list as harmless are not among them.
+    """
+    missing, wrong = sorted(found["missing_keys"]), sorted(found["mismatched_keys"])
+    left = sorted(name for name in found["unexpected_keys"] if not HARMLESS.search(name))
+    if not (missing or left or wrong):
+        return
+    if any(name.endswith(".packed") for name in left):
+        raise ValueError(
+            f"{what} holds the codes of a quantized model ({_some(left)}), which save_pretrained writes and cannot read; "
+            f"use qkit.save"
+        )
+    complaints = [f"{len(missing)} tensors are missing ({_some(missing)})"] * bool(missing)
+    complaints += [f"{len(left)} belong to no layer ({_some(left)})"] * bool(left)
+    shapes = [f"{name} is {tuple(has)} where the config says {tuple(wants)}" for name, has, wants in wrong]
+    complaints += [f"{len(wrong)} have another shape ({_some(shapes)})"] * bool(wrong)
+    made = (getattr(config, "architectures", None) or [type(model).__name__])[0]
+    mend = (
+        "copy or convert the model again"
+        if made == type(model).__name__
+        else f"it holds a {made}: load it with transformers and hand the module to qkit.quantize"
+    )
+    raise ValueError(f"{what} is not a whole {type(model).__name__}: {', '.join(complaints)}; {mend}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)

@@ -2,47 +2,43 @@
 
 A saved model is a folder:
 
-    qkit.json                       what it is: format version, class, config, layers, and size and sha256 of the weights
+    qkit.json                       what it is: format version, class, both configs, layers; size and sha256 of every file
+                                    that belongs to it, and a sha256 of all this
     weights-<sha256>.safetensors    every tensor; a quantized layer as <layer>.packed, <layer>.scales, ...
-    config.json, tokenizer files    as transformers writes them
+    tokenizer-<sha256>/             what transformers writes of a tokenizer, and the config, which it looks at
+    config.json                     for people and for the tools of the hub; `load` does not read it
 
-qkit.json is written last and by rename, and it names the weights that it belongs to, so a save that is interrupted leaves
-the model that was there. The weights are not called model.safetensors on purpose: transformers would load packed codes as
-if they were floats and only warn; so it says that there is no such file. Nothing is ever unpickled.
+qkit.json is the one commit point. The files that it names lie there before it, under names that no other save overwrites, and
+it comes by rename: whatever is interrupted, and whoever else saves into the same folder, the older or the newer save is there
+whole. Files that it no longer names are removed afterwards. config.json is a copy of what it holds, renewed after it: of two
+files one is always first, and this one decides nothing. The tokenizer has no such copy, it may be large.
+
+The weights are not called model.safetensors on purpose: transformers would load packed codes as if they were floats and only
+warn; so it says that there is no such file. Nothing is ever unpickled.
 """
 
+import hashlib
 import json
 import os
-import shutil
-import tempfile
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qkit.checkpoints.files import check_sha256, line_of, sha256
+from qkit.checkpoints.files import DRAFT, alone, draft_folder, line_of, make_folder, publish, record_of
+from qkit.checkpoints.layers import layer_from, layer_record
+from qkit.checkpoints.manifest import NAME, VERSION, check_files, file_records, read_manifest, remove_unnamed, seal
+from qkit.checkpoints.skeleton import parameters_without_memory
+from qkit.checkpoints.tensors import apart
+from qkit.checkpoints.tokenizer import load_tokenizer
 from qkit.model.surgery import swap
-from qkit.nn.qlinear import MODULES, QLinear, quantized_layers
-from qkit.numerics.codebook_qtensor import qtensor_from
-
-FORMAT_VERSION = 2  # 1 knew QLinear and QTensor only, and is read as well
-MANIFEST_KEYS = {
-    "class",
-    "config",
-    "attention",
-    "generation_config",
-    "weights",
-    "tokenizer",
-    "layers",
-    "tied",
-    "widened",
-    "derived",
-}
+from qkit.nn.qlinear import quantized_layers
 
 
 def save(model: nn.Module, folder: str | os.PathLike, tokenizer=None) -> Path:
@@ -58,6 +54,10 @@ def save(model: nn.Module, folder: str | os.PathLike, tokenizer=None) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        ValueError: a model that `load` could not build again.
+        OSError: the folder cannot be made or written; what was saved there before is still there.
     """
     import transformers
 
@@ -66,90 +66,137 @@ def save(model: nn.Module, folder: str | os.PathLike, tokenizer=None) -> Path:
         raise ValueError(
             f"{name} is no class of transformers, so load could not build it again; save its state_dict instead"
         )
-    folder = Path(folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".qkit-", dir=folder))
-    try:
-        manifest = {**_write_weights(model, draft), "tokenizer": tokenizer is not None}
-        model.config.to_json_file(draft / "config.json")
-        if tokenizer is not None:
-            tokenizer.save_pretrained(draft)
-        with (draft / "qkit.json").open("w") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        # safetensors lets only the owner read what it writes
-        shutil.copymode(draft / "qkit.json", draft / manifest["weights"]["file"])
-        for path in sorted(draft.iterdir(), key=lambda path: path.name == "qkit.json"):  # qkit.json last: it commits
-            path.replace(folder / path.name)
-        for stale in folder.glob("weights-*.safetensors"):
-            if stale.name != manifest["weights"]["file"]:
-                stale.unlink()
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    tensors, description = _describe(model)
+    try:  # what load will do; what it could not do is better known now
+        _fill(
+            _skeleton(type(model), seal(description)),
+            {name: tensor.detach() for name, tensor in tensors.items()},
+            description,
+        )
+    except Exception as error:
+        raise ValueError(
+            f"this {name} is not what its config says, so load could not build it again ({line_of(error, -1)}); "
+            f"save its state_dict instead"
+        ) from error
+    folder = make_folder(folder)
+    with _in_words(folder), draft_folder(folder) as draft:
+        # Names are made of contents. Where somebody else is saving they are ours alone: nobody overwrites or removes them.
+        mark = "" if alone(draft) else f"-{draft.name.removeprefix(DRAFT)}"
+        placed: set[str] = set()
+        try:
+            weights = _place_weights(tensors, description, draft, mark, placed)
+            words = None if tokenizer is None else _place_tokenizer(tokenizer, model.config, draft, mark, placed)
+            manifest = seal({**description, "weights": weights, "tokenizer": words})
+            (draft / NAME).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            publish(draft / NAME, folder / NAME)
+        except BaseException:
+            if alone(draft):
+                remove_unnamed(folder, placed)
+            raise
+        _copy_config(draft)
+        if alone(draft):
+            remove_unnamed(folder)
     return folder
 
 
-def _write_weights(model: nn.Module, draft: Path) -> dict[str, Any]:
-    """Write the weights file into `draft` and return the manifest."""
-    tensors: dict[str, Tensor] = {}
-    first_name: dict[int, str] = {}
-    tied: dict[str, str] = {}
-    widened: dict[str, str] = {}
+def _describe(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Every tensor of a model by name, and the manifest without its files."""
     layers = quantized_layers(model)
-    codes = {f"{name}.{part}" for name, layer in layers.items() for part in layer.parts}
+    # tie_weights of transformers hangs the embedding's weight on a quantized head, which does not read it
+    strays = {f"{name}.weight" for name in layers}
     state = model.state_dict(keep_vars=True)
     derived = {name: buffer for name, buffer in model.named_buffers() if name not in state}
-    for name, tensor in {**state, **derived}.items():
-        if id(tensor) in first_name:
-            tied[name] = first_name[id(tensor)]
-            continue
-        first_name[id(tensor)] = name
-        stored = tensor.detach() if name in codes else _narrowest(tensor.detach())
-        if stored.dtype != tensor.dtype:
-            widened[name] = str(tensor.dtype).removeprefix("torch.")
-        tensors[name] = stored.contiguous().cpu()
-    path = draft / "weights.safetensors"
-    save_file(tensors, path)
-    digest = sha256(path)
-    final = path.with_name(f"weights-{digest[:12]}.safetensors")
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-    path.rename(final)
-    return {
+    tensors = {name: tensor for name, tensor in {**state, **derived}.items() if name not in strays}
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name} has no numbers, it is on the device meta; load all of the model into memory first"
+            )
+    first_name: dict[Any, str] = {}
+    tied = {}
+    for name, tensor in tensors.items():
+        if (first := first_name.setdefault(_memory(tensor), name)) != name:
+            tied[name] = first
+    return tensors, {
         "format": "qkit",
-        "version": FORMAT_VERSION,
+        "version": VERSION,
         "class": type(model).__name__,
         "config": model.config.to_dict(),
         "attention": model.config._attn_implementation,  # to_dict leaves it out, and it decides the last bits
         "generation_config": model.generation_config.to_dict() if getattr(model, "generation_config", None) else None,
-        "weights": {"file": final.name, "bytes": final.stat().st_size, "sha256": digest},
         "layers": {name: layer_record(layer) for name, layer in layers.items()},
         "tied": tied,
-        "widened": widened,
+        "widened": {},
         "derived": sorted(derived),  # buffers that a state dict leaves out (rotary frequencies), in the dtype they had
     }
 
 
-def layer_record(layer: QLinear) -> dict[str, Any]:
-    """A quantized layer without its tensors; `layer_from` is the inverse."""
-    record = {"module": type(layer).__name__, **layer.qtensor.meta(), "parts": list(layer.parts)}
-    return {
-        **record,
-        "bias": layer.bias is not None,
-        **({"settings": settings} if (settings := layer.settings()) else {}),
-    }
+def _memory(tensor: Tensor) -> Any:
+    """Equal for tensors that are one: the same object, or the same view of the same memory."""
+    if not tensor.numel():
+        return id(tensor)
+    view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
+    return (*view, isinstance(tensor, nn.Parameter))
 
 
-def layer_from(record: dict[str, Any], state: dict[str, Tensor], name: str) -> QLinear:
-    """The layer `name` of a record and the tensors of the file; the bias has no memory yet. Version 1 knew no modules."""
-    meta = dict(record)
-    module, settings = MODULES[meta.pop("module", "QLinear")], meta.pop("settings", {})
-    parts, bias = {part: state[f"{name}.{part}"] for part in meta.pop("parts")}, meta.pop("bias")
-    q = qtensor_from(parts, meta)
-    if f"{name}.input_scale" in state:
-        settings = {**settings, "input_scale": state[f"{name}.input_scale"]}
-    return module(q, nn.Parameter(torch.empty(q.shape[0], device="meta")) if bias else None, **settings)
+def _place_weights(
+    tensors: dict[str, Tensor], description: dict[str, Any], draft: Path, mark: str, placed: set[str]
+) -> dict[str, Any]:
+    """Write the weights file into the folder of the draft; note in `description` what it narrows; return its record."""
+    codes = {f"{name}.{part}" for name, layer in description["layers"].items() for part in layer["parts"]}
+    stored = {}
+    for name, tensor in tensors.items():
+        if name in description["tied"]:
+            continue
+        stored[name] = tensor.detach() if name in codes else _narrowest(tensor.detach())
+        if stored[name].dtype != tensor.dtype:
+            description["widened"][name] = str(tensor.dtype).removeprefix("torch.")
+    path = draft / "weights.safetensors"
+    save_file(apart(stored), path)
+    record = record_of(path)
+    name = f"weights-{record['sha256'][:12]}{mark}.safetensors"
+    placed.add(name)
+    publish(path, draft.parent / name)
+    return {"file": name, **record}
+
+
+def _place_tokenizer(tokenizer: Any, config: Any, draft: Path, mark: str, placed: set[str]) -> dict[str, Any]:
+    """Write a folder of the tokenizer's files into the folder of the draft; return its record."""
+    path = draft / "tokenizer"
+    tokenizer.save_pretrained(path)
+    config.to_json_file(path / "config.json")  # AutoTokenizer reads the kind of model
+    files = file_records(path)
+    name = f"tokenizer-{hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]}{mark}"
+    placed.add(name)
+    for file in files:
+        target = draft.parent / name / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        publish(path / file, target)
+    return {"folder": name, "files": files}
+
+
+def _copy_config(draft: Path) -> None:
+    """Make config.json say what qkit.json says, also when somebody else saves meanwhile: the last to write looks again."""
+    folder, copied = draft.parent, None
+    while (manifest := read_manifest(folder)) != copied:
+        (draft / "config.json").write_text(_config(manifest).to_json_string(), encoding="utf-8")
+        publish(draft / "config.json", folder / "config.json")
+        copied = manifest
+
+
+@contextmanager
+def _in_words(folder: Path) -> Iterator[None]:
+    """Say in one sentence that a folder could not be written; the kind of OSError stays."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = re.search(r"os error (\d+)", str(error))  # how safetensors tells it
+        number = int(number[1]) if number else getattr(error, "errno", None)
+        why = os.strerror(number) if number else line_of(error, 0)
+        message = (
+            f"{folder} could not be written ({why}); what qkit.json there names is whole; make room, or give another"
+        )
+        raise (OSError(number, message) if number else OSError(message)) from error
 
 
 def _narrowest(tensor: Tensor) -> Tensor:
@@ -164,96 +211,73 @@ def _narrowest(tensor: Tensor) -> Tensor:
 
 def load_checkpoint(folder: Path) -> tuple[nn.Module, Any]:
     """The model and the tokenizer (or None) that `save` wrote into `folder`; ValueError if it is not whole and unaltered."""
-    import transformers
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
+    while True:
+        before = _manifest_bytes(folder)
+        try:
+            return _load(folder, read_manifest(folder))
+        except ValueError:
+            if _manifest_bytes(folder) == before:
+                raise
+            # another save was completed meanwhile, and has removed what this one was reading
 
-    manifest = _read_manifest(folder)
-    weights = folder / manifest["weights"]["file"]
-    _check_weights(weights, manifest["weights"])
-    cls = getattr(transformers, str(manifest["class"]), None)
-    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
+
+def _manifest_bytes(folder: Path) -> bytes:
+    path = folder / NAME
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _load(folder: Path, manifest: dict[str, Any]) -> tuple[nn.Module, Any]:
+    import transformers
+
+    check_files(folder, manifest)
+    cls = getattr(transformers, manifest["class"], None)
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise ValueError(
             f"{folder} holds a {manifest['class']!r}, which this transformers does not have; upgrade transformers"
         )
+    weights = folder / manifest["weights"]["file"]
     try:
-        config = dict(manifest["config"])
-        if manifest["attention"] in ("eager", "sdpa"):  # the ones that every machine has
-            config["attn_implementation"] = manifest["attention"]
-        config = AutoConfig.for_model(config.pop("model_type"), **config)
-        with _parameters_without_memory():
-            model = cls(config)
-        if manifest["generation_config"]:
-            model.generation_config = GenerationConfig.from_dict(manifest["generation_config"])
-        _fill(model, weights, manifest)
+        model = _skeleton(cls, manifest)
+        with safe_open(weights, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
+        for name, dtype in manifest["widened"].items():
+            state[name] = state[name].to(getattr(torch, dtype))
+        for alias, name in manifest["tied"].items():
+            state[alias] = state[name]
+        _fill(model, state, manifest)
     except Exception as error:  # an altered manifest may break anything between the config and the last tensor
         raise ValueError(
             f"{folder}: qkit.json and {weights.name} do not fit each other ({line_of(error, -1)}); "
             f"one of them was altered: save the model again"
         ) from error
-    return model.eval(), AutoTokenizer.from_pretrained(folder) if manifest["tokenizer"] else None
+    tokenizer = manifest["tokenizer"]
+    where = folder / tokenizer["folder"] if isinstance(tokenizer, dict) else folder
+    return model.eval(), load_tokenizer(where) if tokenizer else None
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "qkit.json"
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): truncated or altered; copy or save the model again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != "qkit":
-        raise ValueError(f"{path} is not a manifest of qkit's; give a folder that qkit.save wrote")
-    if manifest.get("version") not in (1, FORMAT_VERSION):
-        raise ValueError(
-            f"{path} has format version {manifest.get('version')!r}, this qkit reads 1 and {FORMAT_VERSION}; "
-            f"load it with the qkit that wrote it, or save it again with this one"
-        )
-    missing = MANIFEST_KEYS - set(manifest)
-    weights = manifest.get("weights")
-    if missing or not isinstance(weights, dict) or not {"file", "bytes", "sha256"} <= set(weights):
-        what = ", ".join(sorted(missing)) or "parts of weights"
-        raise ValueError(f"{path} lacks {what}; it was altered: save the model again")
-    if Path(str(weights["file"])).name != weights["file"]:
-        raise ValueError(f"{path} names the weights {weights['file']!r}, no file of its own folder; it was altered")
-    return manifest
+def _config(manifest: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    config = dict(manifest["config"])
+    if manifest["attention"] in ("eager", "sdpa"):  # the ones that every machine has
+        config["attn_implementation"] = manifest["attention"]
+    return AutoConfig.for_model(config.pop("model_type"), **config)
 
 
-def _check_weights(path: Path, expected: dict[str, Any]) -> None:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; copy the whole folder again")
-    size = path.stat().st_size
-    if size != expected["bytes"]:
-        what = "truncated" if size < expected["bytes"] else "altered"
-        raise ValueError(f"{path} has {size:,} bytes where qkit.json says {expected['bytes']:,}: {what}; copy it again")
-    check_sha256(path, expected["sha256"])
+def _skeleton(cls: type[nn.Module], manifest: dict[str, Any]) -> nn.Module:
+    """The model that a manifest describes, before any layer is quantized, and without its weights."""
+    from transformers import GenerationConfig
+
+    config = _config(manifest)
+    with parameters_without_memory():
+        model = cls(config)
+    if manifest["generation_config"]:
+        model.generation_config = GenerationConfig.from_dict(manifest["generation_config"])
+    return model
 
 
-@contextmanager
-def _parameters_without_memory() -> Iterator[None]:
-    """Inside, new parameters have a shape and no memory, while buffers (rotary frequencies) are computed as always.
-
-    A 7B model in float32 is 28 GB: it must not be allocated only to be thrown away for 4 GB of codes.
-    """
-    register = nn.Module.register_parameter
-
-    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
-            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-        register(module, name, parameter)
-
-    nn.Module.register_parameter = register_on_meta
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register
-
-
-def _fill(model: nn.Module, weights: Path, manifest: dict[str, Any]) -> None:
-    """Put the quantized layers and every tensor of the file in their places; anything missing or left over is an error."""
-    with safe_open(weights, "pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
-    for name, dtype in manifest["widened"].items():
-        state[name] = state[name].to(getattr(torch, dtype))
-    for alias, name in manifest["tied"].items():
-        state[alias] = state[name]
+def _fill(model: nn.Module, state: dict[str, Tensor], manifest: dict[str, Any]) -> None:
+    """Put the quantized layers and every tensor in their places; anything missing or left over is an error."""
     layers = {}
     for name, record in manifest["layers"].items():
         layers[name] = layer = layer_from(record, state, name)

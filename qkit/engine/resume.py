@@ -1,7 +1,8 @@
 """Finished blocks on disk, so that a long quantization can be interrupted and taken up again.
 
-One safetensors file a block, written by rename. Its metadata holds a fingerprint of everything that went in (the scheme of
-each layer, the calibration tokens, the model's weights), so that a file is only used for the work it belongs to.
+One safetensors file a block, written by rename and under a sum (`qkit.checkpoints.tensors`). Its record holds a fingerprint
+of everything that went in (the scheme of each layer, the calibration tokens, the model's weights), so that a file is only
+used for the work it belongs to. Two processes at the same work write the same blocks.
 """
 
 import hashlib
@@ -11,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qkit.checkpoints.native import layer_from, layer_record
+from qkit.checkpoints.files import make_folder
+from qkit.checkpoints.layers import layer_from, layer_record
+from qkit.checkpoints.tensors import bytes_of, read_tensors, write_tensors
 from qkit.engine.scaling import pack_scales, unpack_scales
 from qkit.engine.solve import Solution
 from qkit.engine.stream import SolvedBlock
@@ -39,10 +39,10 @@ class Resume:
             work: for JSON, the scheme of each layer.
 
         Raises:
-            ValueError: it holds blocks of other work.
+            ValueError: it holds blocks of other work, or damaged ones.
+            OSError: it cannot be made.
         """
-        folder = Path(folder).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = make_folder(folder)
         resume = cls(folder, _fingerprint(model, work, ids))
         for name, _ in find_blocks(model):
             path = resume._path(name)
@@ -69,10 +69,7 @@ class Resume:
         scale_tensors, scales = pack_scales(block.scales)
         tensors |= {f"scale.{name}": tensor for name, tensor in scale_tensors.items()}
         record = {"fingerprint": self.fingerprint, "layers": layers, "scales": scales, "left": block.left}
-        path = self._path(block.name)
-        draft = path.with_name(f".{path.name}.draft")
-        save_file({k: t.contiguous().cpu() for k, t in tensors.items()}, draft, {"qkit.block": json.dumps(record)})
-        draft.replace(path)
+        write_tensors(self._path(block.name), tensors, record)
 
     def _path(self, block: str) -> Path:
         return self.folder / f"{block}.safetensors"
@@ -80,21 +77,16 @@ class Resume:
 
 def _fingerprint(model: nn.Module, work: dict[str, Any], ids: Tensor) -> str:
     digest = hashlib.sha256(json.dumps([work, list(ids.shape)], sort_keys=True).encode())
-    digest.update(ids.contiguous().cpu().numpy().tobytes())
+    digest.update(bytes_of(ids))
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype}".encode())
-        digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 
 def _read(path: Path, name: str, fingerprint: str, model: nn.Module) -> SolvedBlock:
-    try:
-        with safe_open(path, "pt") as file:
-            record = json.loads((file.metadata() or {}).get("qkit.block", "{}"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not whole ({error}); delete it, and its block is solved again") from error
-    if record.get("fingerprint") != fingerprint:
+    tensors, record = read_tensors(path, "finished block", "delete it, and its block is solved again")
+    if record["fingerprint"] != fingerprint:
         raise ValueError(
             f"{path} was made by other work (another scheme, calibration, or model); give another folder, or empty this"
         )
@@ -113,10 +105,7 @@ def _read(path: Path, name: str, fingerprint: str, model: nn.Module) -> SolvedBl
         key: nn.Parameter(tensor, requires_grad=model.get_parameter(key).requires_grad)
         for key, tensor in _under(tensors, "parameter.").items()
     }
-    for (
-        key,
-        parameter,
-    ) in parameters.items():  # the bias of a layer is one object, in the layer and among the parameters
+    for key, parameter in parameters.items():  # a layer's bias is one object, in the layer and among the parameters
         owner, _, leaf = key.rpartition(".")
         if owner in solutions and leaf == "bias":
             solutions[owner].layer.bias = parameter

@@ -6,7 +6,6 @@
 >>> scaling.apply(model)          # the same function; now every rounding loses less
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qkit.checkpoints.tensors import read_tensors, write_tensors
 from qkit.model.folding import Fold, fold
 from qkit.model.surgery import clone
 
@@ -89,23 +87,20 @@ class Scaling:
                 setattr(model.get_submodule(owner), leaf, parameter)
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write one safetensors file, by rename."""
+        """Write one safetensors file, whole or not at all."""
         path = Path(path).expanduser()
-        tensors, records = pack_scales(self.scales)
-        draft = path.with_name(f".{path.name}.draft")
-        save_file(tensors, draft, metadata={"qkit.engine.scaling": json.dumps(records)})
-        draft.replace(path)
+        write_tensors(path, *pack_scales(self.scales))
         return path
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Scaling":
-        """Read what `save` wrote."""
-        with safe_open(Path(path).expanduser(), "pt") as file:
-            records = (file.metadata() or {}).get("qkit.engine.scaling")
-            if records is None:
-                raise ValueError(f"{path} holds no scales; give a file that Scaling.save wrote")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
-        return cls(unpack_scales(tensors, json.loads(records)))
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is damaged, or holds no scales.
+        """
+        mend = "give a file that Scaling.save wrote"
+        return cls(unpack_scales(*read_tensors(Path(path).expanduser(), "scales", mend, older="qkit.scaling")))
 
 
 def pack_scales(scales: Sequence[LayerScale]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

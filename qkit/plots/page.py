@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 import torch
 
+from qkit.checkpoints.files import write_bytes
 from qkit.engine.report import Comparison
 from qkit.plots import comparison_picture
 
@@ -29,10 +30,7 @@ def write_page(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
         png=base64.b64encode(png).decode(),
         alt=picture.alt,
     )
-    folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "compare.html", folder / "compare.png"
     for path, content in zip(paths, (html.encode(), png), strict=True):
-        draft = path.with_name(f".{path.name}.draft")
-        draft.write_bytes(content)
-        draft.replace(path)
+        write_bytes(path, content)
     return paths

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from damage import flip, refused, truncate
+from damage import edit_manifest, flip, refused, truncate
 from qkit import RTN, QLinear, load, quantize, save
 from qkit.methods.bitsandbytes import codebook_quantize, int8_rows
 from qkit.methods.schemes import FP4, NF4
@@ -110,18 +110,6 @@ def test_every_kind_of_layer_comes_back_in_float16_too(make_model, make, tmp_pat
     model = replace_linears(make_model("llama"), make).half()
     loaded, _ = load(save(model, tmp_path))
     assert torch.equal(logits(loaded, ids), logits(model, ids))
-
-
-def test_a_folder_of_version_1_is_read(saved, ids, logits):
-    """Version 1 had neither the module of a layer nor its settings; all were QLinear."""
-    expected = logits(load(saved)[0], ids)
-    manifest = manifest_of(saved)
-    manifest["version"] = 1
-    for record in manifest["layers"].values():
-        assert (record.pop("module"), record.pop("settings", {})) == ("QLinear", {})
-        assert record.keys() == {"bits", "shape", "parts", "bias"}
-    (saved / "qkit.json").write_text(json.dumps(manifest))
-    assert torch.equal(logits(load(saved)[0], ids), expected)
 
 
 @pytest.mark.parametrize("tie", [True, False])
@@ -278,7 +266,6 @@ def break_rename_of(start):
 
 BREAKS = {
     "writing the weights": break_weights,
-    "renaming the config": break_rename_of("config.json"),
     "renaming the weights": break_rename_of("weights-"),
     "renaming the manifest": break_rename_of("qkit.json"),
 }
@@ -369,9 +356,9 @@ def edit_layer(**changes):
 EDITS = {
     "version 99": (
         edit(version=99),
-        r"has format version 99, this qkit reads 1 and 2; load it with the qkit that wrote it",
+        r"has format version 99, this qkit reads 1 to 3; load it with the qkit that wrote it",
     ),
-    "no version": (lambda m: m.pop("version"), r"has format version None, this qkit reads 1 and 2"),
+    "no version": (lambda m: m.pop("version"), r"has format version None, this qkit reads 1 to 3"),
     "other format": (edit(format="gguf"), r"is not a manifest of qkit's; give a folder that qkit\.save wrote"),
     "no layers": (lambda m: m.pop("layers"), r"lacks layers; it was altered"),
     "no sha256": (lambda m: m["weights"].pop("sha256"), r"lacks parts of weights; it was altered"),
@@ -392,7 +379,7 @@ EDITS = {
     "a layer removed": (lambda m: m["layers"].pop(LAYER), "do not fit each other"),
     "a layer renamed": (lambda m: m["layers"].update(x=m["layers"].pop(LAYER)), "do not fit each other"),
     "no layer left": (edit(layers={}), "do not fit each other"),
-    "layers are a list": (edit(layers=[]), "do not fit each other"),
+    "layers are a list": (edit(layers=[]), "was altered: its layers is a list"),
     "tied to nothing": (edit(tied={"lm_head.weight": "x"}), "do not fit each other"),
     "widened to nothing": (edit(widened={"lm_head.weight": "int"}), "altered|do not fit each other"),
     "hidden_size": (edit_config(hidden_size=40), "do not fit each other"),
@@ -407,16 +394,43 @@ EDITS = {
     "no config": (edit(config=None), "altered|lacks|do not fit each other"),
     "weights are no record": (edit(weights=None), "altered|lacks"),
     "class is a number": (edit(**{"class": 3}), "altered|does not have"),
+    "weights have no size": (lambda m: m["weights"].update(bytes="9"), "gives a file size '9' .* altered"),
+    "a sum that is a number": (lambda m: m["weights"].update(sha256=9), "sha256 9; it was altered"),
+    "kind": (edit_layer(kind="codebook"), "do not fit each other"),
+    "unknown kind": (edit_layer(kind="lattice"), "do not fit each other .*lattice"),
+    "tied is a list": (edit(tied=[]), "was altered: its tied is a list"),
     "weights file is a number": (lambda m: m["weights"].update(file=5), "altered|missing"),
 }
 
 
 @pytest.mark.parametrize(("change", "match"), EDITS.values(), ids=EDITS.keys())
 def test_an_edited_manifest_is_refused(saved, change, match):
-    manifest = manifest_of(saved)
-    change(manifest)
-    (saved / "qkit.json").write_text(json.dumps(manifest))
+    """By its sense, were its sum put right again."""
+    edit_manifest(saved, change)
     refused(saved, match)
+
+
+@pytest.mark.parametrize("change", [change for change, _ in EDITS.values()], ids=EDITS.keys())
+def test_an_edited_manifest_is_refused_by_its_sum(saved, change):
+    edit_manifest(saved, change, sign=False)
+    refused(saved, r"qkit\.json (was altered: its fields are not those|has format version|lacks|is not a manifest)")
+
+
+HARMLESS = {
+    "a warmer": edit_config(initializer_range=0.5),
+    "another epsilon": edit_config(rms_norm_eps=1e-3),
+    "another name": edit(attention="eager"),
+    "another end": lambda manifest: manifest["generation_config"].update(eos_token_id=5),
+    "a field more": edit(note="mine"),
+}
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS.keys())
+def test_edits_that_load_could_not_notice_are_refused_by_the_sum(saved, change, version):
+    """Also in a manifest that calls itself older than it is: one flipped bit makes 2 of 3."""
+    edit_manifest(saved, lambda manifest: (change(manifest), manifest.update(version=version)), sign=False)
+    refused(saved, r"qkit\.json was altered")
 
 
 @pytest.mark.parametrize("text", ["", "{", "not json", "\x80"])
@@ -433,20 +447,17 @@ def test_json_that_is_no_manifest_is_refused(saved, text):
 
 @pytest.mark.parametrize("where", ["../outside.safetensors", "absolute"])
 def test_weights_outside_the_folder_are_never_read(saved, where):
-    manifest = manifest_of(saved)
     target = saved.parent / "outside.safetensors" if where == "absolute" else saved / where
     weights_of(saved).rename(target)
-    manifest["weights"]["file"] = str(target) if where == "absolute" else where
-    (saved / "qkit.json").write_text(json.dumps(manifest))
+    name = str(target) if where == "absolute" else where
+    edit_manifest(saved, lambda manifest: manifest["weights"].update(file=name))
     refused(saved, r"outside\.safetensors")
 
 
 def test_a_refused_load_leaves_torch_as_it_was(saved):
     register = torch.nn.Module.register_parameter
-    manifest = manifest_of(saved)
-    manifest["config"]["hidden_act"] = "zz"
-    (saved / "qkit.json").write_text(json.dumps(manifest))
-    with pytest.raises((ValueError, KeyError)):
+    edit_manifest(saved, edit_config(hidden_act="zz"))
+    with pytest.raises(ValueError, match="do not fit"):
         load(saved)
     assert torch.nn.Module.register_parameter is register
 
