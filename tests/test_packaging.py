@@ -32,7 +32,7 @@ def test_the_wheel_carries_every_module_the_kernels_the_model_and_the_lessons(wh
     model = {
         f"qkit/data/bookworm-14m/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md")
     }
-    assert modules | kernels | lessons | model | {"qkit/page.html"} <= names
+    assert modules | kernels | lessons | model | {"qkit/plots/page.html"} <= names
     assert {name for name in names if name.endswith(".py") and not name.startswith("qkit/data/")} == modules | kernels
     assert not [name for name in names if name.startswith(("tests/", "data/", "kernels/"))]
 

@@ -35,7 +35,12 @@ class OutlierMap(Picture):
         rows, columns = maxima.by_token.shape
         if len(tokens) != columns:
             raise ValueError(f"{len(tokens)} tokens are named and {columns} were read; give a name for each")
-        check_finite(maxima.by_token, "the activations")
+        strange = ~maxima.by_token.isfinite().all(1)
+        if strange.any():
+            name = maxima.layers[int(strange.nonzero()[0])][0]
+            raise ValueError(
+                f"the input of {name} is not finite, and has no colour; look for what makes it NaN or infinite"
+            )
         self._maxima, self._title = maxima, title
         self._labels = [input_label(names) for names in maxima.layers]
         self._tokens = [token[:8] for token in tokens]

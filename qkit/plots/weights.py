@@ -137,7 +137,7 @@ class ErrorCurve(Picture):
             "weights": found.weights[few],
             "errors": found.errors[few],
             "bound": found.bound,
-            "rms": float(np.sqrt(np.mean(found.errors**2))),
+            "rms": found.rms,
         }
         self._tooth.set_data(data["sweep"], data["tooth"])
         self._dots.set_data(data["weights"], data["errors"])

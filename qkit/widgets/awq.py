@@ -7,7 +7,7 @@ from qkit.engine.scaling import LayerScale, Scaling
 from qkit.numerics.mapping import GroupSize
 from qkit.plots.awq import AlphaSearch
 from qkit.study.anatomy.awq import consumers_weight, fold_label
-from qkit.widgets.live import DPI, LivePicture
+from qkit.widgets.live import DPI, LivePicture, on_offer
 
 NO_SCALING = "no scaling"  # a slider cannot hold None
 
@@ -39,7 +39,7 @@ class AWQExplorer(LivePicture):
         wide = {"description_width": "4em"}
         self.layer = ipywidgets.Dropdown(
             options=[fold_label(one) for one in scaling],
-            index=fold,
+            index=on_offer("fold", fold, range(len(scaling))),
             description="layer",
             style=wide,
             layout={"width": "44em"},
@@ -47,7 +47,7 @@ class AWQExplorer(LivePicture):
         steps = [a for a in scaling[0].alphas if a is not None]
         self.alpha = ipywidgets.SelectionSlider(
             options=[(NO_SCALING, NO_SCALING), *((f"{a:.2f}", a) for a in steps)],
-            value=NO_SCALING if alpha is None else alpha,
+            value=NO_SCALING if alpha is None else on_offer("alpha", alpha, steps),
             description="α",
             style=wide,
             layout={"width": "24em"},

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from qkit.model.inputs import input_maxima
 from qkit.plots import CodebookLevels, OutlierMap
-from qkit.widgets.live import DPI, LivePicture
+from qkit.widgets.live import DPI, LivePicture, on_offer
 from qkit.widgets.weights import Weights, linear_weights
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -47,16 +47,20 @@ class CodebookExplorer(LivePicture):
         """
         self._weights = linear_weights(weights)
         sizes = [size for size in BLOCK_SIZES if all(w.numel() % size == 0 for w in self._weights.values())]
+        if not sizes:
+            raise ValueError(
+                f"no block size of {BLOCK_SIZES} divides all weights; leave out those that have no multiple of 32"
+            )
         wide = {"description_width": "6em"}
         self.layer = ipywidgets.Dropdown(
             options=list(self._weights),
-            value=layer or next(iter(self._weights)),
+            value=on_offer("layer", layer or next(iter(self._weights)), self._weights),
             description="layer",
             style=wide,
             layout={"width": "32em"},
         )
         self.block_size = ipywidgets.SelectionSlider(
-            options=sizes, value=block_size, description="block size", style=wide
+            options=sizes, value=on_offer("block_size", block_size, sizes), description="block size", style=wide
         )
         picture = CodebookLevels(*self._current(), dpi=DPI)
         controls = {"layer": self.layer, "block_size": self.block_size}

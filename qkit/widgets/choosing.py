@@ -7,7 +7,7 @@ from qkit.model.surgery import find_targets
 from qkit.plots import LossAgainstBytes
 from qkit.study.advice import HARDWARE, QUALITY, recommend
 from qkit.study.frontier import Points
-from qkit.widgets.live import DPI, LivePicture
+from qkit.widgets.live import DPI, LivePicture, on_offer
 
 
 class ChooserExplorer(LivePicture):
@@ -30,6 +30,8 @@ class ChooserExplorer(LivePicture):
         """
         self._parameters = sum(p.numel() for p in model.parameters())
         self._left = self._parameters - sum(target.weight.numel() for target in find_targets(model)[0])
+        if not points:
+            raise ValueError("there is no point to choose; give (megabytes, loss) by the name of a scheme")
         sizes = [size for size, _ in points.values()]
         lo, hi = 0.95 * min(sizes), 1.05 * max(sizes)
         wide = {"description_width": "5em"}
@@ -42,9 +44,15 @@ class ChooserExplorer(LivePicture):
             readout_format=".1f",
             style=wide,
         )
-        self.quality = ipywidgets.SelectionSlider(options=QUALITY, value=quality, description="quality", style=wide)
+        self.quality = ipywidgets.SelectionSlider(
+            options=QUALITY, value=on_offer("quality", quality, QUALITY), description="quality", style=wide
+        )
         self.hardware = ipywidgets.Dropdown(
-            options=HARDWARE, value=hardware, description="hardware", style=wide, layout={"width": "14em"}
+            options=HARDWARE,
+            value=on_offer("hardware", hardware, HARDWARE),
+            description="hardware",
+            style=wide,
+            layout={"width": "14em"},
         )
         self.calibration = ipywidgets.Checkbox(
             value=calibration, description="calibration", indent=False, layout={"width": "8em"}

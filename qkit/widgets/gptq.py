@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from qkit.model.inputs import layer_statistics
 from qkit.plots import CompensationPicture
 from qkit.study.anatomy.gptq import ColumnSteps, column_steps
-from qkit.widgets.live import DPI, LivePicture
+from qkit.widgets.live import DPI, LivePicture, on_offer
 
 
 class CompensationExplorer(LivePicture):
@@ -25,16 +25,21 @@ class CompensationExplorer(LivePicture):
             bits: where the slider begins, 2 .. 4.
             column: where the column slider begins, one of 33 stops; None: half way.
         """
+        layers = list(layers)
+        if not layers:
+            raise ValueError("there is no layer to choose; give full names of linear layers of the model")
         self._weights = {name: model.get_submodule(name).weight.detach() for name in layers}
         self._statistics = layer_statistics(model, ids, layers)
         self._computed: dict[tuple[str, int], ColumnSteps] = {}
         wide = {"description_width": "5em"}
-        self.layer = ipywidgets.Dropdown(options=list(layers), description="layer", style=wide)
-        self.bits = ipywidgets.IntSlider(value=bits, min=2, max=4, description="bits", style=wide)
+        self.layer = ipywidgets.Dropdown(options=layers, description="layer", style=wide)
+        self.bits = ipywidgets.IntSlider(
+            value=on_offer("bits", bits, range(2, 5)), min=2, max=4, description="bits", style=wide
+        )
         columns = self._steps().columns
         self.column = ipywidgets.SelectionSlider(
             options=columns,
-            value=columns[len(columns) // 2] if column is None else column,
+            value=on_offer("column", columns[len(columns) // 2] if column is None else column, columns),
             description="column",
             style=wide,
         )

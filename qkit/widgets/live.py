@@ -1,6 +1,6 @@
 """What explorers with controls of their own share: a picture, its image, and how both follow the controls."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ipywidgets
@@ -8,6 +8,19 @@ import ipywidgets
 from qkit.plots import Picture
 
 DPI = 80
+
+
+def on_offer(name: str, value: Any, options: Iterable[Any]) -> Any:
+    """`value`, where a control begins.
+
+    Raises:
+        ValueError: it is none of the control's `options`.
+    """
+    options = list(options)
+    if value not in options:
+        few = ", ".join(map(repr, options[:12])) + ", ..." * (len(options) > 12)
+        raise ValueError(f"{name}={value!r} is not on offer; use one of {few}")
+    return value
 
 
 class LivePicture(ipywidgets.VBox):

@@ -9,7 +9,7 @@ from qkit.bench.record import Roof
 from qkit.bench.roofline import Layer
 from qkit.model.surgery import find_targets
 from qkit.plots import LayerOnRoofline
-from qkit.widgets.live import DPI, LivePicture
+from qkit.widgets.live import DPI, LivePicture, on_offer
 
 LARGE = ((4096, 4096), (11008, 4096))  # of a model with 7 billion parameters
 BITS = (2, 3, 4, 8, 16, 32)
@@ -41,16 +41,22 @@ class RooflineExplorer(LivePicture):
         shapes = sorted({tuple(target.weight.shape) for target in find_targets(model)[0]}) + list(LARGE)
         wide = {"description_width": "4em"}
         narrow = {"width": "17em"}
-        self.bits = ipywidgets.SelectionSlider(options=BITS, value=bits, description="bits", style=wide, layout=narrow)
+        self.bits = ipywidgets.SelectionSlider(
+            options=BITS, value=on_offer("bits", bits, BITS), description="bits", style=wide, layout=narrow
+        )
         self.group_size = ipywidgets.SelectionSlider(
-            options=GROUPS, value=group_size or "row", description="group", style=wide, layout=narrow
+            options=GROUPS,
+            value=on_offer("group_size", group_size or "row", GROUPS),
+            description="group",
+            style=wide,
+            layout=narrow,
         )
         self.tokens = ipywidgets.SelectionSlider(
-            options=TOKENS, value=tokens, description="tokens", style=wide, layout=narrow
+            options=TOKENS, value=on_offer("tokens", tokens, TOKENS), description="tokens", style=wide, layout=narrow
         )
         self.shape = ipywidgets.Dropdown(
             options=[(f"{out} x {in_}", (out, in_)) for out, in_ in shapes],
-            value=shape,
+            value=on_offer("shape", shape, shapes),
             description="layer",
             style=wide,
             layout=narrow,

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from qkit.methods.smoothquant import ALPHAS
 from qkit.plots.smoothquant import Migration
 from qkit.study.anatomy.smoothquant import SmoothInput, smooth_inputs
-from qkit.widgets.live import DPI, LivePicture
+from qkit.widgets.live import DPI, LivePicture, on_offer
 
+ACTIVATIONS = ("per-token", "per-tensor")
 NO_SMOOTHING = "none"  # a slider cannot hold None
 
 
@@ -33,25 +34,29 @@ class SmoothQuantExplorer(LivePicture):
             tokens: how many of them the error is computed on.
         """
         self._inputs = smooth_inputs(model, ids, tokens)
+        if not self._inputs:
+            raise ValueError(
+                f"no input of this {type(model).__name__} can be smoothed: nothing before one takes a factor"
+            )
         self._losses: dict[tuple[int, bool], dict[float | None, float]] = {}
         wide = {"description_width": "5em"}
         self.layer = ipywidgets.Dropdown(
             options=[one.label for one in self._inputs],
-            index=layer,
+            index=on_offer("layer", layer, range(len(self._inputs))),
             description="input",
             style=wide,
             layout={"width": "38em"},
         )
         self.alpha = ipywidgets.SelectionSlider(
             options=[(NO_SMOOTHING, NO_SMOOTHING), *((f"{a:.2f}", a) for a in ALPHAS)],
-            value=NO_SMOOTHING if alpha is None else alpha,
+            value=NO_SMOOTHING if alpha is None else on_offer("alpha", alpha, ALPHAS),
             description="α",
             style=wide,
             layout={"width": "22em"},
         )
         self.activations = ipywidgets.Dropdown(
-            options=["per-token", "per-tensor"],
-            value=activations,
+            options=ACTIVATIONS,
+            value=on_offer("activations", activations, ACTIVATIONS),
             description="scale",
             style=wide,
             layout={"width": "14em"},

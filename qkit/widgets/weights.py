@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from qkit.engine.quantize import quantize_tensor
 from qkit.model.surgery import find_targets
 from qkit.plots import ErrorCurve, WeightHistogram
+from qkit.widgets.live import DPI, on_offer
 
 Weights = nn.Module | Mapping[str, Tensor]
-DPI = 80
 ROW = "row"  # a slider cannot hold None
 
 
@@ -27,6 +27,8 @@ def linear_weights(weights: Weights) -> dict[str, Tensor]:
     """The weights [out, in] to choose from: those of a model's linear layers, or the ones given by name."""
     if isinstance(weights, nn.Module):
         return {target.name: target.weight.detach() for target in find_targets(weights)[0]}
+    if not weights:
+        raise ValueError("there is no weight to choose; give a model, or weights [out, in] by name")
     return dict(weights)
 
 
@@ -58,14 +60,20 @@ class Explorer(ipywidgets.VBox):
         wide = {"description_width": "6em"}
         self.layer = ipywidgets.Dropdown(
             options=list(self._weights),
-            value=layer or next(iter(self._weights)),
+            value=on_offer("layer", layer or next(iter(self._weights)), self._weights),
             description="layer",
             style=wide,
             layout={"width": "32em"},
         )
-        self.bits = ipywidgets.IntSlider(value=bits, min=2, max=8, description="bits", style=wide)
+        self.bits = ipywidgets.IntSlider(
+            value=on_offer("bits", bits, range(2, 9)), min=2, max=8, description="bits", style=wide
+        )
+        groups = group_options(self._weights)
         self.group_size = ipywidgets.SelectionSlider(
-            options=group_options(self._weights), value=group_size or ROW, description="group size", style=wide
+            options=groups,
+            value=on_offer("group_size", group_size or ROW, [value for _, value in groups]),
+            description="group size",
+            style=wide,
         )
         self.symmetric = ipywidgets.Checkbox(value=symmetric, description="symmetric", indent=False)
         self._controls = (self.layer, self.bits, self.group_size, self.symmetric)

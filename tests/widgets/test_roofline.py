@@ -65,26 +65,6 @@ def test_plain_floats_have_no_groups(explorer):
     assert explorer.picture.alt == before
 
 
-def test_a_move_measures_nothing_makes_no_figure_and_lays_nothing_out_anew(explorer, monkeypatch):
-    """What makes it follow the hand; how quickly it does is printed by the browser test."""
-
-    def no_work(*_args, **_kwargs):
-        raise AssertionError("this is not for a slider")
-
-    monkeypatch.setattr("qkit.bench.roofline.measure", no_work)
-    monkeypatch.setattr("qkit.bench.roofline.best_seconds", no_work)
-    monkeypatch.setattr(plots.Picture, "__init__", no_work)
-    monkeypatch.setattr(plots.Picture, "freeze", no_work)
-    drawn = []
-    draw = explorer.picture.canvas.draw
-    monkeypatch.setattr(explorer.picture.canvas, "draw", lambda: drawn.append(draw()))
-    places = [axes.get_position().bounds for axes in explorer.picture.axes]
-    for bits in (2, 3, 8, 4):
-        explorer.bits.value = bits
-    assert len(drawn) == 4
-    assert [axes.get_position().bounds for axes in explorer.picture.axes] == places
-
-
 def test_the_output_carries_a_picture_and_a_stable_line(explorer):
     data, metadata = explorer._repr_mimebundle_()
     assert data["text/plain"] == "RooflineExplorer(bits=4, group_size=128, tokens=1, shape=(4096, 4096))"

@@ -119,6 +119,11 @@ class GroupErrors:
         return float(self.gaps.max()) / 2 if len(self.gaps) else 0.0
 
     @property
+    def rms(self) -> float:
+        """The root of the mean squared error."""
+        return float(np.sqrt(np.mean(np.square(self.errors, dtype=np.float64))))
+
+    @property
     def even(self) -> bool:
         """Whether all gaps are one step."""
         return is_even(self.levels)
