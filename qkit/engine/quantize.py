@@ -18,11 +18,11 @@ from qkit.engine.solve import Solution, quantize_weight, rounder, solve_layer
 from qkit.engine.stream import SolvedBlock, solve_blocks
 from qkit.methods.schemes import RTN, LLMInt8, Scheme
 from qkit.model.calibration import CHUNKS, calibration_chunks
+from qkit.model.facts import chunk_length
 from qkit.model.surgery import Globs, Target, find_targets, swap
 from qkit.numerics.error import error_statistics
 from qkit.numerics.mapping import GroupSize, check_finite, check_group_size
 from qkit.numerics.qtensor import QTensor
-from qkit.text.tokens import chunk_length
 
 
 def quantize_tensor(

@@ -11,11 +11,11 @@ from qkit.engine.report import Comparison, ComparisonRow, QuantizationReport
 from qkit.methods.schemes import AWQ, FP4, GPTQ, NF4, RTN, W8A8, LLMInt8, SmoothQuant
 from qkit.model.calibration import CHUNKS
 from qkit.model.calibration import calibration_chunks as chunks_of
+from qkit.model.facts import chunk_length
 from qkit.model.surgery import clone
 from qkit.study.evaluate import evaluate
 from qkit.study.sizes import disk_bytes, float32_bytes, memory_bytes
 from qkit.text.corpora import texts
-from qkit.text.tokens import chunk_length
 
 # From harmless to ruined: the tour that `make demo` gives.
 TOUR = (

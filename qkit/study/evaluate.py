@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from qkit.model.facts import check_ids, chunk_length, read, vocabulary_size
 from qkit.model.hooks import evaluating
-from qkit.text.tokens import chunk_length, token_chunks
+from qkit.text.tokens import token_chunks
 
 LOGITS_AT_ONCE = 2**24  # 64 MB in float32: small enough for a laptop, large enough to keep the cores busy
 
@@ -74,7 +75,9 @@ def evaluate(
     """
     length = min(chunk_length(model) for model in models.values())
     ids = token_chunks(text, tokenizer, length, max_chunks)
-    vocabulary = max(getattr(getattr(m, "config", None), "vocab_size", 1) for m in models.values())
+    vocabulary = max(vocabulary_size(m) or 1 for m in models.values())
+    for model in models.values():
+        check_ids(model, ids)
     batch_size = max(1, LOGITS_AT_ONCE // (vocabulary * ids.shape[1]))
     nll, kl = dict.fromkeys(models, 0.0), dict.fromkeys(models, 0.0)
     batches = ids.split(batch_size)
@@ -97,8 +100,7 @@ def _exp(x: float) -> float:
 
 def _log_probabilities(model: nn.Module, ids: Tensor, name: str) -> Tensor:
     """log p of every next token, float32 [batch, length - 1, vocabulary]."""
-    device = next(model.parameters()).device
-    logits = model(input_ids=ids[:, :-1].to(device), use_cache=False).logits
+    logits = read(model, ids[:, :-1]).logits
     if not torch.isfinite(logits).all():
         raise ValueError(
             f"model {name!r} puts out NaN or infinite logits; check its weights, or a dtype that overflows"

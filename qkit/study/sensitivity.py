@@ -20,10 +20,10 @@ from qkit.engine.solve import quantize_weight, solve_layer
 from qkit.methods.schemes import Scheme
 from qkit.model.blocks import capture
 from qkit.model.calibration import CHUNKS, InputStatistics, batches_of, calibration_chunks, collect
+from qkit.model.facts import chunk_length
 from qkit.model.surgery import Globs, Target, clone, find_targets, swap
 from qkit.numerics.mapping import check_group_size
 from qkit.study.evaluate import evaluate
-from qkit.text.tokens import chunk_length
 
 MEASURES = ("error", "kl")
 KL_CHUNKS = 4  # of the calibration text, for a measure that runs the model once a layer and scheme

@@ -1,7 +1,7 @@
 """Text to the chunks of tokens that calibration and evaluation work on."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 CHUNK_LENGTH = 511  # with the BOS before it, 512 positions
 
@@ -50,9 +50,3 @@ def begin_token(tokenizer) -> int:
         if token is not None:
             return token
     raise ValueError(f"{type(tokenizer).__name__} has neither a BOS nor an EOS token; set tokenizer.bos_token")
-
-
-def chunk_length(model: nn.Module) -> int:
-    """511, or what fits behind a BOS in the context of a model that has less."""
-    context = getattr(getattr(model, "config", None), "max_position_embeddings", None) or CHUNK_LENGTH + 1
-    return min(CHUNK_LENGTH, context - 1)

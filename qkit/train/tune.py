@@ -36,12 +36,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from qkit.model.calibration import CHUNKS, batches_of, calibration_chunks
+from qkit.model.facts import chunk_length
 from qkit.model.surgery import clone, swap, weight_of
 from qkit.nn.qlinear import Int8Linear, QLinear, quantized_layers
 from qkit.numerics.codebook_qtensor import CodebookQTensor
 from qkit.numerics.packing import pack
 from qkit.numerics.qtensor import QTensor
-from qkit.text.tokens import begin_token, chunk_length
+from qkit.text.tokens import begin_token
 
 WRITERS = 128  # texts written side by side, which is much faster; each keeps all it has said in mind (key-value cache)
 

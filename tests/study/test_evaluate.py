@@ -1,6 +1,7 @@
 import copy
 import hashlib
 import math
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from qkit import RTN, kl_divergence, perplexity, quantize, texts
 from qkit.study.evaluate import evaluate
+from tiny import llava
 
 HELD_OUT = "1cab46d64f7d6995"  # sha256 of python-docs-heldout in CPython 3.11.7
 
@@ -199,3 +201,16 @@ def test_the_embedded_model_in_4_bits_has_a_perplexity_of_9_2(embedded, known_te
     model = copy.deepcopy(embedded[0])
     quantize(model, RTN(4, 128))
     assert 9.1 < perplexity(model, embedded[1], known_text) < 9.3
+
+
+def test_batches_are_bounded_by_the_vocabulary_that_the_model_really_has(monkeypatch):
+    monkeypatch.setattr(import_module("qkit.study.evaluate"), "LOGITS_AT_ONCE", 97 * 16 * 5)
+    model, seen = llava(), []
+    model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True)
+    perplexity(model, None, torch.randint(0, 96, (12, 16)))
+    assert seen == [5, 5, 2]
+
+
+def test_ids_beyond_the_vocabulary_are_refused(llama):
+    with pytest.raises(ValueError, match=r"token id 97 is not in the vocabulary of LlamaForCausalLM, 0 to 96"):
+        perplexity(llama, None, torch.full((2, 5), 97))

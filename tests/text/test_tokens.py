@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from qkit.text.tokens import begin_token, chunk_length, token_chunks
+from qkit.text.tokens import begin_token, token_chunks
 
 
 @pytest.fixture
@@ -79,17 +79,3 @@ def test_eos_stands_in_where_there_is_no_bos(word_tokenizer):
 def test_a_tokenizer_with_neither_is_refused(word_tokenizer):
     with pytest.raises(ValueError, match=r"neither a BOS nor an EOS token; set tokenizer\.bos_token"):
         begin_token(word_tokenizer())
-
-
-def test_a_chunk_fits_the_context_behind_its_bos(model):
-    assert chunk_length(model) == 63
-
-
-@pytest.mark.parametrize(("context", "length"), [(511, 510), (512, 511), (513, 511), (4096, 511)])
-def test_a_chunk_is_never_longer_than_511(llama, context, length):
-    llama.config.max_position_embeddings = context
-    assert chunk_length(llama) == length
-
-
-def test_a_model_that_does_not_say_its_context_gets_511():
-    assert chunk_length(torch.nn.Linear(1, 1)) == 511
