@@ -28,7 +28,7 @@ from qkit.checkpoints.skeleton import parameters_without_memory
 from qkit.engine.quantize import quantize
 from qkit.engine.solve import solve_layer
 from qkit.methods.schemes import Scheme, parse_scheme
-from qkit.model.surgery import find_targets, swap
+from qkit.model.surgery import select_layers, swap
 from qkit.nn.qlinear import quantized_layers
 from qkit.study.sizes import memory_bytes
 
@@ -103,7 +103,7 @@ def synthetic_llama(config: dict[str, Any], what: torch.dtype | Scheme, seed: in
         return torch.randn(*shape, generator=generator).mul_(STD)
 
     if isinstance(what, Scheme):
-        for target in find_targets(model)[0]:
+        for target in select_layers(model)[0]:
             swap(model, {target.name: solve_layer(draw(target.weight.shape), None, what, None, target.name).layer})
             give_back_memory()
     dtype = what if isinstance(what, torch.dtype) else torch.float32

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from qkit import ops
 from qkit.model.calibration import InputStatistics
+from qkit.model.facts import check_ids, read
 from qkit.model.hooks import Hook, input_of, listening
-from qkit.model.surgery import weight_of
+from qkit.model.linear import weight_of
+from qkit.model.roles import output_heads
 from qkit.nn.qlinear import is_quantized
 
 
@@ -51,11 +53,12 @@ def layer_inputs(model: nn.Module, ids: Tensor, names: Sequence[str] | None = No
     """
     if ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
         raise ValueError(f"token ids are {ids.dtype} {tuple(ids.shape)}; give integers [sequences, length]")
+    check_ids(model, ids)
     modules = dict(model.named_modules())
     if names is None:
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        heads = output_heads(model)
         linear = {name for name, m in modules.items() if weight_of(m) is not None or is_quantized(m)}
-        names = [name for name in modules if name in linear and modules[name] is not head]
+        names = [name for name in modules if name in linear and modules[name] not in heads]
     unknown = [name for name in names if name not in modules]
     if unknown:
         raise ValueError(
@@ -75,7 +78,7 @@ def layer_inputs(model: nn.Module, ids: Tensor, names: Sequence[str] | None = No
         return hear
 
     with listening((modules[name], listen(name)) for name in names):
-        model(input_ids=ids.to(next(model.parameters()).device), use_cache=False)
+        read(model, ids)
     return heard
 
 

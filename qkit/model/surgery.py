@@ -1,19 +1,26 @@
 """Finds the layers of a model that are to be quantized, and swaps them, saying what it did and why.
 
-The rule of the trade: every linear layer of the decoder is quantized; embeddings, norms and the output head (lm_head)
-stay. `include` and `exclude` are shell-style globs on full names ("model.layers.0.*", "*.down_proj", "lm_head"):
-`include` replaces the rule, `exclude` takes away from what is left. A glob that matches nothing is an error, because it
-is a spelling mistake.
+The rule of the trade: every linear layer of the decoder is quantized; embeddings, norms and output heads (lm_head, score,
+classifier) stay. `include` and `exclude` are shell-style globs on full names ("model.layers.0.*", "*.down_proj",
+"lm_head"): `include` replaces the rule, `exclude` takes away from what is left. A glob that matches nothing is an error,
+because it is a spelling mistake.
 """
 
-import copy
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from qkit.nn.qlinear import QLinear
+from qkit.model.copies import copy_module
+from qkit.model.facts import output_embedding
+from qkit.model.linear import is_linear, weight_of, why_not
+from qkit.model.roles import HEAD, output_heads, reserved
+from qkit.nn.qlinear import is_quantized
 
 Globs = str | list[str] | tuple[str, ...] | None
 
@@ -28,22 +35,8 @@ class Target:
 
     @property
     def kind(self) -> str:
-        """ "Linear" or "Conv1D"."""
+        """ "Linear", "Conv1D" or a subclass."""
         return type(self.module).__name__
-
-
-def weight_of(module: nn.Module) -> Tensor | None:
-    """The weight of a layer that QLinear can stand for, as [out, in]; None for any other module.
-
-    Subclasses of Linear do not count: what they do in their forward is their own business.
-    """
-    from transformers.pytorch_utils import Conv1D  # GPT-2's Linear, which stores [in, out]
-
-    if type(module) is nn.Linear:
-        return module.weight
-    if type(module) is Conv1D:
-        return module.weight.T
-    return None
 
 
 def as_list(globs: Globs) -> list[str]:
@@ -57,10 +50,23 @@ def find_targets(
     """What to quantize, and what not: (targets in model order, [(name, why it stays)]).
 
     Raises:
-        ValueError: a glob matches no layer, or nothing is left to quantize.
+        ValueError: a glob matches no layer, nothing is left to quantize, or a layer to quantize has no data.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    layers = {name: m for name, m in model.named_modules(remove_duplicate=False) if name and weight_of(m) is not None}
+    targets, skipped = select_layers(model, include, exclude)
+    for target in targets:
+        if target.weight.is_meta:
+            raise ValueError(
+                f"{target.name} has no data (device meta): load the model without device_map or offloading, or onto a "
+                f"device that holds all of it"
+            )
+    return targets, skipped
+
+
+def select_layers(
+    model: nn.Module, include: Globs = None, exclude: Globs = None
+) -> tuple[list[Target], list[tuple[str, str]]]:
+    """`find_targets` for a model whose parameters may have a shape and no data yet."""
+    layers = {name: m for name, m in model.named_modules(remove_duplicate=False) if name and is_linear(m)}
     include, exclude = as_list(include), as_list(exclude)
     for role, globs in (("include", include), ("exclude", exclude)):
         for glob in globs:
@@ -71,30 +77,38 @@ def find_targets(
                     f"globs match full names: try '*{glob.strip('*')}*'"
                 )
 
+    heads, forbidden = output_heads(model), reserved(model)
     targets, skipped = [], []
     for name, module in layers.items():
         if any(fnmatchcase(name, glob) for glob in exclude):
             skipped.append((name, "excluded"))
         elif include and not any(fnmatchcase(name, glob) for glob in include):
             skipped.append((name, "not included"))
-        elif not include and module is head:
-            skipped.append((name, "output head (rule of the trade)"))
+        elif (why := forbidden.get(name) or why_not(module)) is not None:
+            skipped.append((name, why))
+        elif not include and module in heads:
+            skipped.append((name, HEAD))
         else:
             targets.append(Target(name, module, weight_of(module)))
     if not targets:
         if weight_of(model) is not None:
             raise ValueError("the model is itself one Linear layer; quantize_tensor(model.weight, ...) does that")
-        done = sum(isinstance(m, QLinear) for m in model.modules())
-        why = (
-            f"its {done} linear layers are quantized already"
-            if done
-            else f"it has {len(layers)}, {'all left out' if layers else 'none at all'}"
-        )
         raise ValueError(
-            f"{type(model).__name__} has no Linear or Conv1D layer left to quantize ({why}); "
+            f"{type(model).__name__} has no Linear or Conv1D layer left to quantize ({_why_none(model, skipped)}); "
             f"give a model in float, or other include= and exclude="
         )
     return targets, skipped + _other_parameters(model, set(layers.values()))
+
+
+def _why_none(model: nn.Module, skipped: list[tuple[str, str]]) -> str:
+    done = sum(is_quantized(m) for m in model.modules())
+    if done:
+        return f"its {done} linear layers are quantized already"
+    if not skipped:
+        return "it has 0, none at all"
+    reasons = Counter(why for _, why in skipped if why not in ("excluded", "not included"))
+    worst = f"; of {reasons.most_common(1)[0][1]} of them: {reasons.most_common(1)[0][0]}" if reasons else ""
+    return f"it has {len(skipped)}, all left out{worst}"
 
 
 def _other_parameters(model: nn.Module, layers: set[nn.Module]) -> list[tuple[str, str]]:
@@ -102,7 +116,7 @@ def _other_parameters(model: nn.Module, layers: set[nn.Module]) -> list[tuple[st
     rows = []
     for name, module in model.named_modules():
         own = [p for p in module.parameters(recurse=False)]
-        if not own or module in layers or isinstance(module, QLinear):
+        if not own or module in layers or is_quantized(module):
             continue
         if isinstance(module, nn.Embedding):
             why = "embedding (rule of the trade)"
@@ -114,20 +128,101 @@ def _other_parameters(model: nn.Module, layers: set[nn.Module]) -> list[tuple[st
     return rows
 
 
+def weight_share(model: nn.Module, targets: Iterable[Target]) -> float:
+    """Of all numbers that the model computes with, the share that is quantized once `targets` are; to be asked before.
+
+    Every floating parameter counts, one that is tied once; and the weights of layers that are quantized already.
+    """
+    taken, left = _taken_and_left(model, targets)
+    return taken / max(taken + sum(left.values()), 1)
+
+
+def largest_left(model: nn.Module, targets: Iterable[Target]) -> tuple[str, float] | None:
+    """What holds the most of all that stays as it is: the class of its modules, and their share of the model's numbers.
+
+    None: nothing stays.
+    """
+    taken, left = _taken_and_left(model, targets)
+    if not left:
+        return None
+    name, size = left.most_common(1)[0]
+    return name, size / (taken + left.total())
+
+
+def _taken_and_left(model: nn.Module, targets: Iterable[Target]) -> tuple[int, Counter[str]]:
+    """How many weights are or will be quantized, and how many numbers stay, by the class of the module that holds them."""
+    weights = {id(target.module): target.weight.numel() for target in targets}
+    taken = sum(weights.values()) + sum(m.in_features * m.out_features for m in model.modules() if is_quantized(m))
+    left: Counter[str] = Counter()
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            replaced = name == "weight" and id(module) in weights
+            if parameter.is_floating_point() and not replaced and id(parameter) not in seen:
+                seen.add(id(parameter))
+                left[type(module).__name__] += parameter.numel()
+    return taken, left
+
+
 def set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
     """Put `parameter` in the place of the one with this full name ("model.norm.weight"), under this name only."""
     owner, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(owner), leaf, parameter)
 
 
-def swap(model: nn.Module, layers: dict[str, nn.Module]) -> None:
-    """Put `layers` in the place of the modules of the same names. A module with two names is swapped under both."""
+def swap(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Put `layers` in the place of the modules of the same names. A module with two names is swapped under both.
+
+    A weight that was tied (an output head's to the embedding's) is untied, so that transformers, which ties again at every
+    turn, does not hang a float weight on the new layer.
+    """
+    heads = {m: head for m in model.modules() if (head := output_embedding(m)) is not None}
+    tied = _tied_parameters(model)  # before: afterwards not every name can be found
     for name, layer in layers.items():
         model.set_submodule(name, layer)
+    for prefix, (module, pairs) in tied.items():
+        _untie(module, pairs, {name.removeprefix(prefix): m for name, m in layers.items() if name.startswith(prefix)})
+    for owner, head in heads.items():
+        if output_embedding(owner) is not head and is_quantized(output_embedding(owner)):
+            owner.resize_token_embeddings = partial(_refuse_to_resize, type(owner).__name__)
+
+
+def _tied_parameters(model: nn.Module) -> dict[str, tuple[nn.Module, dict[str, str]]]:
+    """The models of transformers in `model`, by prefix, and which parameter of each takes the place of which, by name."""
+    return {
+        f"{name}." if name else "": (module, module.get_expanded_tied_weights_keys())
+        for name, module in model.named_modules()
+        if hasattr(module, "get_expanded_tied_weights_keys")
+    }
+
+
+def _untie(model: nn.Module, tied: dict[str, str], layers: Mapping[str, nn.Module]) -> None:
+    """Let a model of transformers no more tie what the new `layers` of it have not as a parameter."""
+    kept = {a: b for a, b in tied.items() if not _lacks(layers, a) and not _lacks(layers, b)}
+    if len(kept) < len(tied):
+        model._tied_weights_keys = (
+            kept  # of the instance. The config stays as it is: some models compute by what it says
+        )
+    known = getattr(model, "all_tied_weights_keys", {})
+    for name in [a for a, b in known.items() if _lacks(layers, a) or _lacks(layers, b)]:
+        del known[name]
+
+
+def _lacks(layers: Mapping[str, nn.Module], name: str) -> bool:
+    """Whether a parameter's full name speaks of one of `layers`, and that has no such parameter."""
+    owner, _, leaf = name.rpartition(".")
+    return owner in layers and leaf not in layers[owner]._parameters
+
+
+def _refuse_to_resize(name: str, *_: Any, **__: Any) -> NoReturn:
+    raise ValueError(
+        f"the output head of this {name} is quantized and cannot get other rows; resize the vocabulary of the model in float, "
+        f"then quantize it"
+    )
 
 
 def clone(model: nn.Module) -> nn.Module:
     """A copy whose modules are new and whose tensors are shared: quantizing it leaves `model` alone and costs no memory."""
-    memo = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    own = (value for m in model.modules() for value in vars(m).values() if isinstance(value, Tensor))
     with torch.no_grad():
-        return copy.deepcopy(model, memo)
+        return copy_module(model, {id(t): t for t in (*model.parameters(), *model.buffers(), *own)})

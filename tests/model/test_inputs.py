@@ -29,8 +29,9 @@ def test_the_inputs_are_those_that_reproduce_what_the_layers_compute(model, ids)
 
 def test_the_model_is_left_without_hooks_also_when_it_fails(llama, ids):
     layer_inputs(llama, ids)
-    with pytest.raises(IndexError):
-        layer_inputs(llama, ids + 1000)
+    llama.model.norm.forward = lambda _x: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        layer_inputs(llama, ids)
     assert not any(module._forward_pre_hooks for module in llama.modules())
 
 
@@ -78,6 +79,8 @@ def test_planted_channels_are_found(llama, ids):
 def test_wrong_ids_and_names_are_refused(llama, ids):
     with pytest.raises(ValueError, match=r"token ids are torch\.float32 \(2, 20\); give integers"):
         layer_inputs(llama, ids.float())
+    with pytest.raises(ValueError, match=r"token id 1\d\d\d is not in the vocabulary of LlamaForCausalLM, 0 to 96"):
+        layer_inputs(llama, ids + 1000)
     with pytest.raises(ValueError, match=r"'layers\.9' is no layer of LlamaForCausalLM"):
         layer_inputs(llama, ids, ["layers.9"])
 
