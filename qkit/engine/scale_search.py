@@ -11,9 +11,9 @@ from qkit.methods.schemes import AWQ, Scheme, SmoothQuant
 from qkit.methods.smoothquant import search_alpha, smoothing_factor, w8a8_loss
 from qkit.model.blocks import SAMPLE_TOKENS, Block, capture
 from qkit.model.calibration import CHUNKS, InputStatistics, batches_of, calibration_chunks, collect, input_groups
+from qkit.model.facts import chunk_length
 from qkit.model.folding import Fold, find_folds, fold
 from qkit.model.surgery import Globs, clone, find_targets, weight_of
-from qkit.text.tokens import chunk_length
 
 SCALING = AWQ | SmoothQuant  # the schemes that scale before they round
 
@@ -38,7 +38,7 @@ def scale_block(
     names = [name for name, scheme in schemes.items() if isinstance(scheme, SCALING)]
     if not names:
         return (), {}, {}
-    folds, left = find_folds(block.module, lambda module: sample_block.run(sample, 0, module))
+    folds, left = find_folds(block.module, lambda module: sample_block.run(sample, 0, module), block.shared)
     wants = set()
     for name in names:
         scheme = schemes[name]

@@ -6,17 +6,19 @@ are the outermost `nn.ModuleList` that holds linear layers, and how each one is 
 is overheard from the model itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qkit.model.facts import check_ids, read, text_config, text_decoder
 from qkit.model.hooks import Hook, instead, listening
-from qkit.model.surgery import weight_of
+from qkit.model.linear import is_linear
+from qkit.model.sharing import shared_modules
 from qkit.nn.qlinear import is_quantized
 
 SAMPLE_TOKENS = 16  # enough to find out how a block is wired
@@ -29,6 +31,8 @@ class Block:
     name: str  # "model.layers.3"
     module: nn.Module
     calls: tuple[tuple[tuple, dict[str, Any]], ...]  # for each batch, what follows the hidden state: (args, kwargs)
+    # Of its submodules, by their names in it, those whose parameters the model also has elsewhere, and where.
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, hidden: Tensor, batch: int, module: nn.Module | None = None) -> Tensor:
         """The block (or a copy of it) on `hidden` [sequences, length, width], called as the model calls it on `batch`."""
@@ -42,25 +46,31 @@ def first(output: Any) -> Tensor:
 
 
 def find_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Names and modules of the blocks, in order.
+    """Names and modules of the blocks, in order; of a model that sees or hears as well, those of its text decoder.
 
     Raises:
         ValueError: there is no list of blocks, saying what was looked for and what was found.
     """
 
     def linears(module: nn.Module) -> int:
-        return sum(weight_of(m) is not None or is_quantized(m) for m in module.modules())
+        return sum(is_linear(m) or is_quantized(m) for m in module.modules())
 
     lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and linears(m)}
+    decoder = text_decoder(model)[0]
+    lists = {name: m for name, m in lists.items() if name.startswith(f"{decoder}." * bool(decoder))} or lists
     outer = {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}
     if not outer:
         children = ", ".join(f"{n} ({type(m).__name__})" for n, m in model.named_children()) or "nothing"
-        raise ValueError(
-            f"{type(model).__name__} is an unknown architecture: calibration looks for a ModuleList of blocks that hold "
-            f"Linear or Conv1D layers, and found {children}; quantize it with a scheme that needs no data, e.g. qkit.RTN"
-        )
+        raise _unknown(model, f"a ModuleList of blocks that hold Linear or Conv1D layers, and found {children}")
     name = max(outer, key=lambda n: linears(outer[n]))
     return [(f"{name}.{i}", block) for i, block in enumerate(outer[name])]
+
+
+def _unknown(model: nn.Module, looked_for: str) -> ValueError:
+    return ValueError(
+        f"{type(model).__name__} is an unknown architecture: calibration looks for {looked_for}; quantize it with a scheme "
+        f"that needs no data, e.g. qkit.RTN"
+    )
 
 
 class _Overheard(Exception):
@@ -72,7 +82,7 @@ def capture(model: nn.Module, batches: Sequence[Tensor]) -> tuple[list[Block], l
     """The blocks of `model`, and the hidden states that enter the first of them.
 
     Only the embedding is computed: in the place of each block stands a listener that notes how it is called and hands its
-    input on. Which form its output must have is learnt from one token run through the real blocks.
+    input on. Which form its output must have is learnt from two tokens run through the real blocks.
 
     Args:
         model: a decoder of transformers, in eval mode.
@@ -82,10 +92,14 @@ def capture(model: nn.Module, batches: Sequence[Tensor]) -> tuple[list[Block], l
         The blocks, and for each batch a hidden state [sequences, length, width].
 
     Raises:
-        ValueError: an unknown architecture, or blocks that are not called one after the other on the same stream.
+        ValueError: token ids beyond the vocabulary; an unknown architecture, or blocks that are not called one after the
+            other on the same stream.
     """
+    _check_reads_text(model)
     blocks = find_blocks(model)
-    returns_tuple = _forms(model, blocks, batches[0][:1, :2])
+    for batch in batches:
+        check_ids(model, batch)
+    nothings = _forms(model, blocks, batches[0][:1, :2])
     calls: list[list] = [[] for _ in blocks]
     entering: list[Tensor] = []
 
@@ -98,35 +112,70 @@ def capture(model: nn.Module, batches: Sequence[Tensor]) -> tuple[list[Block], l
             calls[index].append((args[1:], kwargs))
             if index == len(blocks) - 1:
                 raise _Overheard
-            return (hidden,) if returns_tuple[index] else hidden
+            return hidden if nothings[index] is None else (hidden, *[None] * nothings[index])
 
         return hear
 
-    device = next(model.parameters()).device
     with instead((block, listener(i)) for i, (_, block) in enumerate(blocks)):
-        for batch in batches:
+        for count, batch in enumerate(batches, 1):
             with suppress(_Overheard):
-                model(input_ids=batch.to(device), use_cache=False)
-    return [Block(name, m, tuple(heard)) for (name, m), heard in zip(blocks, calls, strict=True)], entering
+                read(model, batch)
+            if odd := [name for (name, _), heard in zip(blocks, calls, strict=True) if len(heard) != count]:
+                raise _unknown(model, f"blocks that run once each, and found {odd[0]} run otherwise on batch {count}")
+    shared = shared_modules(model)
+    return [
+        Block(name, m, tuple(heard), _within(shared, name)) for (name, m), heard in zip(blocks, calls, strict=True)
+    ], entering
 
 
-def _forms(model: nn.Module, blocks: list[tuple[str, nn.Module]], ids: Tensor) -> list[bool]:
-    """Whether each block returns a tuple; refuses blocks that do not hand one stream from each to the next."""
-    seen: list[tuple[int, Tensor, Any]] = []
+def _check_reads_text(model: nn.Module) -> None:
+    """Refuse what reads something else than token ids, or hands them to an encoder first."""
+    reads = getattr(model, "main_input_name", "input_ids")
+    if reads != "input_ids":
+        raise _unknown(model, f"a model that reads token ids, and found one that reads {reads}")
+    if any(
+        getattr(config, "is_encoder_decoder", False) for config in (getattr(model, "config", None), text_config(model))
+    ):
+        raise _unknown(model, "a decoder that reads token ids by itself, and found an encoder before it")
+
+
+def _within(shared: Mapping[str, str], block: str) -> dict[str, str]:
+    prefix = f"{block}."
+    return {name.removeprefix(prefix): other for name, other in shared.items() if name.startswith(prefix)}
+
+
+def _forms(model: nn.Module, blocks: list[tuple[str, nn.Module]], ids: Tensor) -> list[int | None]:
+    """For each block how much it returns beside the hidden state, None: the hidden state alone, without a tuple.
+
+    Refuses models that do not run on token ids alone, and blocks that do not hand one stream, and nothing else, from each
+    to the next.
+    """
+    seen: list[tuple[int, tuple, dict[str, Any], Any]] = []
 
     def hook(index: int) -> Hook:
-        def note(_module, args, kwargs, output):
-            seen.append((index, args[0] if args else kwargs.get("hidden_states"), output))
+        return lambda _module, args, kwargs, output: seen.append((index, args, kwargs, output))
 
-        return note
-
-    with listening(((m, hook(i)) for i, (_, m) in enumerate(blocks)), after=True):
-        model(input_ids=ids.to(next(model.parameters()).device), use_cache=False)
-    chain = [index for index, _, _ in seen] == list(range(len(blocks)))
-    if not chain or any(first(a[2]) is not b[1] for a, b in pairwise(seen)):
-        raise ValueError(
-            f"{type(model).__name__} is an unknown architecture: calibration looks for blocks that run once each, every "
-            f"one on the output of the one before; found {len(blocks)} blocks called in the order "
-            f"{[index for index, _, _ in seen]}; quantize it with a scheme that needs no data, e.g. qkit.RTN"
+    try:
+        with listening(((m, hook(i)) for i, (_, m) in enumerate(blocks)), after=True):
+            read(model, ids)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a model that we do not know may raise
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise _unknown(model, f"a model that runs on token ids alone, and on two of them found {why}") from error
+    order = [index for index, *_ in seen]
+    if order != list(range(len(blocks))) or not all(_continues(a[3], *b[1:3]) for a, b in pairwise(seen)):
+        raise _unknown(
+            model,
+            f"blocks that run once each, every one on the output of the one before; found {len(blocks)} blocks called in "
+            f"the order {order}",
         )
-    return [not isinstance(output, Tensor) for _, _, output in seen]
+    return [None if isinstance(output, Tensor) else len(output) - 1 for *_, output in seen]
+
+
+def _continues(output: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether a block that is called so takes the hidden state that the one before put out, and nothing else of it."""
+    rest = [] if isinstance(output, Tensor) else [part for part in output[1:] if isinstance(part, Tensor)]
+    hidden = args[0] if args else kwargs.get("hidden_states")
+    others = [*args[1:], *(value for name, value in kwargs.items() if args or name != "hidden_states")]
+    return first(output) is hidden and not any(part is other for part in rest for other in others)

@@ -22,8 +22,9 @@ Trade-off
 Sources: Lin et al., AWQ, arXiv:2306.00978, section 3.2; Xiao et al., SmoothQuant, arXiv:2211.10438, section 4.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from qkit.model.blocks import capture
-from qkit.model.surgery import clone, weight_of
+from qkit.model.linear import output_axis, weight_of
+from qkit.model.surgery import clone, set_parameter
 
 Run = Callable[[nn.Module], Tensor]
 
@@ -54,13 +56,17 @@ class Fold:
 
 
 @torch.no_grad()
-def find_folds(block: nn.Module, run: Run) -> tuple[list[Fold], dict[str, str]]:
+def find_folds(
+    block: nn.Module, run: Run, shared: Mapping[str, str] = MappingProxyType({})
+) -> tuple[list[Fold], dict[str, str]]:
     """Where scales can go in `block`, and why not elsewhere.
 
     Args:
         block: one decoder block, any float dtype; it is not changed.
         run: runs a copy of the block on a sample of at least two tokens (eight are plenty, their values do not matter)
             and returns its hidden output [..., length, width].
+        shared: submodules whose parameters the model has elsewhere too, and where (`Block.shared`): nothing is folded into
+            them, because what is there would be scaled with them, or no more be shared.
 
     Returns:
         The folds, in the order in which the producers run; and for each Linear or Conv1D that consumes none of them the
@@ -87,6 +93,8 @@ def find_folds(block: nn.Module, run: Run) -> tuple[list[Fold], dict[str, str]]:
             why = dict.fromkeys(
                 found.consumers, f"{producer} also feeds {taken[0]}, which is scaled with another producer"
             )
+        elif found and (tied := [name for name in (producer, *found.consumers) if name in shared]):
+            why = dict.fromkeys(found.consumers, f"{tied[0]} is shared with {shared[tied[0]]}")
         elif found:
             folds.append(found)
         for name, reason in why.items():
@@ -133,7 +141,7 @@ def fold(block: nn.Module, where: Fold, scale: Tensor) -> None:
                 f"{scale.min().item():g} to {scale.max().item():g}; use milder scales, or a model in float32"
             )
     for (layer, name), parameter in new.items():
-        setattr(block.get_submodule(layer), name, parameter)
+        set_parameter(block, f"{layer}.{name}", parameter)
 
 
 @torch.no_grad()
@@ -145,7 +153,7 @@ def model_folds(model: nn.Module, ids: Tensor) -> dict[str, tuple[list[Fold], di
         ids: a sample, int64 [sequences, length]; which ids does not matter.
     """
     blocks, (hidden,) = capture(model, [ids])
-    return {b.name: find_folds(b.module, lambda copy, b=b: b.run(hidden, 0, copy)) for b in blocks}
+    return {b.name: find_folds(b.module, lambda copy, b=b: b.run(hidden, 0, copy), b.shared) for b in blocks}
 
 
 def _times(module: nn.Module, name: str, channels: Tensor | slice, factor: Tensor, dim: int) -> nn.Parameter:
@@ -155,7 +163,7 @@ def _times(module: nn.Module, name: str, channels: Tensor | slice, factor: Tenso
     if new.dim() == 1:
         new[channels] *= factor.to(new)
     else:
-        view = new if (type(module) is nn.Linear) == (dim == 0) else new.T  # Conv1D stores [in, out]
+        view = new if output_axis(module) == dim else new.T  # Conv1D stores [in, out]
         view[channels] *= factor.to(new)[:, None]
     return nn.Parameter(new.to(old.dtype), requires_grad=old.requires_grad)
 

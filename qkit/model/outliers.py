@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from qkit.model.facts import vocabulary_size
 from qkit.model.folding import fold, model_folds
-from qkit.model.surgery import weight_of
+from qkit.model.linear import weight_of
 from qkit.nn.qlinear import is_quantized
 
 
@@ -57,7 +58,7 @@ def plant_outliers(model: nn.Module, channels: Sequence[int], factor: float = 64
     for channel in channels:
         if not isinstance(channel, int) or isinstance(channel, bool):
             raise TypeError(f"channel {channel!r} is a {type(channel).__name__}; channels are ints, e.g. [3, 17]")
-    ids = torch.arange(16).reshape(2, 8) % model.get_input_embeddings().num_embeddings
+    ids = torch.arange(16).reshape(2, 8) % (vocabulary_size(model) or 1)
     work, reasons = [], {}
     for name, (folds, unfolded) in model_folds(model, ids).items():
         block = model.get_submodule(name)

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from qkit import RTN, quantize
 from qkit.model.blocks import Block, capture, find_blocks, first
+from tiny import llava, t5, vit
 
 NAMES = {"gpt2": "transformer.h", "bloom": "transformer.h", "opt": "model.decoder.layers", "neox": "gpt_neox.layers"}
 
@@ -74,7 +76,7 @@ def test_the_model_is_as_it_was(make_model, any_kind, ids, logits):
 def test_the_model_is_as_it_was_after_an_exception(make_model, ids, logits):
     model = make_model("llama")
     before = logits(model, ids)
-    for bad in (torch.full((1, 4), 1000), ids):  # an id beyond the vocabulary fails in the embedding
+    for bad in (torch.full((1, 4), 1000), ids):
         embedding = model.model.embed_tokens
         if bad is ids:
             calls = []
@@ -85,7 +87,7 @@ def test_the_model_is_as_it_was_after_an_exception(make_model, ids, logits):
                     raise KeyboardInterrupt
 
             handle = embedding.register_forward_hook(fail)
-        with pytest.raises((IndexError, KeyboardInterrupt)):
+        with pytest.raises((ValueError, KeyboardInterrupt)):
             capture(model, [bad, bad])
     handle.remove()
     assert not any("forward" in vars(m) or m._forward_hooks for m in model.modules())
@@ -179,6 +181,90 @@ def test_one_module_in_two_places_is_refused(ids):
     layer = Layer()
     with pytest.raises(ValueError, match="unknown architecture"):
         capture(Decoder([layer, layer]), [ids])
+
+
+@pytest.mark.parametrize("make", [t5, vit], ids=["encoder first", "pixels"])
+def test_a_model_that_does_not_read_text_by_itself_is_refused(make, ids):
+    model = make()
+    with pytest.raises(ValueError, match=r"is an unknown architecture: .* reads token ids.*, and found .*qkit\.RTN"):
+        capture(model, [ids])
+
+
+def test_what_a_model_raises_from_inside_is_told_in_one_sentence(ids):
+    def wire(model, x):
+        return model.layers[1](model.layers[0](x)) + model.no_such_input
+
+    with pytest.raises(ValueError, match=r"Decoder is an unknown .* found AttributeError: .*no_such_input.*; quantize"):
+        capture(Decoder([Layer(), Layer()], wire), [ids])
+
+
+def test_memory_that_runs_out_is_no_unknown_architecture(ids):
+    def wire(model, x):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        capture(Decoder([Layer(), Layer()], wire), [ids])
+
+
+def test_blocks_that_hand_on_more_than_the_hidden_state_are_refused(ids):
+    class WithBias(Layer):
+        def forward(self, hidden_states, bias=0.0):
+            return self.linear(hidden_states) + bias, hidden_states.mean(-1, keepdim=True)
+
+    def wire(model, x):
+        x, bias = model.layers[0](x)
+        return model.layers[1](x, bias=bias)[0]
+
+    with pytest.raises(ValueError, match=r"unknown architecture.*found 2 blocks called in the order \[0, 1\]"):
+        capture(Decoder([WithBias(), WithBias()], wire), [ids])
+
+
+@torch.no_grad()
+def test_a_tuple_is_unpacked_as_the_model_expects_it(ids):
+    class Three(Layer):
+        def forward(self, hidden_states):
+            return self.linear(hidden_states), None, "attention"
+
+    def wire(model, x):
+        for layer in model.layers:
+            x, _state, _attention = layer(x)
+        return x
+
+    model = Decoder([Three(), Three()], wire)
+    blocks, (hidden,) = capture(model, [ids])
+    assert torch.equal(chain(blocks, [hidden])[-1][0], model(ids, False))
+
+
+def test_blocks_that_run_otherwise_on_one_of_the_batches_are_refused(ids):
+    def wire(model, x):
+        return model.layers[1](model.layers[0](x) if x.shape[1] < 20 else x)
+
+    with pytest.raises(ValueError, match=r"unknown architecture.* found layers\.0 run otherwise on batch 2"):
+        capture(Decoder([Layer(), Layer()], wire), [ids[:, :8], ids])
+
+
+def test_of_a_model_that_sees_the_decoder_that_reads_the_text_is_taken(ids):
+    model = llava()  # three blocks that see, two that read
+    blocks, hidden = capture(model, [ids])
+    assert [block.name for block in blocks] == [f"model.language_model.layers.{i}" for i in range(2)]
+    assert hidden[0].shape == (2, 20, 48)
+
+
+def test_an_encoder_whose_head_is_called_decoder_is_found(ids):
+    sizes = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.ModernBertConfig(vocab_size=97, pad_token_id=0, **sizes)
+    model = transformers.ModernBertForMaskedLM(config).eval()
+    assert [block.name for block in capture(model, [ids])[0]] == ["model.layers.0", "model.layers.1"]
+
+
+def test_a_block_knows_which_of_its_modules_are_elsewhere_too(make_model, ids):
+    model = make_model("llama")
+    assert all(block.shared == {} for block in capture(model, [ids])[0])
+    model.model.layers[1].self_attn.k_proj.weight = model.model.layers[0].self_attn.k_proj.weight
+    blocks, _ = capture(model, [ids])
+    assert [block.shared for block in blocks] == [
+        {"self_attn.k_proj": f"model.layers.{1 - i}.self_attn.k_proj"} for i in range(2)
+    ]
 
 
 @pytest.mark.parametrize(

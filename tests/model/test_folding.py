@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from qkit import RTN, quantize
+from qkit import AWQ, RTN, W8A8, SmoothQuant, quantize
 from qkit.model.blocks import capture
 from qkit.model.folding import Fold, find_folds, fold, model_folds
 from qkit.model.surgery import clone, weight_of
+from tiny import falcon
 
 LLAMA = {
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -513,3 +514,88 @@ def test_bad_scales_are_refused_and_nothing_changes(scale, message):
     with pytest.raises(ValueError, match=message):
         fold(toy, f, torch.tensor(scale, dtype=torch.float32))
     assert all(value is before[name] for name, value in toy.named_parameters())
+
+
+def share_mlp(model):
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+
+
+def share_norm(model):
+    model.model.layers[1].input_layernorm = model.model.layers[0].input_layernorm
+
+
+def norm_elsewhere(model):
+    model.model.norm = model.model.layers[1].post_attention_layernorm
+
+
+def norm_twice_in_a_block(model):
+    for layer in model.model.layers:
+        layer.post_attention_layernorm = layer.input_layernorm
+
+
+def share_parameter(model):
+    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+
+
+def share_memory(model):
+    memory = model.model.layers[0].self_attn.v_proj.weight.data
+    model.model.layers[1].self_attn.v_proj.weight = nn.Parameter(memory)
+
+
+SHARING = {
+    share_mlp: {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"},
+    share_norm: {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"},
+    norm_elsewhere: {"mlp.gate_proj", "mlp.up_proj"},
+    norm_twice_in_a_block: {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"},
+    share_parameter: {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"},
+    share_memory: {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"},
+}
+
+
+@pytest.mark.parametrize("share", SHARING)
+def test_nothing_is_folded_into_what_is_elsewhere_too(make_model, ids, share):
+    model = make_model("llama")
+    share(model)
+    folds = folds_of(model)
+    for folded, reasons in model_folds(model, IDS).values():
+        left = SHARING[share] if share is not norm_elsewhere or reasons else set()
+        assert set(reasons) == left and all("is shared with model." in why for why in reasons.values())
+        assert not left & {name for f in folded for name in f.consumers}
+    assert difference(model.double(), folds, ids) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:320 calibration tokens")
+@pytest.mark.parametrize("share", SHARING)
+@pytest.mark.parametrize(("scheme", "plain"), [(AWQ(8, None), RTN(8)), (SmoothQuant(), W8A8())])
+def test_a_scheme_that_scales_keeps_the_function_of_a_model_that_shares(make_model, logits, share, scheme, plain):
+    ids = torch.randint(0, 97, (8, 40), generator=torch.Generator().manual_seed(1))
+    model = make_model("llama")
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data.uniform_(0.05, 4, generator=torch.Generator().manual_seed(len(name)))
+    share(model)
+    before, unscaled = logits(model, ids), clone(model)
+    quantize(unscaled, plain)
+    report = quantize(model, scheme, calibration=ids)
+    assert (logits(model, ids) - before).norm() < 1.3 * (logits(unscaled, ids) - before).norm() < 0.1 * before.norm()
+    assert any("is shared with" in warning for warning in report.warnings)
+
+
+def test_falcon_folds_though_its_layers_are_of_a_subclass(ids):
+    for changes in ({"alibi": False, "bias": True, "new_decoder_architecture": False}, {"parallel_attn": False}):
+        model = falcon(**changes)
+        folds, _ = first(model)
+        assert {"self_attention.query_key_value", "mlp.dense_h_to_4h"} <= {n for f in folds for n in f.consumers}
+        assert difference(model.double(), folds_of(model), ids) < 1e-12
+
+
+def test_a_patched_block_is_probed_by_itself(make_model, ids):
+    model = make_model("llama")
+    for layer in (*model.model.layers, model.model.layers[0].mlp):
+
+        def patch(module, original):
+            module.forward = lambda *args, **kwargs: original(*args, **kwargs)
+
+        patch(layer, layer.forward)
+    assert wiring(first(model)[0]) == LLAMA
+    assert difference(model.double(), folds_of(model), ids) < 1e-12

@@ -153,3 +153,15 @@ def test_a_factor_too_large_for_half_precision_is_refused(make_model):
     with pytest.raises(ValueError, match=r"input_layernorm\.weight would leave the range of torch\.float16"):
         plant_outliers(model, [3], 2.0**17)
     assert all(p is before[name] for name, p in model.named_parameters())
+
+
+def test_nothing_is_planted_into_a_norm_that_is_elsewhere_too(make_model, ids, logits):
+    model = make_model("llama")
+    model.model.layers[1].input_layernorm = model.model.layers[0].input_layernorm
+    model.model.norm = model.model.layers[0].post_attention_layernorm
+    before = logits(model, ids)
+    assert plant_outliers(model, [3, 17]).norms == ("model.layers.1.post_attention_layernorm",)
+    assert (logits(model, ids) - before).abs().max() < 2e-6 * before.abs().max()
+    model.model.layers[1].post_attention_layernorm = model.model.layers[0].post_attention_layernorm
+    with pytest.raises(ValueError, match=r"no norm that feeds linear layers .*input_layernorm is shared with model"):
+        plant_outliers(model, [3])
