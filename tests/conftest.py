@@ -3,6 +3,10 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # one core a worker; read by torch when it is imported, and by what a test starts
+    os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import numpy as np

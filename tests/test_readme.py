@@ -12,6 +12,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="another minor version of Python ships other words")
+@pytest.mark.exhaustive
 def test_its_table_is_what_compare_measures():
     printed = {}
     for line in README.splitlines():

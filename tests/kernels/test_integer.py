@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from grids import ALL_BITS
 from products import KINDS, exact, off_int8, random, weight, whole_codes
 from qkit import QTensor
 from qkit.backends import numba as cpu
@@ -11,7 +12,6 @@ from qkit.ops import int8_linear, outlier_columns, quantize_activations_int8
 from qkit_kernels.numba.streams import UNIT
 from qkit_kernels.numba.tiles import BAND_ROWS, CODES, FLOATS, PANEL_ROWS, TOKENS
 
-BITS = range(2, 9)
 # A block holds 64, 128 or 256 codes, a stretch 2048, and a row ends in any byte: around each of them.
 FEATURES = (1, 2, 3, 7, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257, 513, 777, 2047, 2048, 2049)
 TOKEN_COUNTS = (2, 3, 4, 5, 17, 33)
@@ -45,7 +45,7 @@ def rounded_twice(x, q, input_scale=None):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", ALL_BITS)
 def test_whole_numbers_are_multiplied_exactly_whatever_the_shape(bits, kind):
     for i, features in enumerate(FEATURES):
         q = weight(bits, ROW_COUNTS[i % 4], features, ("tensor", None)[i % 2], kind, seed=i)
@@ -54,7 +54,7 @@ def test_whole_numbers_are_multiplied_exactly_whatever_the_shape(bits, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", ALL_BITS)
 def test_whole_numbers_are_multiplied_exactly_whatever_the_groups(bits, kind):
     for i, (features, size) in enumerate(groupings(bits)):
         q = weight(bits, ROW_COUNTS[i % 4], features, size, kind, seed=i)
@@ -79,7 +79,7 @@ def test_more_outliers_than_meet_at_once():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", ALL_BITS)
 def test_real_numbers_are_multiplied_to_rounding(bits, kind):
     for i, (features, size) in enumerate([*groupings(bits), (1, None), (129, None), (2051, None), (257, "tensor")]):
         q = weight(bits, ROW_COUNTS[i % 4], features, size, kind, real=True, seed=i)
@@ -97,7 +97,7 @@ def test_scales_and_offsets_in_float32_are_read_as_they_are(kind):
 
 
 @pytest.mark.parametrize("code", ["smallest", "largest"])
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", ALL_BITS)
 def test_extreme_codes_and_saturated_inputs(bits, code):
     """All inputs of a token alike are all 127; the zero point at the other end makes the sums as large as they can be."""
     codes, scales = torch.full((5, 320), 0 if code == "smallest" else 2**bits - 1), torch.ones(5, 10)
@@ -110,7 +110,7 @@ def test_extreme_codes_and_saturated_inputs(bits, code):
 # ---- one scale a row: whole numbers to the last line
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", ALL_BITS)
 @pytest.mark.parametrize("group_size", [None, "tensor"])
 def test_with_one_scale_a_row_nothing_is_rounded_before_the_scales(bits, group_size):
     for i, features in enumerate(FEATURES):

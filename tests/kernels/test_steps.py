@@ -239,6 +239,7 @@ def printed(parts):
     return {line.split(",")[0]: [float(part) for part in line.split(",")[1:]] for line in done.stdout.splitlines()}
 
 
+@pytest.mark.exhaustive
 def test_an_older_processor_gives_the_same_whole_numbers_by_other_instructions():
     here, there = printed(()), printed(("avx512", "vnni", "amx"))
     assert there.pop("vpdpbusd") == [0]

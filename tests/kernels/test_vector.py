@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from llvmlite import binding
 from numba import njit
 
+from grids import ALL_BITS
 from qkit.numerics.codebooks import codebook
 from qkit.numerics.packing import pack, unpack
 from qkit_kernels.numba.streams import UNIT
@@ -56,8 +57,6 @@ from qkit_kernels.numba.vector import (
     zeros_i32,
     zeros_tile,
 )
-
-BITS = range(2, 9)
 
 
 def numbers(*shape, seed=0):
@@ -118,7 +117,7 @@ def test_64_codes_at_a_time_are_those_that_were_packed(case):
     assert torch.equal(torch.from_numpy(found).flatten()[:length], unpack(packed, bits, length)[0])
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", ALL_BITS)
 def test_a_block_is_cut_in_the_order_of_the_streams(bits):
     """Lane l holds codes l unit .. l unit + unit - 1; byte i those of i unit / 4 on."""
     unit = UNIT[bits]
@@ -147,7 +146,7 @@ def stream(packed, bits, out):
         out[i] = nth_code(pointer(packed), packed.size, i, bits)
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", ALL_BITS)
 def test_one_code_is_read_from_anywhere_in_a_stream(bits):
     for length in range(1, 20):
         codes = torch.from_numpy(integers(0, 2**bits, 1, length, dtype=np.int64, seed=length))
@@ -392,7 +391,7 @@ def test_the_instruction_for_64_bytes_is_used_where_the_cpu_has_it():
     assert any("vpdpbusd" in code for code in dot.inspect_asm().values()) == there
 
 
-def run_python(*arguments, cache, timeout=300, **environment):
+def run_python(*arguments, cache, timeout=1800, **environment):
     """A process of its own, with its own folder for compiled code; returns what it said if it failed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_CACHE_DIR": str(cache), **environment}
     done = subprocess.run(
@@ -426,13 +425,14 @@ def verdicts(tmp_path_factory):
 
     def check(name):
         above = "not older" if name in list(OLDER)[:2] else "one_of_each or 64_bytes"
-        command = ("-m", "pytest", "-q", "--noconftest", "-k", above, __file__, *kernels)
+        command = ("-m", "pytest", "-q", "--noconftest", "-m", "", "-k", above, __file__, *kernels)
         return run_python(*command, cache=folders[name], **OLDER[name])
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(OLDER, pool.map(check, OLDER), strict=True))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", OLDER)
 def test_every_kernel_is_right_on_an_older_cpu(name, verdicts):
     assert not verdicts[name], verdicts[name]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from grids import ALL_BITS
 from products import KINDS, exact, off, random, values, weight, whole
 from qkit import FP4, NF4, RTN, quantize_tensor
 from qkit.backends import numba as cpu
@@ -11,7 +12,6 @@ from qkit.numerics.codebook_qtensor import CodebookQTensor
 from qkit_kernels.numba.streams import UNIT
 from qkit_kernels.numba.tiles import BAND_ROWS, FLOATS, PANEL_ROWS, TOKENS
 
-BITS = range(2, 9)
 # A block holds 64, 128 or 256 codes, a stretch 512, and a row ends in any byte: around each of them.
 FEATURES = (1, 2, 3, 7, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513, 777, 2053)
 TOKEN_COUNTS = (2, 3, 4, 5, 17, 33)
@@ -50,7 +50,7 @@ def same(x, q):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", ALL_BITS)
 def test_whole_numbers_are_multiplied_exactly_whatever_the_shape(bits, kind):
     for i, features in enumerate(FEATURES):
         q = weight(bits, ROW_COUNTS[i % 4], features, ("tensor", None)[i % 2], kind, seed=i)
@@ -59,7 +59,7 @@ def test_whole_numbers_are_multiplied_exactly_whatever_the_shape(bits, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", ALL_BITS)
 def test_whole_numbers_are_multiplied_exactly_whatever_the_groups(bits, kind):
     for i, (features, size) in enumerate(groupings(bits)):
         q = weight(bits, ROW_COUNTS[i % 4], features, size, kind, seed=i)
@@ -76,7 +76,7 @@ def test_more_tokens_and_rows_than_meet_at_once(bits):
 
 
 @pytest.mark.parametrize("code", ["smallest", "largest"])
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", ALL_BITS)
 def test_extreme_codes_and_inputs_of_one_sign_and_size(bits, code):
     """The sums are as large as they can be, and still whole."""
     random_one = weight(bits, 5, 320, 32, "zero points")
@@ -102,7 +102,7 @@ def test_one_of_each_kernel(q):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", ALL_BITS)
 def test_real_numbers_are_multiplied_to_rounding(bits, kind):
     for i, (features, size) in enumerate([*groupings(bits), (1, None), (129, None), (2053, None), (257, "tensor")]):
         q = weight(bits, ROW_COUNTS[i % 4], features, size, kind, real=True, seed=i)
@@ -197,7 +197,7 @@ def test_every_number_of_a_table_is_found(code):
         assert off(product(x, q), x, q) < 1
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", ALL_BITS)
 def test_the_product_with_the_identity_is_a_symmetric_weight_to_the_last_bit(bits):
     q = weight(bits, 5, 96, 32, real=True)
     assert torch.equal(product(torch.eye(96), q), values(q)[0].float().T)

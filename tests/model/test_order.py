@@ -55,24 +55,29 @@ def measured(embedded, calibration):
     return {name: one.kl for name, one in evaluate(models, tokenizer, ids).items()}
 
 
+@pytest.mark.exhaustive
 def test_gptq_and_awq_beat_rounding_at_3_bits(measured):
     assert measured["GPTQ 3"] < 0.75 * measured["RTN 3"]
     assert measured["AWQ 3"] < 0.75 * measured["RTN 3"]
 
 
+@pytest.mark.exhaustive
 def test_nf4_beats_fp4(measured):
     assert measured["NF4"] < 0.75 * measured["FP4"]
 
 
+@pytest.mark.exhaustive
 def test_planting_outliers_changes_nothing(measured):
     assert abs(measured["planted"]) < 1e-6
 
 
+@pytest.mark.exhaustive
 def test_outliers_ruin_w8a8_and_smoothquant_repairs_it(measured):
     assert measured["planted SmoothQuant dynamic"] < 0.2 * measured["planted W8A8 dynamic"]
     assert measured["planted SmoothQuant static"] < 0.2 * measured["planted W8A8 static"]
 
 
+@pytest.mark.exhaustive
 def test_llm_int8_hardly_notices_outliers(measured):
     assert measured["planted LLM.int8"] < 0.05
     assert measured["planted LLM.int8"] < 0.1 * measured["planted W8A8 dynamic"]

@@ -197,6 +197,7 @@ def test_the_embedded_model_in_float32_has_a_perplexity_of_6_4347(embedded, know
     assert perplexity(*embedded, known_text) == pytest.approx(6.4347, abs=5e-5)
 
 
+@pytest.mark.exhaustive
 def test_the_embedded_model_in_4_bits_has_a_perplexity_of_9_2(embedded, known_text):
     model = copy.deepcopy(embedded[0])
     quantize(model, RTN(4, 128))

@@ -1,4 +1,4 @@
-"""Codes of 2 to 8 bits into bytes and back, on the CPU: `numerics.packing` in one pass, where that makes 64-bit words of all codes.
+"""Codes of 2 to 8 bits into bytes and back, on the CPU: `numerics.packing` in one pass, by words of 64 bits.
 
 8 codes of b bits are b bytes: a word collects 8 codes, the first in its lowest bits, and is cut into bytes.
 """
