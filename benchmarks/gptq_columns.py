@@ -8,8 +8,9 @@ import time
 
 import torch
 
-from qkit import GPTQ
-from qkit.methods.gptq import _columns, _columns_lazily, inverse_cholesky
+from qkit import GPTQ, ops
+from qkit.methods.gptq import choose_grid, inverse_cholesky
+from qkit.numerics.mapping import grouped
 
 
 def main() -> None:
@@ -28,18 +29,20 @@ def main() -> None:
     scheme = GPTQ(4, 128, scale_search=False)  # the loop alone
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     upper, _ = inverse_cholesky(hessian[order][:, order], scheme.damp, scheme.shrink)
-    args = (upper, order, hessian.diagonal(), scheme, "the weight")
-    small = (slice(0, 32), slice(None))
-    _columns(weight[small].clone(), *args)  # compiled before the clock starts, as torch is
+    groups = grouped(weight, scheme.group_size)
+    scale, zero = (t[..., 0] for t in choose_grid(groups, torch.ones(groups.shape[1:]), scheme))
+    weight, group = weight[:, order], order // 128
+    # compiled before the clock starts, as torch is
+    ops.gptq_columns(weight[:32], upper, group, scale[:32], zero[:32], scheme.bits, backend="numba")
 
     seconds, found = {}, {}
-    for name, columns in (("kernel", _columns), ("torch", _columns_lazily)):
+    for name in ("numba", "torch"):
         start = time.perf_counter()
-        found[name] = columns(weight.clone(), *args)
+        found[name] = ops.gptq_columns(weight, upper, group, scale, zero, scheme.bits, backend=name)
         seconds[name] = time.perf_counter() - start
         print(f"{name}: {seconds[name]:.2f} s", flush=True)
-    same = float((found["kernel"][0] == found["torch"][0]).double().mean())
-    print(f"{seconds['torch'] / seconds['kernel']:.1f} times as fast, {100 * same:.4f}% of the codes equal")
+    same = float((found["numba"] == found["torch"]).double().mean())
+    print(f"{seconds['torch'] / seconds['numba']:.1f} times as fast, {100 * same:.4f}% of the codes equal")
 
 
 if __name__ == "__main__":

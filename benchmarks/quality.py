@@ -16,11 +16,10 @@ from pathlib import Path
 import torch
 
 import qkit
-from qkit.model.calibration import calibration_chunks
 from qkit.model.surgery import clone
 from qkit.study.compare import ALL
 from qkit.study.evaluate import evaluate
-from qkit.text.tokens import token_chunks
+from qkit.text.tokens import calibration_chunks, token_chunks
 from qkit.train.tune import own_text
 
 SHAPES = ((4, 128), (3, 128), (2, 64))

@@ -13,24 +13,33 @@ from importlib import import_module
 from qkit.checkpoints.load import load
 from qkit.checkpoints.native import save
 from qkit.engine.quantize import quantize, quantize_tensor
-from qkit.engine.report import Comparison, LayerReport, QuantizationReport
+from qkit.engine.report import LayerReport, QuantizationReport
 from qkit.engine.scale_search import search_scales
 from qkit.engine.scaling import Scaling
-from qkit.methods.schemes import AWQ, FP4, GPTQ, NF4, RTN, W8A8, LLMInt8, SmoothQuant
+from qkit.methods.awq import AWQ
+from qkit.methods.codebook import FP4, NF4
+from qkit.methods.gptq import GPTQ
+from qkit.methods.llm_int8 import LLMInt8
+from qkit.methods.rtn import RTN
+from qkit.methods.smoothquant import SmoothQuant
+from qkit.methods.w8a8 import W8A8
 from qkit.model.outliers import plant_outliers
-from qkit.nn.qlinear import Int8Linear, QLinear
+from qkit.nn.int8_linear import Int8Linear
+from qkit.nn.qlinear import QLinear
 from qkit.numerics.error import ErrorStatistics, error_statistics, sqnr_db
 from qkit.numerics.qtensor import QTensor
 from qkit.ops import linear
 from qkit.study.advice import Recommendation, recommend
 from qkit.study.compare import compare
+from qkit.study.comparison import Comparison
 from qkit.study.evaluate import kl_divergence, perplexity
 from qkit.study.generate import complete
 from qkit.study.mixed_precision import mixed_precision
 from qkit.study.sensitivity import sensitivity
 from qkit.study.sizes import disk_bytes, memory_bytes
 from qkit.text.corpora import texts
-from qkit.train.tune import own_text, tune
+from qkit.train.own_text import own_text
+from qkit.train.tune import tune
 
 __version__ = "0.1.0"
 

@@ -16,11 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 import qkit
-from qkit.engine.report import Comparison, QuantizationReport
-from qkit.methods.schemes import Scheme, parse_scheme
-from qkit.model.calibration import CHUNKS
+from qkit.engine.report import QuantizationReport
+from qkit.methods.registry import parse_scheme, spellings
+from qkit.methods.scheme import Scheme
 from qkit.study.compare import ALL, TOUR
+from qkit.study.comparison import Comparison
 from qkit.text.resources import folder as resource_folder
+from qkit.text.tokens import CHUNKS
 
 app = typer.Typer(
     help="Make language models small, and see what it costs.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -32,9 +34,7 @@ app.add_typer(bench, name="bench")
 Model = Annotated[str, typer.Argument(help="The embedded model, a folder, or a hub id.")]
 Text = Annotated[str, typer.Option(help="python-docs-heldout, python-docs, wikitext-2, or a file.")]
 Chunks = Annotated[int | None, typer.Option(min=1, help="Evaluate on the first so many chunks of 511 tokens.")]
-SPELLINGS = (
-    "w8, w4g128, w4g128sym, w4a8g128, gptq-w4g128, awq-w3g128, nf4, fp4, llm.int8, w8a8, w8a8-static, smoothquant-0.5"
-)
+SPELLINGS = spellings()
 Calibration = Annotated[
     list[str] | None, typer.Option(help="What methods that need data learn from: python-docs or a file; repeat it.")
 ]

@@ -1,11 +1,15 @@
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
 
 from products import off, off_int8, values, weight
 from qkit import RTN, linear, ops, quantize_tensor
-from qkit.methods.bitsandbytes import codebook_quantize, int8_rows
-from qkit.methods.schemes import FP4, NF4
+from qkit.dispatch import TABLE, missing, rows_of, select
+from qkit.methods.codebook import FP4, NF4, codebook_quantize
+from qkit.methods.int8 import int8_rows
+from qkit.numerics.packing import pack
 from qkit.ops import (
     dequantize,
     int8_codes,
@@ -14,7 +18,6 @@ from qkit.ops import (
     outlier_columns,
     quantize_activations,
     quantize_activations_int8,
-    select,
 )
 
 SHAPES = [(1, 1), (1, 12), (7, 1), (5, 36), (3, 100)]
@@ -28,6 +31,12 @@ SCHEMES = [
     {"group_size": None, "include_zero": False, "scale_dtype": "float32"},
     {"group_size": "tensor", "include_zero": False},
 ]
+
+
+def forget():
+    """What the table has found out about this machine."""
+    missing.cache_clear()
+    select.cache_clear()
 
 
 def normal(*shape, seed=0):
@@ -48,10 +57,16 @@ def test_numba_and_torch_dequantize_to_the_same_bits(bits, options):
             assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
 
 
-@pytest.mark.parametrize("op", ["dequantize", "linear", "int8_linear"])
+@pytest.mark.parametrize("op", sorted({kernel.op for kernel in TABLE if kernel.backend == "numba"}))
 def test_the_automatic_backend_is_the_fast_one_on_a_cpu_and_torch_elsewhere(op):
     for device, backend in (("cpu", "numba"), ("meta", "torch")):
-        assert select(op, None, torch.device(device)) is select(op, backend, torch.device(device))
+        assert select(op, None, device) is select(op, backend, device)
+
+
+def test_every_operation_has_a_specification_that_runs_anywhere():
+    for op in {kernel.op for kernel in TABLE}:
+        last = rows_of(op)[-1]
+        assert last.backend == "torch" and last.devices == () and callable(last.load())
 
 
 @pytest.mark.parametrize("backend", ["triton", "cuda", ""])
@@ -64,17 +79,20 @@ def test_a_backend_that_does_not_exist_is_refused_with_those_that_do(backend):
 @pytest.mark.parametrize("error", [ImportError("No module named 'numba'"), RuntimeError("cannot cache function")])
 def test_where_the_kernel_cannot_be_imported_numba_is_refused_and_the_automatic_choice_is_torch(monkeypatch, error):
     def fail(module):
-        raise error
+        if "numba" in module:
+            raise error
+        return import_module(module)
 
-    monkeypatch.setattr("qkit.ops.import_module", fail)
-    ops._why_not_importable.cache_clear()
+    monkeypatch.setattr("qkit.dispatch.import_module", fail)
+    forget()
     q = quantize_tensor(normal(2, 8), bits=4)
     with pytest.raises(
         ValueError, match=rf"backend='numba' cannot be used: its kernel cannot be imported \({error}\); pip"
     ):
         dequantize(q, "numba")
     assert torch.equal(dequantize(q), q.dequantize())
-    ops._why_not_importable.cache_clear()
+    assert torch.equal(pack(q.codes(), 4), q.packed)  # whatever is chosen by the table falls back alike
+    forget()
 
 
 def test_numba_is_refused_for_a_weight_that_is_not_on_the_cpu():
@@ -306,8 +324,8 @@ def test_a_kernel_that_is_broken_is_an_error_and_one_that_is_not_installed_is_no
     def refuse(_module):
         raise ImportError(f"cannot import {name}", name=name)
 
-    monkeypatch.setattr("qkit.ops.import_module", refuse)
-    why = ops._why_not_importable.__wrapped__
+    monkeypatch.setattr("qkit.dispatch.import_module", refuse)
+    why = missing.__wrapped__
     if name == "numba":
         assert why("qkit.backends.numba") == "cannot import numba"
     else:

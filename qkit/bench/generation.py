@@ -27,9 +27,10 @@ from qkit.checkpoints.load import EMBEDDED, load
 from qkit.checkpoints.skeleton import parameters_without_memory
 from qkit.engine.quantize import quantize
 from qkit.engine.solve import solve_layer
-from qkit.methods.schemes import Scheme, parse_scheme
+from qkit.methods.registry import parse_scheme
+from qkit.methods.scheme import Scheme
 from qkit.model.surgery import select_layers, swap
-from qkit.nn.qlinear import quantized_layers
+from qkit.nn.layers import quantized_layers
 from qkit.study.sizes import memory_bytes
 
 _LLAMA = {"vocab_size": 32000, "max_position_embeddings": 2048, "tie_word_embeddings": False}

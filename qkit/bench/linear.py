@@ -21,8 +21,10 @@ from qkit.bench.record import LinearRecord, Measurement, Roof, core_count, descr
 from qkit.bench.timing import Rotation, Timing, interleave
 from qkit.checkpoints.files import line_of
 from qkit.engine.quantize import quantize_tensor
-from qkit.methods.bitsandbytes import int8_rows
-from qkit.methods.schemes import NF4, RTN, Scheme
+from qkit.methods.codebook import NF4
+from qkit.methods.int8 import int8_rows
+from qkit.methods.rtn import RTN
+from qkit.methods.scheme import Scheme
 from qkit.numerics.qtensor import QTensor
 from qkit.ops import int8_linear
 

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkit.nn.qlinear import MODULES, QLinear
-from qkit.numerics.codebook_qtensor import qtensor_from
+from qkit.nn.layers import LAYERS
+from qkit.nn.qlinear import QLinear
+from qkit.numerics.kinds import stored_from
 
 
 def layer_record(layer: QLinear) -> dict[str, Any]:
@@ -14,7 +15,7 @@ def layer_record(layer: QLinear) -> dict[str, Any]:
     stored = layer.qtensor
     return {
         "module": type(layer).__name__,
-        "kind": _kind(stored.meta()),
+        "kind": stored.kind,
         **stored.meta(),
         "parts": list(layer.parts),
         "bias": layer.bias is not None,
@@ -28,15 +29,9 @@ def layer_from(record: dict[str, Any], state: dict[str, Tensor], name: str) -> Q
     Version 1 of the format knew neither modules nor settings, version 2 no kinds: a table was a codebook's.
     """
     meta = dict(record)
-    module, settings = MODULES[meta.pop("module", "QLinear")], meta.pop("settings", {})
-    if (kind := meta.pop("kind", _kind(meta))) != _kind(meta):
-        raise ValueError(f"kind={kind!r} of {name} is not {_kind(meta)!r}, which its other fields say")
+    module, settings = LAYERS[meta.pop("module", "QLinear")], meta.pop("settings", {})
     parts, bias = {part: state[f"{name}.{part}"] for part in meta.pop("parts")}, meta.pop("bias")
-    q = qtensor_from(parts, meta)
+    q = stored_from(parts, meta)
     if f"{name}.input_scale" in state:
         settings = {**settings, "input_scale": state[f"{name}.input_scale"]}
     return module(q, nn.Parameter(torch.empty(q.shape[0], device="meta")) if bias else None, **settings)
-
-
-def _kind(meta: dict[str, Any]) -> str:
-    return "codebook" if "codebook" in meta else "affine"

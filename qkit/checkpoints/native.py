@@ -38,7 +38,7 @@ from qkit.checkpoints.skeleton import parameters_without_memory
 from qkit.checkpoints.tensors import apart
 from qkit.checkpoints.tokenizer import load_tokenizer
 from qkit.model.surgery import swap
-from qkit.nn.qlinear import quantized_layers
+from qkit.nn.layers import quantized_layers
 
 
 def save(model: nn.Module, folder: str | os.PathLike, tokenizer=None) -> Path:

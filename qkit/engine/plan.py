@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-from qkit.methods.schemes import Scheme
+from qkit.methods.scheme import Scheme
 from qkit.model.surgery import Target
 
 Plan = Scheme | Mapping[str, Scheme]
@@ -53,6 +53,11 @@ def plan_name(plan: Plan) -> str:
     return ", ".join(f"{glob}: {scheme.name}" for glob, scheme in plan.items())
 
 
+def schemes_of(plan: Plan) -> list[Scheme]:
+    """The schemes that it may give to a layer, in its own order."""
+    return [plan] if isinstance(plan, Scheme) else list(plan.values())
+
+
 def plan_to_dict(plan: Plan) -> dict:
     """For JSON."""
     if isinstance(plan, Scheme):
@@ -62,4 +67,4 @@ def plan_to_dict(plan: Plan) -> dict:
 
 def needs_calibration(plan: Plan) -> bool:
     """Whether any of its schemes learns from data."""
-    return any(scheme.calibrated for scheme in ([plan] if isinstance(plan, Scheme) else plan.values()))
+    return any(scheme.calibrated for scheme in schemes_of(plan))

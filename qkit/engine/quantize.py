@@ -2,29 +2,30 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from qkit import ops
-from qkit.engine.plan import Plan, assign, check_plan, plan_name, plan_to_dict
+from qkit.engine.plan import Plan, plan_name, plan_to_dict
+from qkit.engine.prepare import calibrating, prepare
+from qkit.engine.progress import progress_bar
 from qkit.engine.report import LayerReport, QuantizationReport
 from qkit.engine.resume import Resume
 from qkit.engine.scaling import Scaling
-from qkit.engine.solve import Solution, quantize_weight, rounder, solve_layer
+from qkit.engine.solve import SolvedLayer, solve_layer
 from qkit.engine.stream import SolvedBlock, solve_blocks
-from qkit.methods.schemes import RTN, LLMInt8, Scheme
-from qkit.model.calibration import CHUNKS, calibration_chunks
-from qkit.model.facts import chunk_length
-from qkit.model.surgery import Globs, Target, find_targets, swap
+from qkit.methods.rtn import RTN
+from qkit.methods.scheme import Scheme
+from qkit.model.surgery import Globs, Target, largest_left, set_parameter, swap, weight_share
 from qkit.numerics.error import error_statistics
-from qkit.numerics.mapping import GroupSize, check_finite, check_group_size
-from qkit.numerics.qtensor import QTensor
+from qkit.numerics.mapping import GroupSize
+from qkit.numerics.stored import StoredWeight
+from qkit.text.tokens import CHUNKS
 
 
+@torch.no_grad()
 def quantize_tensor(
     weight: Tensor,
     scheme: Scheme | None = None,
@@ -33,7 +34,7 @@ def quantize_tensor(
     group_size: GroupSize = None,
     symmetric: bool = False,
     name: str = "the weight",
-) -> QTensor:
+) -> StoredWeight:
     """Quantize one weight, by a scheme or by rounding to nearest with the arguments given.
 
     Args:
@@ -53,25 +54,8 @@ def quantize_tensor(
         raise ValueError(f"both {scheme} and bits, group_size or symmetric are given; put them all in the scheme")
     if not isinstance(scheme, Scheme):
         raise TypeError(f"scheme={scheme!r} is not a scheme; give one such as qkit.RTN(bits=4, group_size=128)")
-    check_weight(weight, scheme, name)
-    return quantize_weight(weight, scheme, name=name)[0]
-
-
-def check_weight(weight: Tensor, scheme: Scheme, name: str) -> None:
-    """Refuse a weight that `scheme` cannot quantize."""
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{name} is a {type(weight).__name__}; give a torch tensor [out, in]")
-    if weight.dim() != 2 or not weight.is_floating_point() or not weight.numel():
-        raise ValueError(
-            f"{name} is {weight.dtype} of shape {tuple(weight.shape)}; give a float weight [out, in] that is not empty"
-        )
-    check_group_size(getattr(scheme, "group_size", None), weight.shape[1], name)
-    check_finite(weight, name)
-    limit = torch.finfo(torch.float32).max / 4
-    if (reach := float(weight.detach().abs().max())) > limit:
-        raise ValueError(
-            f"{name} reaches {reach:.2g}, float32 arithmetic needs |w| <= {limit:.2g}; divide the weight by it"
-        )
+    scheme.check(weight, name)
+    return scheme.round(weight, name=name).q
 
 
 def quantize(
@@ -106,25 +90,17 @@ def quantize(
     Returns:
         What was swapped with which error, what was left and why.
     """
-    check_plan(scheme)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; give a module: model, tokenizer = qkit.load(name)")
-    targets, skipped = find_targets(model, include, exclude)
-    schemes, unmatched = assign(scheme, targets)
-    targets = [target for target in targets if target.name in schemes]
-    for target in targets:
-        check_weight(target.weight, schemes[target.name], target.name)
-    ids = _calibration(model, schemes, calibration, tokenizer, max_chunks)
+    work = prepare(model, scheme, calibration, tokenizer, max_chunks, include, exclude)
+    targets, schemes, ids = work.targets, work.schemes, work.ids
 
+    share, left = weight_share(model, targets), largest_left(model, targets)
     start = time.perf_counter()
     blocks: list[SolvedBlock] = []
-    work = {name: one.to_dict() for name, one in schemes.items()}
-    kept = Resume.open(resume, model, work, ids) if resume is not None and ids is not None else None
-    with tqdm(
-        total=len(targets), desc=plan_name(scheme), unit="layer", disable=None if progress is None else not progress
-    ) as bar:
+    records = {name: one.to_dict() for name, one in schemes.items()}
+    kept = Resume.open(resume, model, records, ids) if resume is not None and ids is not None else None
+    with progress_bar(progress, plan_name(scheme), "layer", len(targets)) as bar:
         if ids is not None:
-            with _evaluating(model):
+            with calibrating(model):
                 for block in solve_blocks(model, schemes, ids, bar.update, kept.finished if kept else None):
                     blocks.append(block)
                     if kept:
@@ -136,51 +112,40 @@ def quantize(
     weights = {name: weight for block in blocks for name, weight in block.weights.items()}
     tokens = {name: count for block in blocks for name, count in block.tokens.items()}
     reports = []
-    reported: set[int] = set()
+    first: dict[int, Target] = {}  # a module that the model uses under two names is reported once
     for target in targets:
-        if id(target.module) not in reported:
-            seen = tokens.get(target.name, 0) if ids is not None else None
-            weight = weights.get(target.name, target.weight)
-            reports.append(_layer_report(target, weight, solutions[target.name], schemes[target.name], seen))
-            reported.add(id(target.module))
+        first.setdefault(id(target.module), target)
+    for target in first.values():
+        looked = ids is not None and (schemes[target.name].calibrated or schemes[target.name].observes)
+        seen = tokens.get(target.name, 0) if looked else None
+        weight = weights.get(target.name, target.weight)
+        reports.append(_layer_report(target, weight, solutions[target.name], schemes[target.name], seen))
+    said = [word for report in reports for word in solutions[report.name].warnings]
     for block in blocks:
         for name, parameter in block.parameters.items():
-            owner, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, parameter)
+            set_parameter(model, name, parameter)
     swap(model, {name: solution.layer for name, solution in solutions.items()})
-    for target in targets:
-        solutions[target.name].layer.train(
-            target.module.training
-        )  # while it was calibrated, the model was in eval mode
+    for target in targets:  # while it was calibrated, the model was in eval mode
+        solutions[target.name].layer.train(target.module.training)
     scaling = Scaling(tuple(one for block in blocks for one in block.scales))
-    notes = tuple(f"{name} could not be scaled: {why}" for block in blocks for name, why in block.left.items())
+    said += [f"{name} could not be scaled: {why}" for block in blocks for name, why in block.left.items()]
     return QuantizationReport(
-        plan_to_dict(scheme), tuple(reports), tuple(skipped + unmatched), seconds, scaling, _warnings(reports) + notes
+        plan_to_dict(scheme),
+        tuple(reports),
+        tuple(work.skipped),
+        seconds,
+        scaling,
+        (*_reach_warnings(reports, schemes), *said, *_share_warnings(share, left, include is None)),
+        share,
     )
-
-
-def _calibration(
-    model: nn.Module, schemes: Mapping[str, Scheme], calibration, tokenizer, max_chunks: int
-) -> Tensor | None:
-    """Token ids where a scheme needs data (or LLM.int8 is offered some, to count its outliers); else None."""
-    needy = next((scheme for scheme in schemes.values() if scheme.calibrated), None)
-    counting = any(isinstance(scheme, LLMInt8) for scheme in schemes.values())
-    if needy is None and not (counting and calibration is not None):
-        return None
-    if calibration is None:
-        raise ValueError(
-            f"{needy.name} learns from data and was given none; give calibration=qkit.texts('python-docs') and tokenizer=, "
-            f"a text of the kind that the model will read"
-        )
-    return calibration_chunks(calibration, tokenizer, chunk_length(model), max_chunks)
 
 
 def _solve_outside(
     targets: list[Target], schemes: Mapping[str, Scheme], on_layer: Callable[[], object]
-) -> dict[str, Solution]:
+) -> dict[str, SolvedLayer]:
     """The layers that no block holds, or all of them when no scheme needs data: by their weights alone."""
-    solutions: dict[str, Solution] = {}
-    twins: dict[int, Solution] = {}  # a module that the model uses under two names is quantized once
+    solutions: dict[str, SolvedLayer] = {}
+    twins: dict[int, SolvedLayer] = {}  # a module that the model uses under two names is quantized once
     for target in targets:
         if id(target.module) not in twins:
             solution = solve_layer(target.weight, target.module.bias, schemes[target.name], None, target.name)
@@ -190,28 +155,10 @@ def _solve_outside(
     return solutions
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, dropout is off; afterwards every module has the mode it had. Memory that runs out is said in one sentence."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise MemoryError(
-            f"memory ran out while quantizing ({error}); the model is as it was: give fewer calibration chunks "
-            f"(max_chunks=) or shorter ones, and resume= to keep the blocks that are done"
-        ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
 @torch.no_grad()
 def _layer_report(
-    target: Target, weight: Tensor, solution: Solution, scheme: Scheme, tokens: int | None
+    target: Target, weight: Tensor, solution: SolvedLayer, scheme: Scheme, tokens: int | None
 ) -> LayerReport:
-    error = error_statistics(weight, ops.dequantize(solution.q))
     q = solution.q
     return LayerReport(
         target.name,
@@ -220,18 +167,27 @@ def _layer_report(
         scheme.name,
         q.bits_per_weight,
         q.nbytes,
-        error,
-        tokens if scheme.calibrated or solution.outlier_columns is not None else None,
-        solution.damp,
-        solution.damp is not None and solution.damp > rounder(scheme).damp,
-        solution.outlier_columns,
+        error_statistics(weight, ops.dequantize(q)),
+        tokens,
+        dict(solution.notes),
     )
 
 
-def _warnings(reports: list[LayerReport]) -> tuple[str, ...]:
-    """What a careful reader should know of the calibration; the shortage of tokens is also given as a Python warning."""
-    notes = [f"{r.name} was never reached by calibration: it is rounded to nearest" for r in reports if r.tokens == 0]
-    short = [r for r in reports if r.tokens and r.tokens < r.shape[1] and r.outlier_columns is None]
+def _share_warnings(share: float, left: tuple[str, float] | None, aloud: bool) -> tuple[str, ...]:
+    """Whether most of the model stays as it is; `aloud` as a Python warning too, where nobody asked for so few layers."""
+    if share >= 0.5 or left is None:
+        return ()
+    text = f"only {share:.0%} of all weights are quantized; the most that is left, {left[1]:.0%}, is in modules of {left[0]}"
+    if aloud:
+        warnings.warn(text, stacklevel=3)
+    return (text,)
+
+
+def _reach_warnings(reports: list[LayerReport], schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
+    """Layers that calibration did not reach, or not often enough; the latter is also given as a Python warning."""
+    learned = [report for report in reports if schemes[report.name].calibrated]
+    notes = [f"{r.name} was never reached by calibration: it is rounded to nearest" for r in learned if r.tokens == 0]
+    short = [r for r in learned if r.tokens and r.tokens < r.shape[1]]
     if short:
         worst = max(short, key=lambda r: r.shape[1])
         text = (
@@ -240,5 +196,4 @@ def _warnings(reports: list[LayerReport]) -> tuple[str, ...]:
         )
         warnings.warn(text, stacklevel=3)
         notes.append(text)
-    notes += [f"the Hessian of {r.name} had to be damped by {r.damp:g}" for r in reports if r.damped_more]
     return tuple(notes)

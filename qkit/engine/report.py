@@ -1,6 +1,6 @@
 """What happened, as frozen records: one line for `print`, a table for a notebook, a dictionary for JSON."""
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -36,13 +36,21 @@ class LayerReport:
     nbytes: int
     error: ErrorStatistics
     tokens: int | None = None  # calibration tokens that reached it; None: none were asked for
-    damp: float | None = None  # of its Hessian, as a share of the mean of the diagonal
-    damped_more: bool = False  # than the scheme said, because the Hessian was not positive definite
-    outlier_columns: int | None = None  # inputs that LLM.int8 keeps in floating point somewhere in the calibration text
+    notes: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what its method alone reports, e.g. "damp"; read as attributes
+
+    def __getattr__(self, name: str) -> Any:
+        """A note, as if it were a field."""
+        if name in (notes := self.__dict__.get("notes", {})):
+            return notes[name]
+        raise AttributeError(
+            f"{self.__dict__.get('scheme')} reports no {name}; its notes: {', '.join(notes) or 'none'}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**vars(self), "shape": list(self.shape), "error": self.error.to_dict()}
+        return {**vars(self), "shape": list(self.shape), "error": self.error.to_dict(), "notes": dict(self.notes)}
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,12 @@ class QuantizationReport:
     seconds: float  # to quantize the layers, calibration included, without measuring their error
     scaling: Scaling = field(default_factory=Scaling)  # the scales that AWQ or SmoothQuant folded in
     warnings: tuple[str, ...] = ()  # layers that calibration did not reach, that it saw too little of, ...
+    share: float = 1.0  # of all numbers that the model computes with, those in swapped layers
+
+    @property
+    def label(self) -> str:
+        """The scheme's name; those of all that were used, where a plan gave several."""
+        return " + ".join(dict.fromkeys(layer.scheme for layer in self.layers))
 
     @property
     def nbytes(self) -> int:
@@ -73,6 +87,7 @@ class QuantizationReport:
             "seconds": self.seconds,
             "bits_per_weight": self.bits_per_weight,
             "nbytes": self.nbytes,
+            "share": self.share,
             "layers": [layer.to_dict() for layer in self.layers],
             "skipped": [list(row) for row in self.skipped],
             "warnings": list(self.warnings),
@@ -81,8 +96,9 @@ class QuantizationReport:
     def __repr__(self) -> str:
         worst = min(self.layers, key=lambda layer: layer.error.sqnr_db)
         return (
-            f"QuantizationReport({self.layers[0].scheme}: {len(self.layers)} layers, {self.bits_per_weight:.2f} bits per "
-            f"weight, worst {worst.name} at {worst.error.sqnr_db:.1f} dB, {len(self.skipped)} left as they were)"
+            f"QuantizationReport({self.label}: {len(self.layers)} layers, {self.bits_per_weight:.2f} bits per "
+            f"weight, worst {worst.name} at {worst.error.sqnr_db:.1f} dB, {len(self.skipped)} left as they were; "
+            f"{self.share:.0%} of all weights quantized)"
         )
 
     def _repr_html_(self) -> str:
@@ -100,68 +116,3 @@ class QuantizationReport:
         rows += [[name, "", f"left: {why}", "", "", ""] for name, why in self.skipped]
         header = ["layer", "out x in", "scheme", "bits per weight", "SQNR (dB)", "largest error"]
         return html_table(header, rows, repr(self))
-
-
-@dataclass(frozen=True)
-class ComparisonRow:
-    """One model of a comparison."""
-
-    name: str
-    scheme: dict[str, Any] | None  # None: the original
-    perplexity: float
-    kl: float  # nats per token, from the original
-    disk_bytes: int
-    memory_bytes: int  # while it computes
-    bits_per_weight: float  # over the quantized layers
-    compression: float  # bytes of the original in FP32 / disk_bytes
-    seconds: float  # to quantize
-    report: QuantizationReport | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON, without the layers."""
-        row = {key: value for key, value in vars(self).items() if key != "report"}
-        return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
-
-    def cells(self) -> list[str]:
-        """As the table prints it."""
-        return [
-            self.name,
-            f"{self.perplexity:.2f}" if self.perplexity < 1e4 else f"{self.perplexity:.1e}",
-            f"{self.kl:.4f}",
-            f"{self.disk_bytes / 1e6:.1f}",
-            f"{self.bits_per_weight:.2f}",
-            f"{self.compression:.1f}x",
-            f"{self.seconds:.2f}",
-        ]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What `qkit.compare` measured."""
-
-    model: str
-    text: str
-    tokens: int  # predicted tokens, the same for every row
-    rows: tuple[ComparisonRow, ...]
-
-    header = ("", "perplexity", "KL (nats)", "MB on disk", "bits per weight", "compression", "seconds")
-
-    @property
-    def caption(self) -> str:
-        """What was measured on what."""
-        return f"{self.model} on {self.text}, {self.tokens:,} tokens"
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        rows = [row.to_dict() for row in self.rows]
-        return {"model": self.model, "text": self.text, "tokens": self.tokens, "rows": rows}
-
-    def __repr__(self) -> str:
-        best, worst = (f(self.rows, key=lambda row: row.perplexity) for f in (min, max))
-        return (
-            f"Comparison({self.caption}: {len(self.rows)} models, perplexity {best.perplexity:.2f} ({best.name}) "
-            f"to {worst.perplexity:.2f} ({worst.name}))"
-        )
-
-    def _repr_html_(self) -> str:
-        return html_table(list(self.header), [row.cells() for row in self.rows], self.caption)

@@ -18,7 +18,7 @@ from qkit.checkpoints.files import make_folder
 from qkit.checkpoints.layers import layer_from, layer_record
 from qkit.checkpoints.tensors import bytes_of, read_tensors, write_tensors
 from qkit.engine.scaling import pack_scales, unpack_scales
-from qkit.engine.solve import Solution
+from qkit.engine.solve import SolvedLayer
 from qkit.engine.stream import SolvedBlock
 from qkit.model.blocks import find_blocks
 
@@ -60,8 +60,8 @@ class Resume:
                 tensors[f"layer.{name}.{part}"] = tensor
             layers[name] = {
                 **layer_record(solution.layer),
-                "damp": solution.damp,
-                "outlier_columns": solution.outlier_columns,
+                "notes": dict(solution.notes),
+                "warnings": list(solution.warnings),
                 "tokens": block.tokens[name],
             }
             tensors[f"weight.{name}"] = block.weights[name]
@@ -96,11 +96,11 @@ def _read(path: Path, name: str, fingerprint: str, model: nn.Module) -> SolvedBl
     layers = _under(tensors, "layer.")
     solutions, tokens = {}, {}
     for layer, one in record["layers"].items():
-        damp, outliers, tokens[layer] = one.pop("damp"), one.pop("outlier_columns"), one.pop("tokens")
+        notes, warnings, tokens[layer] = one.pop("notes"), tuple(one.pop("warnings")), one.pop("tokens")
         module = layer_from(one, layers, layer)
         old = model.get_submodule(layer)
         module.bias = old.bias
-        solutions[layer] = Solution(module.train(old.training), module.qtensor, damp, outliers)
+        solutions[layer] = SolvedLayer(module.train(old.training), module.qtensor, notes, warnings)
     parameters = {
         key: nn.Parameter(tensor, requires_grad=model.get_parameter(key).requires_grad)
         for key, tensor in _under(tensors, "parameter.").items()

@@ -1,105 +1,73 @@
-"""The search for scales, block by block: AWQ's over the output error of rounding, SmoothQuant's over that of W8A8."""
+"""The search for scales, block by block: each scheme by its own loss (AWQ that of rounding, SmoothQuant that of W8A8)."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from qkit.engine.prepare import calibrating, prepare
 from qkit.engine.scaling import LayerScale, Scaling
-from qkit.methods.awq import search_scale
-from qkit.methods.schemes import AWQ, Scheme, SmoothQuant
-from qkit.methods.smoothquant import search_alpha, smoothing_factor, w8a8_loss
-from qkit.model.blocks import SAMPLE_TOKENS, Block, capture
-from qkit.model.calibration import CHUNKS, InputStatistics, batches_of, calibration_chunks, collect, input_groups
-from qkit.model.facts import chunk_length
-from qkit.model.folding import Fold, find_folds, fold
-from qkit.model.surgery import Globs, clone, find_targets, weight_of
-
-SCALING = AWQ | SmoothQuant  # the schemes that scale before they round
+from qkit.engine.walk import Stop, walk
+from qkit.methods.registry import SCHEMES
+from qkit.methods.scheme import NOTHING, Scheme
+from qkit.methods.statistics import InputStatistics
+from qkit.model.calibration import collect, input_groups
+from qkit.model.folding import find_folds, fold
+from qkit.model.linear import weight_of
+from qkit.model.surgery import Globs, clone
+from qkit.text.tokens import CHUNKS
 
 
 def scale_block(
-    block: Block,
-    copy: nn.Module,
-    original: nn.Module,
-    schemes: Mapping[str, Scheme],
-    hidden: Sequence[Tensor],
-    sample_block: Block,
-    sample: Tensor,
+    stop: Stop, copy: nn.Module, original: nn.Module, schemes: Mapping[str, Scheme]
 ) -> tuple[tuple[LayerScale, ...], dict[str, InputStatistics], dict[str, str]]:
     """Search the scales of one block and fold them into `copy` and `original`, two copies of it.
 
-    Only layers with a scaling scheme take part; a fold whose layers have different schemes is left out.
+    Only layers whose scheme `scales` take part; a fold whose layers have different schemes is left out.
+
+    Args:
+        schemes: by the name of the layer within the block.
 
     Returns:
         What was found; the statistics of the layers' inputs as they are after folding; which layers could not be scaled,
         and why.
     """
-    names = [name for name, scheme in schemes.items() if isinstance(scheme, SCALING)]
-    if not names:
+    scaled = {name: scheme for name, scheme in schemes.items() if scheme.scales}
+    if not scaled:
         return (), {}, {}
-    folds, left = find_folds(block.module, lambda module: sample_block.run(sample, 0, module), block.shared)
-    wants = set()
-    for name in names:
-        scheme = schemes[name]
-        if isinstance(scheme, AWQ):
-            wants.add("square")
-        elif scheme.alpha is None:
-            wants.add("sample")
-    groups = input_groups(sample_block, sample, names)
-    seen = collect(block, copy, hidden, [group[0] for group in groups], frozenset(wants))
+    block = stop.block
+    folds, left = find_folds(block.module, lambda module: stop.sample_block.run(stop.sample, 0, module), block.shared)
+    wants = NOTHING.union(*(scheme.scale_wants for scheme in scaled.values()))
+    groups = input_groups(stop.sample_block, stop.sample, list(scaled))
+    seen = collect(block, copy, stop.hidden, [group[0] for group in groups], wants)
     statistics = {name: seen[group[0]] for group in groups for name in group if group[0] in seen}
     found = []
     for one in folds:
         mine = {schemes.get(name) for name in one.consumers}
-        if len(mine) != 1 or not isinstance(scheme := mine.pop(), SCALING) or one.consumers[0] not in statistics:
-            left |= {
-                name: "the layers that share its input have other schemes, or saw no token" for name in one.consumers
-            }
+        scheme = mine.pop()
+        if mine or scheme is None or not scheme.scales or one.consumers[0] not in statistics:
+            why = "the layers that share its input have other schemes, or saw no token"
+            left |= dict.fromkeys(one.consumers, why)
             continue
-        inputs = statistics[one.consumers[0]]
-        inputs.check(f"{block.name}.{one.consumers[0]}")
+        inputs, name = statistics[one.consumers[0]], f"{block.name}.{one.consumers[0]}"
+        inputs.check(name)
         weight = torch.cat([weight_of(copy.get_submodule(name)).detach().float() for name in one.consumers])
-        search = _awq if isinstance(scheme, AWQ) else _smooth
-        record = search(block.name, one, weight, inputs, scheme)
-        found.append(record)
+        search = scheme.search_scale(weight, inputs, one.index, one.width, name)
+        found.append(
+            LayerScale(block.name, one, search.scale, search.alpha, search.alphas, search.losses, search.salience)
+        )
         for target in (copy, original):
-            fold(target, one, record.scale)
+            fold(target, one, search.scale)
         for name in one.consumers:
             if name in statistics:
-                statistics[name] = statistics[name].scaled(record.scale[one.index])
-    return tuple(found), statistics, {name: why for name, why in left.items() if name in names}
-
-
-def _awq(block: str, one: Fold, weight: Tensor, inputs: InputStatistics, scheme: AWQ) -> LayerScale:
-    search = search_scale(weight, inputs, scheme, one.index, one.width)
-    return LayerScale(block, one, search.scale, search.alpha, search.alphas, search.losses, inputs.mean)
-
-
-def _smooth(block: str, one: Fold, weight: Tensor, inputs: InputStatistics, scheme: SmoothQuant) -> LayerScale:
-    x_absmax, w_absmax = (_max_by(v, one.index, one.width) for v in (inputs.absmax, weight.abs().amax(0)))
-    alpha, losses = scheme.alpha, {}
-    if alpha is None:
-        static = scheme.activations == "per-tensor"
-        nothing = w8a8_loss(
-            weight, inputs.sample, torch.ones_like(inputs.absmax), inputs.absmax.max() if static else None
-        )
-        searched = search_alpha(weight, inputs.sample, x_absmax, w_absmax, static, lambda s: s[one.index])
-        losses = {None: nothing, **searched}
-        alpha = min(losses, key=losses.get)
-    scale = torch.ones_like(x_absmax) if alpha is None else smoothing_factor(x_absmax, w_absmax, alpha)
-    return LayerScale(block, one, scale, alpha, tuple(losses), tuple(losses.values()), inputs.absmax)
-
-
-def _max_by(values: Tensor, index: Tensor, width: int) -> Tensor:
-    """The largest of `values` [in] over the inputs of each scale, [width]."""
-    return torch.zeros(width, device=values.device).scatter_reduce(0, index.to(values.device), values, "amax")
+                statistics[name] = statistics[name].scaled(search.scale[one.index])
+    return tuple(found), statistics, {name: why for name, why in left.items() if name in scaled}
 
 
 @torch.no_grad()
 def search_scales(
     model: nn.Module,
-    scheme: AWQ | SmoothQuant,
+    scheme: Scheme,
     *,
     calibration: str | Sequence[str] | Tensor,
     tokenizer=None,
@@ -110,17 +78,18 @@ def search_scales(
     """The scales that `scheme` would fold into `model`, which is left as it is: to look at, to plot, to save, to apply.
 
     Arguments as for `qkit.quantize`. The scales are searched on the inputs that the original model gives.
+
+    Raises:
+        ValueError: a scheme that folds no scales.
     """
-    targets, _ = find_targets(model, include, exclude)
-    ids = calibration_chunks(calibration, tokenizer, chunk_length(model), max_chunks)
-    sample_blocks, (sample,) = capture(model, [ids[:1, :SAMPLE_TOKENS]])
-    blocks, hidden = capture(model, batches_of(ids))
+    work = prepare(model, scheme, calibration, tokenizer, max_chunks, include, exclude)
+    flat = next((one for one in work.schemes.values() if not one.scales), None)
+    if flat is not None:
+        able = ", ".join(name for name, cls in SCHEMES.items() if cls.scales)
+        raise ValueError(f"{flat.name} folds no scales, so there is nothing to search; use one of: {able}")
     found: list[LayerScale] = []
-    for sample_block, block in zip(sample_blocks, blocks, strict=True):
-        prefix = f"{block.name}."
-        mine = {t.name.removeprefix(prefix): scheme for t in targets if t.name.startswith(prefix)}
-        copies = clone(block.module), clone(block.module)
-        found += scale_block(block, *copies, mine, hidden, sample_block, sample)[0]
-        hidden = [block.run(states, batch) for batch, states in enumerate(hidden)]
-        sample = sample_block.run(sample, 0)
+    with calibrating(model):
+        for stop in walk(model, work.ids, list(work.schemes)):
+            mine = {name: work.schemes[f"{stop.block.name}.{name}"] for name in stop.names(list(work.schemes))}
+            found += scale_block(stop, clone(stop.block.module), clone(stop.block.module), mine)[0]
     return Scaling(tuple(found))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qkit.checkpoints.tensors import read_tensors, write_tensors
 from qkit.model.folding import Fold, fold
-from qkit.model.surgery import clone
+from qkit.model.surgery import clone, set_parameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +83,7 @@ class Scaling:
         before = dict(model.named_parameters())
         for name, parameter in copy.named_parameters():
             if parameter is not before[name]:
-                owner, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(owner), leaf, parameter)
+                set_parameter(model, name, parameter)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write one safetensors file, whole or not at all."""

@@ -17,35 +17,134 @@ Trade-off
     A channel can only be scaled where something before it can be divided: see `qkit.model.folding`.
 """
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from qkit import ops
+from qkit.methods.gptq import GPTQ
 from qkit.methods.grids import search_grid
-from qkit.methods.schemes import AWQ, FLOATS
-from qkit.model.calibration import InputStatistics
-from qkit.numerics.mapping import choose_scale, grouped, integer_range, quantize, value_range
-from qkit.numerics.qtensor import QTensor
+from qkit.methods.scheme import ScaleSearch, Scheme, Solution, check_weight, check_weight_only, parse_grid, width_name
+from qkit.methods.statistics import InputStatistics
+from qkit.numerics.mapping import (
+    FLOATS,
+    check_bits,
+    check_group_size,
+    choose_scale,
+    granularity_name,
+    grouped,
+    integer_range,
+    quantize,
+    value_range,
+)
+from qkit.numerics.qtensor import QTensor, stored_bits
 
 FLOAT16 = FLOATS["float16"]
 
 
-@dataclass(frozen=True, eq=False)
-class ScaleSearch:
-    """What a search over alpha found.
+@dataclass(frozen=True)
+class AWQ(Scheme):
+    """AWQ: scales the input channels that matter up before rounding, and folds the scale away (2306.00978).
 
     Attributes:
-        scale: float32 [in], what the weights are multiplied by; ones where no scaling was best.
-        alpha: of the scale; None for no scaling.
-        alphas, losses: all that were tried, and the output error of each, relative to ||W X||²; the first alpha is None.
+        bits: 2 .. 8.
+        group_size: weights of a row that share a scale; None: the whole row.
+        symmetric: no zero points.
+        grid: how many alphas from 0 to 1 are tried.
+        clip: search the clipping range too.
+        rounding: what rounds the scaled weights, None: to nearest; or a `GPTQ` of your choice.
+        activations: "int8": a layer rounds each token it is given to INT8 as well (W4A8 and so on), and multiplies integers;
+            faster, and less exact. None: floats.
     """
 
-    scale: Tensor
-    alpha: float | None
-    alphas: tuple[float | None, ...]
-    losses: tuple[float, ...]
+    calibrated: ClassVar[bool] = True
+    scales: ClassVar[bool] = True
+    colour: ClassVar[str] = "#009E73"
+    spellings: ClassVar[tuple[str, ...]] = ("awq-w3g128",)
+    bits: int = 4
+    group_size: int | None = 128
+    symmetric: bool = False
+    grid: int = 20
+    clip: bool = True
+    rounding: GPTQ | None = None
+    activations: str | None = None
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        check_weight_only(self.activations)
+        check_group_size(self.group_size)
+        if self.group_size == "tensor":
+            raise ValueError('AWQ clips group by group; group_size="tensor" is for RTN, use None (one scale a row)')
+        if not isinstance(self.grid, int) or self.grid < 1:
+            raise ValueError(f"grid={self.grid!r} tries no alpha; use a whole number from 1, 20 is usual")
+        if self.rounding is not None:
+            if not isinstance(self.rounding, GPTQ):
+                raise TypeError(f"rounding={self.rounding!r} is no GPTQ scheme; use GPTQ(...) or None")
+            mine = (self.bits, self.group_size, self.symmetric)
+            if mine != (self.rounding.bits, self.rounding.group_size, self.rounding.symmetric):
+                raise ValueError(
+                    f"AWQ and its rounding disagree on bits, group_size or symmetric ({self.name} and "
+                    f"{self.rounding.name}); give both the same"
+                )
+
+    @property
+    def name(self) -> str:
+        marks = [" sym"] * self.symmetric + [" no clip"] * (not self.clip) + [" + GPTQ"] * (self.rounding is not None)
+        return f"AWQ {width_name(self.bits, self.activations)} {granularity_name(self.group_size)}{''.join(marks)}"
+
+    @classmethod
+    def parse(cls, word: str) -> "AWQ | None":
+        """awq-w4g128, awq-w3g64sym, awq-w4a8g128."""
+        grid = parse_grid(word.removeprefix("awq-")) if word.startswith("awq-") else None
+        return None if grid is None else cls(**grid)
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of one code."""
+        return self.bits
+
+    def stored_bits(self, shape: tuple[float, float]) -> float:
+        """The code, and a share of the scale and the zero point of its group; the folded scales cost nothing."""
+        if self.rounding is not None:
+            return self.rounding.stored_bits(shape)
+        return stored_bits(shape, self.bits, self.group_size, self.symmetric)
+
+    def check(self, weight: Tensor, name: str = "the weight") -> None:
+        """Refuse a weight that is none, or whose rows the groups do not divide."""
+        check_weight(weight, name)
+        check_group_size(self.group_size, weight.shape[1], name)
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """The Hessian, for clipping; what the rounding asks for, where that is another method's."""
+        if self.rounding is not None:
+            return self.rounding.wants
+        return frozenset({"square"} if self.clip else ())
+
+    @property
+    def sequential(self) -> bool:
+        """As its rounding."""
+        return self.rounding is not None and self.rounding.sequential
+
+    @property
+    def scale_wants(self) -> frozenset[str]:
+        """The Hessian: the loss of an alpha is ||ΔW X||²."""
+        return frozenset({"square"})
+
+    def search_scale(
+        self, weight: Tensor, inputs: InputStatistics, index: Tensor, width: int, name: str = "the layers"
+    ) -> ScaleSearch:
+        """By `search_scale`."""
+        return search_scale(weight, inputs, self, index, width, name)
+
+    def round(self, weight: Tensor, inputs: InputStatistics | None = None, name: str = "the weight") -> Solution:
+        """By `awq_round`, or by the `rounding` that was chosen; `weight` is scaled already."""
+        if self.rounding is not None:
+            return self.rounding.round(weight, inputs, name)
+        return Solution(awq_round(weight, inputs, self, name))
 
 
 def awq_scale(x_mean: Tensor, w_mean: Tensor, alpha: float) -> Tensor:
@@ -77,7 +176,12 @@ def round_to_nearest(weight: Tensor, scheme: AWQ) -> Tensor:
 
 
 def search_scale(
-    weight: Tensor, inputs: InputStatistics, scheme: AWQ, index: Tensor | None = None, width: int | None = None
+    weight: Tensor,
+    inputs: InputStatistics,
+    scheme: AWQ,
+    index: Tensor | None = None,
+    width: int | None = None,
+    name: str = "the layers",
 ) -> ScaleSearch:
     """Try every alpha of the grid on the layers that share these inputs.
 
@@ -91,8 +195,11 @@ def search_scale(
     if index is not None:
         x_mean, w_mean = (_mean_by(values, index, width) for values in (x_mean, w_mean))
     total = max(output_loss(weight, inputs.square), 1e-30)
+    if not math.isfinite(total):
+        raise ValueError(f"||W X||² of {name} leaves float32: its inputs are too large; look at the calibration text")
     alphas: list[float | None] = [None] + [i / scheme.grid for i in range(scheme.grid + 1)]
-    best, losses = None, []
+    best: tuple[Tensor, float | None] = (torch.ones_like(x_mean), None)
+    losses: list[float] = []
     for alpha in alphas:
         scale = torch.ones_like(x_mean) if alpha is None else awq_scale(x_mean, w_mean, alpha)
         full = scale if index is None else scale[index]
@@ -100,14 +207,14 @@ def search_scale(
         losses.append(output_loss(error, inputs.square) / total)
         if losses[-1] <= min(losses):
             best = (scale, alpha)
-    return ScaleSearch(best[0], best[1], tuple(alphas), tuple(losses))
+    return ScaleSearch(best[0], best[1], tuple(alphas), tuple(losses), inputs.mean)
 
 
 def _mean_by(values: Tensor, index: Tensor, width: int) -> Tensor:
     """The mean of `values` [in] over the inputs of each scale, [width]."""
     index = index.to(values.device)
-    total = torch.zeros(width, device=values.device).index_add(0, index, values)
-    count = torch.zeros(width, device=values.device).index_add(0, index, torch.ones_like(values))
+    total = torch.zeros(width, dtype=torch.float32, device=values.device).index_add(0, index, values)
+    count = torch.zeros(width, dtype=torch.float32, device=values.device).index_add(0, index, torch.ones_like(values))
     return total / count.clamp(min=1)
 
 
@@ -117,7 +224,8 @@ def awq_round(weight: Tensor, inputs: InputStatistics | None, scheme: AWQ, name:
     _, count, size = groups.shape
     if scheme.clip and inputs is not None:
         inputs.check(name)
-        own = inputs.hessian.reshape(count, size, count, size)[torch.arange(count), :, torch.arange(count)]
+        every = torch.arange(count, device=weight.device)
+        own = inputs.hessian.reshape(count, size, count, size)[every, :, every]
 
         def cost(error: Tensor) -> Tensor:
             return (torch.einsum("ogi,gij->ogj", error, own) * error).sum(-1, keepdim=True)

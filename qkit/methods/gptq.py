@@ -28,19 +28,158 @@ Trade-off
     It fits the calibration text. Where that does not look like what the model will read, plain rounding can be better.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from qkit import ops
+from qkit.backends.torch import LAZY
+from qkit.backends.torch import gptq_columns as columns_lazily
 from qkit.methods.grids import search_grid
-from qkit.methods.schemes import FLOATS, GPTQ
-from qkit.model.calibration import InputStatistics
-from qkit.numerics.mapping import choose_scale, dequantize, grouped, integer_range, quantize, value_range
-from qkit.numerics.qtensor import QTensor
+from qkit.methods.scheme import Scheme, Solution, check_weight, check_weight_only, parse_grid, width_name
+from qkit.methods.statistics import InputStatistics
+from qkit.numerics.mapping import (
+    check_bits,
+    check_finite,
+    check_group_size,
+    choose_scale,
+    dequantize,
+    granularity_name,
+    grouped,
+    integer_range,
+    quantize,
+    scale_dtype,
+    value_range,
+)
+from qkit.numerics.qtensor import QTensor, stored_bits
 
-LAZY = 128  # columns that are finished before the rest of the matrix is updated (the paper's B)
+MOST_DAMP = 1e6  # times the mean of the diagonal: more than that is no Hessian any more
+
+
+@dataclass(frozen=True)
+class GPTQ(Scheme):
+    """GPTQ: rounds column by column and lets the columns that follow make good the error (2210.17323).
+
+    Attributes:
+        bits: 2 .. 8.
+        group_size: weights of a row that share a scale; None: the whole row.
+        symmetric: no zero points.
+        act_order: columns with the largest Hessian diagonal first.
+        damp: share of the mean of the Hessian's diagonal that is added to it (0.01 in the paper).
+        shrink: share of each entry of the diagonal that is added to itself (0 in the paper). Both keep GPTQ from learning
+            the calibration text by heart; measured in lesson 04.
+        static_groups: scales from the original weights, groups of neighbours whatever the order; needed by act_order,
+            because groups of columns that are not neighbours could not be stored.
+        scale_search: shrink each group's range where that lowers the error weighted by the Hessian's diagonal.
+        match_original: aim at the outputs that the original model gave, from the inputs that the quantized model sees
+            (asymmetric calibration: GPTAQ, 2504.02692; Qronos, 2505.11695).
+        refit_scales: when all codes are fixed, fit the scales to them once more, by least squares.
+        scale_dtype: "float16" (rounded up) or "float32".
+        activations: "int8": a layer rounds each token it is given to INT8 as well (W4A8 and so on), and multiplies integers;
+            faster, and less exact. None: floats.
+    """
+
+    calibrated: ClassVar[bool] = True
+    colour: ClassVar[str] = "#D55E00"
+    spellings: ClassVar[tuple[str, ...]] = ("gptq-w4g128",)
+    bits: int = 4
+    group_size: int | None = 128
+    symmetric: bool = False
+    act_order: bool = True
+    damp: float = 0.05
+    static_groups: bool = True
+    scale_search: bool = True
+    match_original: bool = True
+    refit_scales: bool = True
+    shrink: float = 0.3
+    scale_dtype: str = "float16"
+    activations: str | None = None
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        check_group_size(self.group_size)
+        if self.group_size == "tensor":
+            raise ValueError('GPTQ solves row by row; group_size="tensor" is for RTN, use None (one scale a row)')
+        for name, value in (("damp", self.damp), ("shrink", self.shrink)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name}={value!r} is not a share of the Hessian's diagonal; use 0.05")
+        if self.act_order and self.group_size is not None and not self.static_groups:
+            raise ValueError(
+                "act_order=True with static_groups=False makes groups of columns that are not neighbours, which no "
+                "QTensor stores; leave static_groups=True"
+            )
+        scale_dtype(self.scale_dtype)
+        check_weight_only(self.activations)
+
+    @property
+    def name(self) -> str:
+        grid = f"{width_name(self.bits, self.activations)} {granularity_name(self.group_size)}{' sym' * self.symmetric}"
+        paper = self.paper(self.bits, self.group_size, self.symmetric, self.act_order)
+        if self == replace(paper, activations=self.activations):
+            return f"GPTQ paper {grid}{' act-order' * self.act_order}"
+        usual = GPTQ(self.bits, self.group_size, self.symmetric)
+        marks = {
+            "act_order": " in order",
+            "damp": f" damp {self.damp:g}",
+            "static_groups": " moving groups",
+            "scale_search": " min-max",
+            "match_original": " own inputs",
+            "refit_scales": " no refit",
+            "shrink": f" shrink {self.shrink:g}",
+            "scale_dtype": f" {self.scale_dtype} scales",
+        }
+        changed = (mark for field, mark in marks.items() if getattr(self, field) != getattr(usual, field))
+        return f"GPTQ {grid}{''.join(changed)}"
+
+    @classmethod
+    def paper(
+        cls, bits: int = 4, group_size: int | None = 128, symmetric: bool = True, act_order: bool = False
+    ) -> "GPTQ":
+        """GPTQ as published and as the other libraries run it: nothing of what came after."""
+        plain = {"scale_search": False, "match_original": False, "refit_scales": False, "shrink": 0.0}
+        return cls(bits, group_size, symmetric, act_order, 0.01, static_groups=act_order, **plain)
+
+    @classmethod
+    def parse(cls, word: str) -> "GPTQ | None":
+        """gptq-w4g128, gptq-w3g64sym, gptq-w4a8g128."""
+        grid = parse_grid(word.removeprefix("gptq-")) if word.startswith("gptq-") else None
+        return None if grid is None else cls(**grid)
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of one code."""
+        return self.bits
+
+    def stored_bits(self, shape: tuple[float, float]) -> float:
+        """The code, and a share of the scale and the zero point of its group."""
+        return stored_bits(shape, self.bits, self.group_size, self.symmetric, scale_dtype=self.scale_dtype)
+
+    def check(self, weight: Tensor, name: str = "the weight") -> None:
+        """Refuse a weight that is none, or whose rows the groups do not divide."""
+        check_weight(weight, name)
+        check_group_size(self.group_size, weight.shape[1], name)
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """The Hessian, and how far the inputs have drifted from the original's."""
+        return frozenset({"square", "drift"} if self.match_original else {"square"})
+
+    @property
+    def sequential(self) -> bool:
+        """True: a layer makes good what the layers before it have done."""
+        return True
+
+    def round(self, weight: Tensor, inputs: InputStatistics | None = None, name: str = "the weight") -> Solution:
+        """By `gptq`; its damping is a note, and a warning where the Hessian asked for more than the scheme did."""
+        solution = gptq(weight, inputs, self, name)
+        if inputs is None:
+            return Solution(solution.q)
+        more = solution.damp > self.damp
+        warnings = (f"the Hessian of {name} had to be damped by {solution.damp:g}",) if more else ()
+        return Solution(solution.q, {"damp": solution.damp, "damped_more": more}, warnings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +200,9 @@ def gptq_slow(weight: Tensor, inputs: InputStatistics | None, scheme: GPTQ, name
     return _solve(weight, inputs, scheme, name, _columns_one_by_one)
 
 
-def _solve(weight: Tensor, inputs: InputStatistics | None, scheme: GPTQ, name: str, columns) -> GPTQSolution:
+def _solve(
+    weight: Tensor, inputs: InputStatistics | None, scheme: GPTQ, name: str, columns: Callable[..., tuple[Tensor, ...]]
+) -> GPTQSolution:
     w = weight.detach().double()
     if inputs is None:
         inputs = InputStatistics.empty(w.shape[1], w.device, frozenset({"square"}))
@@ -73,11 +214,13 @@ def _solve(weight: Tensor, inputs: InputStatistics | None, scheme: GPTQ, name: s
     if scheme.match_original and inputs.drift is not None:
         w = matched(w, damped(hessian, scheme.damp, scheme.shrink), inputs.drift.double() / max(inputs.tokens, 1))
 
+        check_finite(w, f"{name}, matched to the outputs of the original,")
+
     importance = hessian.diagonal() if scheme.scale_search else torch.ones_like(w[0])
     order = torch.arange(w.shape[1], device=w.device)
     if scheme.act_order:
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    upper, damp = inverse_cholesky(hessian[order][:, order], scheme.damp, scheme.shrink)
+    upper, damp = inverse_cholesky(hessian[order][:, order], scheme.damp, scheme.shrink, name)
     codes, scale, zero = columns(w, upper, order, importance, scheme, name)
     if scheme.refit_scales:
         scale = refit(w, damped(hessian, damp, scheme.shrink), codes, scale, zero)
@@ -114,15 +257,26 @@ def refit(w: Tensor, hessian: Tensor, codes: Tensor, scale: Tensor, zero: Tensor
     return torch.where((new > old / 2) & (new < 2 * old), new, old).to(scale.dtype)
 
 
-def inverse_cholesky(hessian: Tensor, damp: float, shrink: float = 0.0) -> tuple[Tensor, float]:
-    """U, upper triangular, with the inverse of the damped H = Uᵀ U; and the damping that made it possible."""
-    while True:
+def inverse_cholesky(
+    hessian: Tensor, damp: float, shrink: float = 0.0, name: str = "the weight"
+) -> tuple[Tensor, float]:
+    """U, upper triangular, with the inverse of the damped H = Uᵀ U; and the damping that made it possible.
+
+    Raises:
+        ValueError: no damping up to `MOST_DAMP` does, naming the layer: H holds infinity, or is no Hessian.
+    """
+    most = max(damp, MOST_DAMP)
+    while damp <= most:
         lower, failed = torch.linalg.cholesky_ex(damped(hessian, damp, shrink))
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed:
+            if not failed and torch.isfinite(upper).all():
                 return upper, damp
         damp = max(10 * damp, 1e-6)
+    raise ValueError(
+        f"the Hessian of {name} has no Cholesky factor however much it is damped (up to {most:g}); its inputs are too "
+        f"large or broken: look at the calibration text, or leave this layer out with exclude="
+    )
 
 
 def choose_grid(groups: Tensor, importance: Tensor, scheme: GPTQ) -> tuple[Tensor, Tensor]:
@@ -132,7 +286,7 @@ def choose_grid(groups: Tensor, importance: Tensor, scheme: GPTQ) -> tuple[Tenso
         groups: [out, groups, g].
         importance: [groups, g], what an error on each column costs: the Hessian's diagonal.
     """
-    dtype = FLOATS[scheme.scale_dtype]
+    dtype = scale_dtype(scheme.scale_dtype)
     if not scheme.scale_search:
         return choose_scale(*value_range(groups), scheme.bits, scheme.symmetric, scale_dtype=dtype)
     importance = importance.float()
@@ -146,50 +300,31 @@ def choose_grid(groups: Tensor, importance: Tensor, scheme: GPTQ) -> tuple[Tenso
 def _columns(
     w: Tensor, upper: Tensor, order: Tensor, importance: Tensor, scheme: GPTQ, name: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes [out, in], scales and zero points [out, groups]: by a kernel where there is one, else in lazy batches."""
-    fixed = scheme.static_groups or scheme.group_size is None
-    kernel = ops.fast("gptq", w.device) if fixed else None
-    if kernel is None:
-        return _columns_lazily(w, upper, order, importance, scheme, name)
-    scale, zero = _static_grid(w, importance, scheme, name)
-    group = order // (scheme.group_size or w.shape[1])
-    codes = torch.empty_like(w, dtype=torch.uint8)
-    codes[:, order] = kernel(w[:, order], upper, group, scale, zero, integer_range(scheme.bits)[1])
-    return codes, scale, zero
-
-
-def _columns_lazily(
-    w: Tensor, upper: Tensor, order: Tensor, importance: Tensor, scheme: GPTQ, name: str
-) -> tuple[Tensor, Tensor, Tensor]:
     """Codes [out, in], scales and zero points [out, groups]; `order[j]` is the column that is rounded j-th."""
-    limits = integer_range(scheme.bits)
-    size = scheme.group_size or w.shape[1]
     scale, zero = _static_grid(w, importance, scheme, name)
-    codes = torch.empty_like(w, dtype=torch.uint8)
-    w, importance, places = w[:, order], importance[order], order.tolist()
-    for start in range(0, w.shape[1], LAZY):
-        end = min(start + LAZY, w.shape[1])
-        block = w[:, start:end].clone()
-        errors = torch.empty_like(block)
-        for j in range(start, end):
-            group = places[j] // size
-            if not scheme.static_groups and j % size == 0:
-                s, z = choose_grid(w[:, None, j : j + size], importance[None, j : j + size], scheme)
-                scale[:, group], zero[:, group] = s[:, 0, 0], z[:, 0, 0]
-            column = block[:, j - start]
-            q = quantize(column, scale[:, group], zero[:, group], *limits)
-            error = (column - dequantize(q, scale[:, group], zero[:, group])) / upper[j, j]
-            block[:, j - start + 1 :] -= error[:, None] * upper[j, j + 1 : end]
-            codes[:, places[j]] = q.to(torch.uint8)
-            errors[:, j - start] = error
-        w[:, end:] -= errors @ upper[start:end, end:]
+    size = scheme.group_size or w.shape[1]
+    group, shuffled = order // size, w[:, order]
+    if scheme.static_groups or scheme.group_size is None:
+        rounded = ops.gptq_columns(shuffled, upper, group, scale, zero, scheme.bits)
+    else:
+        important, q_max = importance[order], integer_range(scheme.bits)[1]
+
+        def regrid(w: Tensor, j: int) -> tuple[Tensor, Tensor] | None:
+            if j % size:
+                return None
+            s, z = choose_grid(w[:, None, j : j + size], important[None, j : j + size], scheme)
+            return s[:, 0, 0], z[:, 0, 0]
+
+        rounded = columns_lazily(shuffled, upper, group, scale, zero, q_max, regrid)
+    codes = torch.empty_like(rounded)
+    codes[:, order] = rounded
     return codes, scale, zero
 
 
 def _columns_one_by_one(
     w: Tensor, upper: Tensor, order: Tensor, importance: Tensor, scheme: GPTQ, name: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `_columns_lazily` computes, without batches: every column updates all that follow, one at a time."""
+    """What `_columns` computes, without batches: every column updates all that follow, one at a time."""
     limits = integer_range(scheme.bits)
     size = scheme.group_size or w.shape[1]
     scale, zero = _static_grid(w, importance, scheme, name)

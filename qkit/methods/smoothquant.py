@@ -1,4 +1,4 @@
-"""SmoothQuant and W8A8: integers on both sides of the product.
+"""SmoothQuant: the difficulty of activations is moved into the weights, then W8A8.
 
 What
     INT8 x INT8 -> INT32 needs activations in INT8 too. One scale for all channels of a token lets a channel that is 50
@@ -19,15 +19,133 @@ Trade-off
     set the range of all.
 """
 
+import math
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from qkit.model.calibration import InputStatistics, magnitude_edges
+from qkit.methods.gptq import GPTQ
+from qkit.methods.int8 import fake_int8
+from qkit.methods.scheme import NOTHING, ScaleSearch, Scheme, Solution
+from qkit.methods.statistics import InputStatistics
+from qkit.methods.w8a8 import W8A8
+from qkit.nn.int8_linear import Int8Linear
+from qkit.numerics.qtensor import QTensor
 
-LEVELS = 127
 ALPHAS = tuple(i / 20 for i in range(21))
+
+
+@dataclass(frozen=True)
+class SmoothQuant(Scheme):
+    """SmoothQuant: moves the difficulty of activations into the weights, then W8A8 (2211.10438, eq. 4).
+
+    Attributes:
+        alpha: 1 moves all difficulty to the weights, 0 all to the activations; None searches it for each smoothed group,
+            no smoothing included.
+        activations, activation_range: those of `W8A8`.
+        rounding: what rounds the smoothed weights, None: to nearest; or `GPTQ(8, None, symmetric=True)`.
+    """
+
+    calibrated: ClassVar[bool] = True
+    scales: ClassVar[bool] = True
+    colour: ClassVar[str] = "#56B4E9"
+    spellings: ClassVar[tuple[str, ...]] = ("smoothquant-0.5",)
+    alpha: float | None = 0.5
+    activations: str = "per-token"
+    activation_range: str = "min-max"
+    rounding: GPTQ | None = None
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha={self.alpha!r} is outside [0, 1]; use 0.5, or None to search it")
+        _ = self.integers
+        if self.rounding is not None:
+            if not isinstance(self.rounding, GPTQ):
+                raise TypeError(f"rounding={self.rounding!r} is no GPTQ scheme; use GPTQ(8, None, symmetric=True)")
+            if (self.rounding.bits, self.rounding.group_size, self.rounding.symmetric) != (8, None, True):
+                raise ValueError(
+                    f"rounding={self.rounding.name} does not give INT8 weights by row; use GPTQ(8, None, symmetric=True)"
+                )
+
+    @property
+    def name(self) -> str:
+        alpha = "searched" if self.alpha is None else f"{self.alpha:g}"
+        rounding = " + GPTQ" * (self.rounding is not None)
+        return f"SmoothQuant {alpha} {self.integers.name[5:]}{rounding}"
+
+    @property
+    def integers(self) -> W8A8:
+        """The scheme that follows when the channels are smooth."""
+        return W8A8(self.activations, self.activation_range)
+
+    @classmethod
+    def parse(cls, word: str) -> "SmoothQuant | None":
+        """smoothquant, smoothquant-0.8, smoothquant-0.5-static."""
+        match = re.fullmatch(r"smoothquant(?:-(\d(?:\.\d+)?))?(-static)?", word)
+        return None if match is None else cls(float(match[1] or 0.5), "per-tensor" if match[2] else "per-token")
+
+    @property
+    def weight_bits(self) -> int:
+        """8."""
+        return 8
+
+    def stored_bits(self, shape: tuple[float, float]) -> float:
+        """As W8A8, or as its rounding stores them; the folded factors cost nothing."""
+        return (self.rounding or self.integers).stored_bits(shape)
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """What W8A8 wants, and its rounding."""
+        return self.integers.wants | (NOTHING if self.rounding is None else self.rounding.wants)
+
+    @property
+    def sequential(self) -> bool:
+        """As its rounding."""
+        return self.rounding is not None and self.rounding.sequential
+
+    @property
+    def scale_wants(self) -> frozenset[str]:
+        """A sample of the inputs, where alpha is searched."""
+        return frozenset({"sample"} if self.alpha is None else ())
+
+    def search_scale(
+        self, weight: Tensor, inputs: InputStatistics, index: Tensor, width: int, name: str = "the layers"
+    ) -> ScaleSearch:
+        """The smoothing factors of `alpha`, or of the alpha (none included) with the least error of the output in W8A8."""
+        x_absmax, w_absmax = (max_by(v, index, width) for v in (inputs.absmax, weight.abs().amax(0)))
+        alpha, losses = self.alpha, {}
+        if alpha is None:
+            static = self.activations == "per-tensor"
+            nothing = w8a8_loss(
+                weight, inputs.sample, torch.ones_like(inputs.absmax), inputs.absmax.max() if static else None
+            )
+            searched = search_alpha(weight, inputs.sample, x_absmax, w_absmax, static, lambda s: s[index])
+            losses = {None: nothing, **searched}
+            if not all(map(math.isfinite, losses.values())):
+                raise ValueError(
+                    f"||Y||² of {name} leaves float32: its inputs are too large; look at the calibration text"
+                )
+            alpha = min(losses, key=losses.__getitem__)
+        scale = torch.ones_like(x_absmax) if alpha is None else smoothing_factor(x_absmax, w_absmax, alpha)
+        return ScaleSearch(scale, alpha, tuple(losses), tuple(losses.values()), inputs.absmax)
+
+    def round(self, weight: Tensor, inputs: InputStatistics | None = None, name: str = "the weight") -> Solution:
+        """As W8A8, or by the `rounding` that was chosen; `weight` is smoothed already."""
+        return (self.rounding or self.integers).round(weight, inputs, name)
+
+    def layer(
+        self,
+        q: QTensor,
+        bias: nn.Parameter | None,
+        inputs: InputStatistics | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Int8Linear:
+        """As W8A8."""
+        return self.integers.layer(q, bias, inputs, dtype)
 
 
 def smoothing_factor(x_absmax: Tensor, w_absmax: Tensor, alpha: float) -> Tensor:
@@ -35,12 +153,6 @@ def smoothing_factor(x_absmax: Tensor, w_absmax: Tensor, alpha: float) -> Tensor
     alive = (x_absmax > 0) & (w_absmax > 0)
     scale = x_absmax.clamp(min=1e-5).pow(alpha) / w_absmax.clamp(min=1e-5).pow(1 - alpha)
     return torch.where(alive, scale, torch.ones_like(scale))
-
-
-def fake_int8(x: Tensor, reach: Tensor) -> Tensor:
-    """x on the 255 levels from -reach to reach."""
-    scale = torch.where(reach > 0, reach, torch.ones_like(reach)) / LEVELS
-    return torch.round(x / scale).clamp(-LEVELS, LEVELS) * scale
 
 
 def search_alpha(
@@ -76,24 +188,7 @@ def w8a8_loss(weight: Tensor, sample: Tensor, s: Tensor, reach: Tensor | None = 
     return float((y - exact).square().sum() / exact.square().sum().clamp(min=1e-30))
 
 
-def static_reach(inputs: InputStatistics, how: str) -> Tensor:
-    """The |x| that code 127 stands for in a static layer, a float32 scalar.
-
-    Args:
-        how: "min-max", "percentile" (99.99) or "mse"; the last two need the histogram of |x|.
-    """
-    largest = inputs.absmax.max()
-    if how == "min-max" or largest == 0:
-        return largest
-    edges, counts = magnitude_edges(largest.device), inputs.magnitudes
-    if how == "percentile":
-        within = int(torch.searchsorted(counts.cumsum(0), 0.9999 * counts.sum()))
-        return torch.minimum(edges[within + 1], largest)
-    middles = (edges[:-1] + edges[1:]) / 2
-    reaches = largest * torch.linspace(1, 0.02, 100, device=largest.device)
-    errors = middles - fake_int8(middles, reaches[:, None])
-    # Where a bin is wider than a step, its middle says nothing of the others: they err by step²/12 on average.
-    steps = reaches[:, None] / LEVELS
-    coarse = (edges.diff() > steps) & (middles <= reaches[:, None])
-    cost = torch.where(coarse, steps.square() / 12, errors.square()).double() @ counts.double()
-    return reaches[cost.argmin()]
+def max_by(values: Tensor, index: Tensor, width: int) -> Tensor:
+    """The largest of `values` [in] over the inputs of each factor, [width]."""
+    zeros = torch.zeros(width, dtype=torch.float32, device=values.device)
+    return zeros.scatter_reduce(0, index.to(values.device), values, "amax")

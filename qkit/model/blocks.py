@@ -19,7 +19,7 @@ from qkit.model.facts import check_ids, read, text_config, text_decoder
 from qkit.model.hooks import Hook, instead, listening
 from qkit.model.linear import is_linear
 from qkit.model.sharing import shared_modules
-from qkit.nn.qlinear import is_quantized
+from qkit.nn.layers import is_quantized
 
 SAMPLE_TOKENS = 16  # enough to find out how a block is wired
 

@@ -61,13 +61,19 @@ def vocabulary_size(model: nn.Module) -> int | None:
 
 
 def check_ids(model: nn.Module, ids: Tensor) -> None:
-    """Refuse token ids that the model has no embedding for."""
+    """Refuse token ids that the model has no embedding for, and sequences that are longer than its context."""
     size = vocabulary_size(model)
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or (size is not None and high >= size):
         raise ValueError(
             f"token id {low if low < 0 else high} is not in the vocabulary of {type(model).__name__}, 0 to "
-            f"{'...' if size is None else size - 1}; encode the text with the tokenizer of this model"
+            f"{'...' if size is None else size - 1}; encode the text with the tokenizer of this model, "
+            f"and leave out places that are masked with -100"
+        )
+    context = context_length(model)
+    if context is not None and ids.shape[-1] > context:
+        raise ValueError(
+            f"sequences of {ids.shape[-1]} tokens do not fit the context of {type(model).__name__}, {context}; cut them there"
         )
 
 

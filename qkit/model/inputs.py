@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from qkit import ops
-from qkit.model.calibration import InputStatistics
+from qkit.methods.statistics import InputStatistics
 from qkit.model.facts import check_ids, read
 from qkit.model.hooks import Hook, input_of, listening
 from qkit.model.linear import weight_of
 from qkit.model.roles import output_heads
-from qkit.nn.qlinear import is_quantized
+from qkit.nn.layers import is_quantized
 
 
 @dataclass(frozen=True, eq=False)

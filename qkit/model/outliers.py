@@ -23,7 +23,7 @@ from torch import nn
 from qkit.model.facts import vocabulary_size
 from qkit.model.folding import fold, model_folds
 from qkit.model.linear import weight_of
-from qkit.nn.qlinear import is_quantized
+from qkit.nn.layers import is_quantized
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from qkit.model.copies import copy_module
 from qkit.model.facts import output_embedding
 from qkit.model.linear import is_linear, weight_of, why_not
 from qkit.model.roles import HEAD, output_heads, reserved
-from qkit.nn.qlinear import is_quantized
+from qkit.nn.layers import is_quantized
 
 Globs = str | list[str] | tuple[str, ...] | None
 

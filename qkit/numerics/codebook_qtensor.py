@@ -8,7 +8,7 @@ weight, so that its shape need not fit the block.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,13 +16,12 @@ from torch import Tensor
 from qkit.numerics.codebooks import codebook, dynamic_map
 from qkit.numerics.mapping import GroupSize
 from qkit.numerics.packing import packed_length
-from qkit.numerics.qtensor import QTensor
-
-NESTED_BLOCK = 256  # absmax values that share a nested scale
+from qkit.numerics.stored import StoredWeight, require
+from qkit_kernels.formats import NESTED_BLOCK
 
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False)
-class CodebookQTensor(QTensor):
+class CodebookQTensor(StoredWeight):
     """A weight [out, in] quantized to a table of 16 numbers.
 
     Attributes:
@@ -30,13 +29,17 @@ class CodebookQTensor(QTensor):
         scales: the absmax of each block: float32 [1, blocks], or uint8 [1, blocks] with double quantization.
         bits: 4.
         shape: (out, in).
-        zero_points, offsets: None, a table needs neither.
         codebook: "nf4" or "fp4"; the table is derived, not stored (`qkit.numerics.codebooks`).
         block_size: consecutive weights that share an absmax.
         nested_scales: float32 [ceil(blocks / 256)], with double quantization; else None.
         scale_offset: float32 [], the mean that was taken off the absmax values, with double quantization; else None.
     """
 
+    kind: ClassVar[str] = "codebook"
+    packed: Tensor
+    scales: Tensor
+    bits: int
+    shape: tuple[int, int]
     codebook: str = "nf4"
     block_size: int = 64
     nested_scales: Tensor | None = None
@@ -45,11 +48,8 @@ class CodebookQTensor(QTensor):
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
         codebook(self.codebook)
-        if self.bits != 4 or self.zero_points is not None or self.offsets is not None:
-            raise ValueError(
-                f"a {self.codebook} weight has 4 bits and neither zero points nor offsets; this one has {self.bits} bits: "
-                f"the parts do not belong together"
-            )
+        if self.bits != 4:
+            raise ValueError(f"a {self.codebook} weight has 4 bits, not {self.bits}; the parts do not belong together")
         if not isinstance(self.block_size, int) or isinstance(self.block_size, bool) or self.block_size < 1:
             raise ValueError(f"block_size={self.block_size!r} is not a number of weights; use 64")
         if (self.nested_scales is None) != (self.scale_offset is None):
@@ -57,11 +57,11 @@ class CodebookQTensor(QTensor):
         out_features, in_features = self.shape
         blocks = -(-out_features * in_features // self.block_size)
         nested = self.nested_scales is not None
-        self._require("packed", self.packed, (out_features, packed_length(in_features, 4)), {torch.uint8})
-        self._require("scales", self.scales, (1, blocks), {torch.uint8 if nested else torch.float32})
+        require("packed", self.packed, (out_features, packed_length(in_features, 4)), {torch.uint8})
+        require("scales", self.scales, (1, blocks), {torch.uint8 if nested else torch.float32})
         if nested:
-            self._require("nested_scales", self.nested_scales, (-(-blocks // NESTED_BLOCK),), {torch.float32})
-            self._require("scale_offset", self.scale_offset, (), {torch.float32})
+            require("nested_scales", self.nested_scales, (-(-blocks // NESTED_BLOCK),), {torch.float32})
+            require("scale_offset", self.scale_offset, (), {torch.float32})
 
     @property
     def symmetric(self) -> bool:
@@ -73,9 +73,34 @@ class CodebookQTensor(QTensor):
         """Weights that share an absmax."""
         return self.block_size
 
+    @property
+    def row_groups(self) -> int | None:
+        """How many blocks a row has; None where blocks run over the ends of rows."""
+        return None if self.shape[1] % self.block_size else self.shape[1] // self.block_size
+
     def meta(self) -> dict[str, Any]:
-        """What is not a tensor, for JSON; see `qtensor_from`."""
-        return {**QTensor.meta(self), "codebook": self.codebook, "block_size": self.block_size}
+        """What is not a tensor, for JSON."""
+        return {
+            "bits": self.bits,
+            "shape": list(self.shape),
+            "codebook": self.codebook,
+            "block_size": self.block_size,
+        }
+
+    def table(self) -> Tensor:
+        """The numbers of the codebook, float32 [16]."""
+        return codebook(self.codebook).to(self.packed.device)
+
+    def grid(self) -> tuple[Tensor | None, ...]:
+        """(absmax [out, blocks of a row], None, None), or with double quantization (codes, map, nested scales, offset)."""
+        scales = self.scales.reshape(self.shape[0], -1)
+        if self.nested_scales is None or self.scale_offset is None:
+            return scales, None, None
+        return scales, dynamic_map().to(scales.device), self.nested_scales, self.scale_offset.reshape(1)
+
+    def levels(self, row: int, group: int) -> Tensor:
+        """The 16 numbers that a block can hold, in the order of the codes; `group` counts the blocks of all rows, `row` is 0."""
+        return self.table() * self.absmax()[group]
 
     def absmax(self) -> Tensor:
         """The largest magnitude of each block, float32 [blocks]; what double quantization left of it."""
@@ -86,11 +111,11 @@ class CodebookQTensor(QTensor):
 
     def zeros(self) -> Tensor:
         """The code that stands for 0.0, float32 [1, 1]."""
-        return codebook(self.codebook).abs().argmin().float().reshape(1, 1).to(self.packed.device)
+        return self.table().abs().argmin().float().reshape(1, 1)
 
     def dequantize(self) -> Tensor:
         """ŵ, float32 [out, in]; every bit that of bitsandbytes' `dequantize_4bit`."""
-        values = codebook(self.codebook).to(self.packed.device)[self.codes().long()].reshape(-1)
+        values = self.table()[self.codes().long()].reshape(-1)
         absmax = self.absmax().repeat_interleave(self.block_size)[: len(values)]
         return (values * absmax).reshape(self.shape)
 
@@ -100,8 +125,3 @@ class CodebookQTensor(QTensor):
             f"CodebookQTensor({self.shape[0]}x{self.shape[1]}, {self.codebook}, blocks of {self.block_size}{double}, "
             f"{self.nbytes:,} bytes = {self.bits_per_weight:.3f} bits per weight)"
         )
-
-
-def qtensor_from(parts: dict[str, Tensor], meta: dict[str, Any]) -> QTensor:
-    """The weight whose `tensors()` and `meta()` these are, a QTensor or a CodebookQTensor."""
-    return (CodebookQTensor if "codebook" in meta else QTensor)(**parts, **meta)

@@ -18,15 +18,20 @@ Trade-off
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+# Tables do not follow the default dtype or a device context: a model may be built inside torch.device("meta")
+CPU: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 _NF4_TAIL = 0.9677083  # 1 - (1/32 + 1/30) / 2, in the seven digits that the published table was computed with
 
 
+@cache
+@torch.inference_mode(False)
 def codebook(name: str) -> Tensor:
-    """The table called "nf4" or "fp4", float32 [16]; code c stands for entry c."""
+    """The table called "nf4" or "fp4", float32 [16]; code c stands for entry c. One tensor for all: not to be written into."""
     if name not in ("nf4", "fp4"):
         raise ValueError(f'codebook={name!r} is not one of "nf4", "fp4"; was it written by a newer qkit?')
     return nf4() if name == "nf4" else fp4()
@@ -40,11 +45,13 @@ def nf4() -> Tensor:
     """
 
     def quantiles(count: int) -> Tensor:
-        tail = torch.tensor(_NF4_TAIL).double()  # probabilities are rounded to float32, as they were for the table
-        probabilities = torch.linspace(float(tail), 0.5, count + 1, dtype=torch.float64)[:-1].float()
+        tail = torch.tensor(
+            _NF4_TAIL, **CPU
+        ).double()  # probabilities are rounded to float32, as they were for the table
+        probabilities = torch.linspace(float(tail), 0.5, count + 1, dtype=torch.float64, device="cpu")[:-1].float()
         return torch.special.ndtri(probabilities.double())
 
-    table = torch.cat([-quantiles(7), torch.zeros(1), quantiles(8).flip(0)]).float()
+    table = torch.cat([-quantiles(7), torch.zeros(1, **CPU), quantiles(8).flip(0)]).float()
     return table / table[-1]
 
 
@@ -55,31 +62,35 @@ def fp4() -> Tensor:
     Unlike there, bitsandbytes counts the exponent downwards (E = 4 - ee), and its small number is 1/16, not 1: next to
     zero, where the weights are, the table has a level for weights that are almost nothing.
     """
-    exponents, mantissas = torch.arange(4)[:, None], torch.arange(2)
+    exponents, mantissas = torch.arange(4, **CPU)[:, None], torch.arange(2, **CPU)
     normal = (1 + mantissas / 2) * 2.0 ** (4 - exponents)
     positive = torch.where(exponents > 0, normal, mantissas / 16).reshape(-1)
     # 0 - x, so that pattern 1000 is 0.0 and not -0.0
     return torch.cat([positive, 0 - positive]) / positive.max()
 
 
+@cache
+@torch.inference_mode(False)
 def dynamic_map() -> Tensor:
     """The dynamic 8-bit numbers, float32 [256], ascending; every bit those of bitsandbytes' `create_dynamic_map`.
+    One tensor for all: not to be written into.
 
     Decade i of 7 (10^-6 .. 1) has 2^i numbers of either sign, the middles of as many even bins of [0.1, 1]; with zero and
     one they are 256.
     """
     numbers = [0.0, 1.0]
     for i in range(7):
-        edges = torch.linspace(0.1, 1, 2**i + 1)
+        edges = torch.linspace(0.1, 1, 2**i + 1, **CPU)
         decade = (10 ** (i - 6) * ((edges[:-1] + edges[1:]) / 2)).tolist()
         numbers += [*decade, *(-number for number in decade)]
-    return torch.tensor(sorted(numbers))
+    return torch.tensor(sorted(numbers), **CPU)
 
 
 @cache
+@torch.inference_mode(False)
 def _thresholds(table: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     """The middles between neighbours of a table, ascending, and the code of each place between them."""
-    ascending, order = torch.tensor(table).sort(stable=True)
+    ascending, order = torch.tensor(table, **CPU).sort(stable=True)
     return (ascending[:-1] + ascending[1:]) / 2, order
 
 

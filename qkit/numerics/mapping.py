@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 GroupSize = int | str | None  # g weights | "tensor" | None: one row
+FLOATS = {"float16": torch.float16, "float32": torch.float32}  # what scales are stored in
 
 
 def check_bits(bits: int) -> None:
@@ -62,6 +63,13 @@ def check_group_size(group_size: GroupSize, in_features: int | None = None, name
             f"group_size={group_size} does not divide in_features={in_features} of {name}; "
             f"use a divisor ({', '.join(map(str, near)) or in_features}) or None"
         )
+
+
+def scale_dtype(name: str) -> torch.dtype:
+    """The dtype of scales that a scheme calls by this name."""
+    if name not in FLOATS:
+        raise ValueError(f'scale_dtype={name!r} is not one of {", ".join(FLOATS)}; use "float16"')
+    return FLOATS[name]
 
 
 def granularity_name(group_size: GroupSize) -> str:

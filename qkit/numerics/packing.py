@@ -11,41 +11,17 @@ How
     `qkit_kernels.numba.packing` does the same in one pass.
 """
 
-from functools import cache
-from types import ModuleType
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qkit import dispatch
 from qkit.numerics.mapping import check_bits
 
 
 def packed_length(length: int, bits: int) -> int:
     """Bytes that `length` codes of `bits` bits take: ceil(length * bits / 8)."""
     return -(-length * bits // 8)
-
-
-@cache
-def _kernels() -> ModuleType | None:
-    """The CPU kernels, compiled when first used; None where Numba or a folder for its code is missing."""
-    try:
-        from qkit_kernels.numba import packing
-    except (ImportError, RuntimeError):
-        return None
-    return packing
-
-
-def _by_rows(name: str, source: Tensor, bits: int, length: int) -> Tensor | None:
-    """uint8 [rows, length] that the kernel `name` makes of `source`, or None where there is none for it."""
-    if source.device.type != "cpu" or not source.numel() or (kernels := _kernels()) is None:
-        return None
-    from qkit_kernels.numba.threads import run
-
-    out = torch.empty(len(source), length, dtype=torch.uint8)
-    args = (source.to(torch.uint8).contiguous().numpy(), bits, out.numpy())
-    run(getattr(kernels, name), getattr(kernels, f"{name}_rows"), args, len(source), serial=source.numel() < 2**16)
-    return out
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -69,9 +45,9 @@ def pack(codes: Tensor, bits: int) -> Tensor:
             f"codes run from {float(codes.min()):g} to {float(codes.max()):g}, {bits} bits hold 0..{2**bits - 1}; "
             f"clamp them, or subtract the lowest signed code first"
         )
-    if (packed := _by_rows("pack", codes, bits, packed_length(codes.shape[1], bits))) is not None:
-        return packed
-    return pack_plain(codes, bits)
+    if not codes.numel():
+        return torch.zeros(len(codes), packed_length(codes.shape[1], bits), dtype=torch.uint8, device=codes.device)
+    return dispatch.select("pack", None, codes.device.type)(codes, bits)
 
 
 def pack_plain(codes: Tensor, bits: int) -> Tensor:
@@ -92,9 +68,9 @@ def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
             f"{octets} bytes a row do not hold {length} codes of {bits} bits, which take {packed_length(length, bits)}; "
             f"give the length and the bits that the codes were packed with"
         )
-    if (codes := _by_rows("unpack", packed, bits, length)) is not None:
-        return codes
-    return unpack_plain(packed, bits, length)
+    if not packed.numel():
+        return torch.zeros(len(packed), length, dtype=torch.uint8, device=packed.device)
+    return dispatch.select("unpack", None, packed.device.type)(packed, bits, length)
 
 
 def unpack_plain(packed: Tensor, bits: int, length: int) -> Tensor:

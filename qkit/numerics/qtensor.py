@@ -7,18 +7,19 @@ where s, z and the offset are those of the group that weight k of row o belongs 
 A plain frozen dataclass of tensors, not a torch.Tensor subclass: it says what it holds, and every byte is counted.
 """
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from qkit.numerics.mapping import GroupSize, check_bits, dequantize, granularity_name
+from qkit.numerics.mapping import FLOATS, GroupSize, check_bits, dequantize, granularity_name
 from qkit.numerics.packing import pack, packed_length, unpack
+from qkit.numerics.stored import StoredWeight, require
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class QTensor:
+class QTensor(StoredWeight):
     """A quantized weight [out, in].
 
     Attributes:
@@ -31,6 +32,7 @@ class QTensor:
         offsets: float, shaped like scales, the real number that code 0 stands for; None when there are zero points.
     """
 
+    kind: ClassVar[str] = "affine"
     packed: Tensor
     scales: Tensor
     bits: int
@@ -42,7 +44,7 @@ class QTensor:
         check_bits(self.bits)
         object.__setattr__(self, "shape", tuple(self.shape))  # JSON makes lists of tuples
         out_features, in_features = self.shape
-        self._require("packed", self.packed, (out_features, packed_length(in_features, self.bits)), {torch.uint8})
+        require("packed", self.packed, (out_features, packed_length(in_features, self.bits)), {torch.uint8})
         floats = {torch.float16, torch.float32}
         rows, groups = self.scales.shape if self.scales.dim() == 2 else (0, 0)
         if (rows, groups) != (1, 1) and (rows != out_features or groups < 1 or in_features % groups):
@@ -50,22 +52,14 @@ class QTensor:
                 f"scales of shape {tuple(self.scales.shape)} do not belong to a weight {self.shape}; "
                 f"give [out, groups] with groups a divisor of {in_features}, or [1, 1]"
             )
-        self._require("scales", self.scales, (rows, groups), floats)
+        require("scales", self.scales, (rows, groups), floats)
         if self.zero_points is not None and self.offsets is not None:
             raise ValueError("a QTensor has zero points or offsets, not both; leave one of them None")
         if self.zero_points is not None:
             shape = (packed_length(rows * groups, self.bits),)
-            self._require("zero_points", self.zero_points, shape, {torch.uint8})
+            require("zero_points", self.zero_points, shape, {torch.uint8})
         if self.offsets is not None:
-            self._require("offsets", self.offsets, (rows, groups), floats)
-
-    @staticmethod
-    def _require(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: set[torch.dtype]) -> None:
-        if tuple(tensor.shape) != shape or tensor.dtype not in dtypes:
-            raise ValueError(
-                f"{name} is {tensor.dtype} {tuple(tensor.shape)} where a QTensor of this shape and these bits has "
-                f"{' or '.join(sorted(map(str, dtypes)))} {shape}; the parts do not belong together"
-            )
+            require("offsets", self.offsets, (rows, groups), floats)
 
     @classmethod
     def from_codes(
@@ -95,27 +89,13 @@ class QTensor:
         return "tensor" if rows < self.shape[0] else None
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of everything stored: codes, scales, zero points, offsets."""
-        return sum(t.nbytes for t in self.tensors().values())
-
-    @property
-    def bits_per_weight(self) -> float:
-        """8 nbytes / (out * in): what a weight really costs, scales and zero points included."""
-        return 8 * self.nbytes / (self.shape[0] * self.shape[1])
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The stored tensors by name, without the absent ones."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    def row_groups(self) -> int:
+        """How many scales a row has; 1 as well where all rows share one."""
+        return self.scales.shape[1]
 
     def meta(self) -> dict[str, Any]:
         """What is not a tensor, for JSON: `QTensor(**tensors, **meta)` is the same weight again."""
         return {"bits": self.bits, "shape": list(self.shape)}
-
-    def codes(self) -> Tensor:
-        """The unsigned codes, uint8 [out, in]."""
-        return unpack(self.packed, self.bits, self.shape[1])
 
     def zeros(self) -> Tensor:
         """The code that stands for 0.0 in each group, float32, shaped like scales (0 where there are offsets)."""
@@ -125,18 +105,30 @@ class QTensor:
             self.scales, 0 if self.offsets is not None else 2 ** (self.bits - 1), dtype=torch.float32
         )
 
+    def table(self) -> None:
+        """None: a code is the number that it is."""
+        return None
+
+    def grid(self) -> tuple[Tensor | None, ...]:
+        """(scales, zero points, offsets) as they are stored."""
+        return self.scales, self.zero_points, self.offsets
+
+    def levels(self, row: int, group: int) -> Tensor:
+        """The 2^bits numbers that one group can hold, float32, ascending."""
+        row = min(row, len(self.scales) - 1)
+        codes = torch.arange(2**self.bits, device=self.scales.device)
+        values = dequantize(codes, self.scales[row, group], self.zeros()[row, group])
+        return values if self.offsets is None else values + self.offsets[row, group].float()
+
     def dequantize(self) -> Tensor:
         """ŵ, float32 [out, in]. The plain version; `qkit.ops.dequantize` picks a fast one that returns the same bits."""
         rows, groups = self.scales.shape
-        codes = self.codes().reshape(rows, groups, -1)
+        size = self.shape[1] // groups if rows == self.shape[0] else self.shape[0] * self.shape[1]
+        codes = self.codes().reshape(rows, groups, size)
         values = dequantize(codes, self.scales[..., None], self.zeros()[..., None])
         if self.offsets is not None:
             values = values + self.offsets.float()[..., None]
         return values.reshape(self.shape)
-
-    def to(self, device: torch.device | str) -> "QTensor":
-        """The same weight on another device."""
-        return type(self)(**{name: t.to(device) for name, t in self.tensors().items()}, **self.meta())
 
     def __repr__(self) -> str:
         kind = "offsets" if self.offsets is not None else "symmetric" if self.symmetric else "zero points"
@@ -144,3 +136,22 @@ class QTensor:
             f"QTensor({self.shape[0]}x{self.shape[1]}, {self.bits} bits, {granularity_name(self.group_size)}, {kind}, "
             f"{self.nbytes:,} bytes = {self.bits_per_weight:.3f} bits per weight)"
         )
+
+
+def stored_bits(
+    shape: tuple[float, float],
+    bits: int,
+    group_size: GroupSize,
+    symmetric: bool = False,
+    include_zero: bool = True,
+    scale_dtype: str = "float16",
+) -> float:
+    """Bits that a weight of a layer [out, in] takes as a QTensor: its code, and its share of what its group stores.
+
+    Arguments are those of `qkit.RTN`. Whole bytes at the ends of rows, and scales that leave float16, are not counted.
+    """
+    out_features, in_features = shape
+    sharing = {None: in_features, "tensor": out_features * in_features}.get(group_size, group_size)
+    scale = 8 * FLOATS[scale_dtype].itemsize
+    beside = 0 if symmetric else bits if include_zero else scale
+    return bits + (scale + beside) / sharing

@@ -6,7 +6,7 @@ from itertools import cycle
 import numpy as np
 from matplotlib import rc_context
 
-from qkit.methods.schemes import Scheme
+from qkit.methods.scheme import Scheme
 from qkit.plots.axes import block_ticks, heights, label_apart, plain_ticks
 from qkit.plots.base import BLUE, GREY, ORANGE, RED, STYLE, Picture
 from qkit.plots.marks import mark_named

@@ -9,8 +9,8 @@ import jinja2
 import torch
 
 from qkit.checkpoints.files import write_bytes
-from qkit.engine.report import Comparison
 from qkit.plots import comparison_picture
+from qkit.study.comparison import Comparison
 
 
 def write_page(comparison: Comparison, folder: Path) -> tuple[Path, Path]:

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from torch import Tensor
 
 from qkit import ops
-from qkit.engine.report import Comparison, QuantizationReport
+from qkit.engine.report import QuantizationReport
 from qkit.numerics.error import error_statistics
 from qkit.numerics.qtensor import QTensor
 from qkit.plots.axes import block_ticks, heights, in_one_order, label_apart, plain_ticks
@@ -30,6 +30,7 @@ from qkit.study.anatomy.weights import (
     plain_weight,
     reaches,
 )
+from qkit.study.comparison import Comparison
 
 TICKS = [5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]
 CURVES = (BLUE, RED, GREEN, ORANGE)

@@ -13,8 +13,12 @@ What it does not know
 
 from dataclasses import dataclass
 
-from qkit.engine.solve import rounder
-from qkit.methods.schemes import FP4, GPTQ, NF4, RTN, W8A8, LLMInt8, Scheme, SmoothQuant
+from qkit.methods.codebook import NF4
+from qkit.methods.gptq import GPTQ
+from qkit.methods.rtn import RTN
+from qkit.methods.scheme import Scheme
+from qkit.methods.smoothquant import SmoothQuant
+from qkit.methods.w8a8 import W8A8
 
 HARDWARE = ("cpu", "cpu-vnni", "gpu", "phone")
 QUALITY = ("best", "balanced", "smallest")
@@ -85,16 +89,16 @@ def recommend(
 
     ladder = _ladder(hardware, calibration)
     first = {"best": 0, "balanced": 2, "smallest": len(ladder) - 1}[quality]
-    sizes = [gigabytes(parameters, scheme, embeddings) for scheme in ladder]
-    rung = next((i for i in range(first, len(ladder)) if sizes[i] <= memory_gb), None)
-    if rung is None:
-        raise ValueError(_refusal(parameters, memory_gb, ladder[-1], sizes[-1], calibration, embeddings))
-    scheme = ladder[rung]
+    sizes = [gigabytes(parameters, rung.scheme, embeddings) for rung in ladder]
+    place = next((i for i in range(first, len(ladder)) if sizes[i] <= memory_gb), None)
+    if place is None:
+        raise ValueError(_refusal(parameters, memory_gb, ladder[-1].scheme, sizes[-1], calibration, embeddings))
+    scheme = ladder[place].scheme
     bits = stored_bits(scheme, hidden_size(parameters))
-    why = [_fit(sizes[rung], memory_gb, embeddings * 2 / 1e9), *_reasons(scheme, calibration)]
-    if rung > first:
-        why.append(f"{_name(ladder[rung - 1])} would take {sizes[rung - 1]:.3g} GB")
-    return Recommendation(scheme, bits, sizes[rung], tuple(why), tuple(_cautions(scheme, hardware, parameters)))
+    why = [_fit(sizes[place], memory_gb, embeddings * 2 / 1e9), *ladder[place].why]
+    if place > first:
+        why.append(f"{_name(ladder[place - 1].scheme)} would take {sizes[place - 1]:.3g} GB")
+    return Recommendation(scheme, bits, sizes[place], tuple(why), tuple(_cautions(scheme, hardware, parameters)))
 
 
 def hidden_size(parameters: float) -> float:
@@ -103,17 +107,8 @@ def hidden_size(parameters: float) -> float:
 
 
 def stored_bits(scheme: Scheme | None, in_features: float) -> float:
-    """Bits that a weight of a row of `in_features` takes: its code and its share of scales and zero points."""
-    if scheme is None:
-        return 16.0
-    how = rounder(scheme)
-    if isinstance(how, NF4 | FP4):
-        scales = 8 / how.block_size + 32 / (256 * how.block_size) if how.double_quant else 32 / how.block_size
-        return 4 + scales
-    if isinstance(how, LLMInt8 | W8A8 | SmoothQuant):
-        return 8 + 32 / in_features
-    scale = 32 if getattr(how, "scale_dtype", None) == "float32" else 16
-    return how.bits + (scale + (0 if how.symmetric else how.bits)) / (how.group_size or in_features)
+    """Bits that a weight of a square layer of so many inputs takes: its code and its share of scales and zero points."""
+    return 16.0 if scheme is None else scheme.stored_bits((in_features, in_features))
 
 
 def gigabytes(parameters: float, scheme: Scheme | None, embeddings: float = 0.0) -> float:
@@ -122,15 +117,34 @@ def gigabytes(parameters: float, scheme: Scheme | None, embeddings: float = 0.0)
     return ((parameters - embeddings) * bits + embeddings * 16) / 8e9
 
 
-def _ladder(hardware: str, calibration: bool) -> list[Scheme | None]:
+EIGHT = "8 bits lose next to nothing, and INT8 activations make many tokens at once faster, on hardware that multiplies INT8"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A scheme of the ladder, and why one would stop there."""
+
+    scheme: Scheme | None
+    why: tuple[str, ...]
+
+
+def _ladder(hardware: str, calibration: bool) -> list[Rung]:
     """From no loss to the most that can be asked for: 16, 8, 4 and, with calibration, 3 bits."""
-    if hardware in MULTIPLIES_INT8:
-        eight: Scheme = SmoothQuant() if calibration else W8A8()
+    nothing = Rung(None, ("nothing is gained by rounding what fits, unless it is to be faster",))
+    if hardware not in MULTIPLIES_INT8:
+        eight = Rung(RTN(8), ("8 bits by rounding lose next to nothing, without any calibration",))
+    elif calibration:
+        eight = Rung(SmoothQuant(), (EIGHT, "SmoothQuant first moves large activations into the weights"))
     else:
-        eight = RTN(8)
+        eight = Rung(W8A8(), (EIGHT, "a scale for each token needs no calibration"))
     if calibration:
-        return [None, eight, GPTQ(4, 128), GPTQ(3, 128)]
-    return [None, eight, RTN(4, 32) if hardware == "phone" else NF4()]
+        four = "at 4 bits GPTQ loses least, if it is calibrated on text of the right kind"
+        three = "at 3 bits GPTQ loses much less than rounding"
+        return [nothing, eight, Rung(GPTQ(4, 128), (four,)), Rung(GPTQ(3, 128), (three,))]
+    if hardware == "phone":
+        why = "groups of 32 need no calibration, and are a grid that runtimes on phones can read"
+        return [nothing, eight, Rung(RTN(4, 32), (why,))]
+    return [nothing, eight, Rung(NF4(), ("of the 4-bit methods that need no calibration, NF4 loses least",))]
 
 
 def _name(scheme: Scheme | None) -> str:
@@ -141,38 +155,16 @@ def _fit(size: float, memory_gb: float, embeddings_gb: float) -> str:
     return f"it fits: {size:.3g} of {memory_gb:g} GB, {embeddings_gb:.2g} of them embeddings in 16 bits"
 
 
-def _reasons(scheme: Scheme | None, calibration: bool) -> list[str]:
-    if scheme is None:
-        return ["nothing is gained by rounding what fits, unless it is to be faster"]
-    if isinstance(scheme, RTN) and scheme.bits == 8:
-        return ["8 bits by rounding lose next to nothing, without any calibration"]
-    if isinstance(scheme, W8A8 | SmoothQuant):
-        return [
-            "8 bits lose next to nothing, and INT8 activations make many tokens at once faster, "
-            "on hardware that multiplies INT8",
-            "SmoothQuant first moves large activations into the weights"
-            if calibration
-            else "a scale for each token needs no calibration",
-        ]
-    if isinstance(scheme, NF4):
-        return ["of the 4-bit methods that need no calibration, NF4 loses least"]
-    if isinstance(scheme, RTN):
-        return ["groups of 32 need no calibration, and are a grid that runtimes on phones can read"]
-    if scheme.bits == 4:
-        return ["at 4 bits GPTQ loses least, if it is calibrated on text of the right kind"]
-    return ["at 3 bits GPTQ loses much less than rounding"]
-
-
 def _cautions(scheme: Scheme | None, hardware: str, parameters: float) -> list[str]:
     words = ["the context takes memory too, and grows with every token"]
     if scheme is None:
         return words
     if scheme.calibrated:
         words.append("calibrate on what the model will read: another text can be worse than plain rounding")
-    bits = getattr(scheme, "bits", 8)
+    bits = scheme.weight_bits
     if bits == 3:
         words.append("3 bits are a loss that readers notice; a smaller model in 4 bits may be better")
-    if bits < 8 or isinstance(scheme, NF4):
+    if bits < 8:
         if hardware == "gpu":
             words.append("faster for few tokens at once; for many, 4-bit kernels are often slower than 16 bits")
         if parameters < SMALL:

@@ -6,16 +6,22 @@ from torch import Tensor, nn
 
 from qkit.checkpoints.load import load
 from qkit.engine.plan import Plan, check_plan, needs_calibration, plan_name
+from qkit.engine.prepare import check_model, model_ids
 from qkit.engine.quantize import quantize
-from qkit.engine.report import Comparison, ComparisonRow, QuantizationReport
-from qkit.methods.schemes import AWQ, FP4, GPTQ, NF4, RTN, W8A8, LLMInt8, SmoothQuant
-from qkit.model.calibration import CHUNKS
-from qkit.model.calibration import calibration_chunks as chunks_of
-from qkit.model.facts import chunk_length
+from qkit.engine.report import QuantizationReport
+from qkit.methods.awq import AWQ
+from qkit.methods.codebook import FP4, NF4
+from qkit.methods.gptq import GPTQ
+from qkit.methods.llm_int8 import LLMInt8
+from qkit.methods.rtn import RTN
+from qkit.methods.smoothquant import SmoothQuant
+from qkit.methods.w8a8 import W8A8
 from qkit.model.surgery import clone
+from qkit.study.comparison import Comparison, ComparisonRow
 from qkit.study.evaluate import evaluate
 from qkit.study.sizes import disk_bytes, float32_bytes, memory_bytes
 from qkit.text.corpora import texts
+from qkit.text.tokens import CHUNKS
 
 # From harmless to ruined: the tour that `make demo` gives.
 TOUR = (
@@ -87,27 +93,23 @@ def compare(
     title = name or (model if isinstance(model, str) else type(model).__name__)
     for scheme in schemes:
         check_plan(scheme)
+    names = [plan_name(scheme) for scheme in schemes]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"scheme {twice!r} is given twice; leave one out")
     if isinstance(model, str):
         model, tokenizer = load(model)
+    check_model(model)
     if text is None:
         text, text_name = texts("python-docs-heldout"), "python-docs-heldout"
     if calibration is None and any(needs_calibration(scheme) for scheme in schemes):
         calibration = texts("python-docs")
     if calibration is not None:
-        calibration = chunks_of(calibration, tokenizer, chunk_length(model), calibration_chunks)  # encoded once for all
+        calibration = model_ids(model, calibration, tokenizer, calibration_chunks)  # encoded once for all
     copies: dict[str, nn.Module] = {"FP32": model}
     reports: dict[str, QuantizationReport] = {}
     for scheme in schemes:
-        title_of = plan_name(scheme)
-        if title_of in reports:
-            raise ValueError(f"scheme {title_of!r} is given twice; leave one out")
-        copies[title_of] = clone(model)
-        reports[title_of] = quantize(
-            copies[title_of],
-            scheme,
-            calibration=calibration,
-            progress=progress,
-        )
+        copies[plan_name(scheme)] = copy = clone(model)
+        reports[plan_name(scheme)] = quantize(copy, scheme, calibration=calibration, progress=progress)
     evaluations = evaluate(copies, tokenizer, text, max_chunks, progress)
     full = float32_bytes(model)
     rows = []

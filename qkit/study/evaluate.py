@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from qkit.engine.progress import progress_bar
 from qkit.model.facts import check_ids, chunk_length, read, vocabulary_size
 from qkit.model.hooks import evaluating
 from qkit.text.tokens import token_chunks
@@ -82,7 +82,7 @@ def evaluate(
     nll, kl = dict.fromkeys(models, 0.0), dict.fromkeys(models, 0.0)
     batches = ids.split(batch_size)
     with evaluating(*models.values()):  # dropout would be measured too
-        for batch in tqdm(batches, desc="evaluating", unit="batch", disable=None if progress is None else not progress):
+        for batch in progress_bar(progress, "evaluating", "batch", over=batches):
             original = None
             for name, model in models.items():
                 log_p = _log_probabilities(model, batch, name)

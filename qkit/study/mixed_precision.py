@@ -11,7 +11,7 @@ with few and coarse choices a plan made from them can be worse than the same bit
 
 from itertools import pairwise
 
-from qkit.methods.schemes import Scheme
+from qkit.methods.scheme import Scheme
 from qkit.study.sensitivity import Choice, Sensitivity
 
 

@@ -11,19 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from qkit import ops
-from qkit.engine.plan import check_plan
+from qkit.engine.prepare import calibrating, model_ids, prepare
+from qkit.engine.progress import progress_bar
 from qkit.engine.report import html_table
-from qkit.engine.solve import quantize_weight, solve_layer
-from qkit.methods.schemes import Scheme
-from qkit.model.blocks import capture
-from qkit.model.calibration import CHUNKS, InputStatistics, batches_of, calibration_chunks, collect
-from qkit.model.facts import chunk_length
-from qkit.model.surgery import Globs, Target, clone, find_targets, swap
-from qkit.numerics.mapping import check_group_size
+from qkit.engine.solve import solve_layer
+from qkit.engine.walk import walk
+from qkit.methods.scheme import Scheme
+from qkit.methods.statistics import WANTS, InputStatistics
+from qkit.model.calibration import collect
+from qkit.model.surgery import Globs, Target, clone, swap
 from qkit.study.evaluate import evaluate
+from qkit.text.tokens import CHUNKS
 
 MEASURES = ("error", "kl")
 KL_CHUNKS = 4  # of the calibration text, for a measure that runs the model once a layer and scheme
@@ -94,46 +94,46 @@ def sensitivity(
     """
     if measure not in MEASURES:
         raise ValueError(f"measure={measure!r} is not one of {', '.join(MEASURES)}; use 'error'")
-    targets, _ = find_targets(model, include, exclude)
+    if not schemes:
+        raise ValueError("there are no schemes to try; give at least one, e.g. [qkit.RTN(4, 128)]")
     for scheme in schemes:
-        check_plan(scheme)
-        for target in targets:
-            check_group_size(getattr(scheme, "group_size", None), target.weight.shape[1], target.name)
-    ids = calibration_chunks(calibration, tokenizer, chunk_length(model), max_chunks)
+        if not isinstance(scheme, Scheme):
+            raise TypeError(
+                f"scheme={scheme!r} is not a scheme; sensitivity tries each scheme on each layer: give single ones, e.g. "
+                f"[qkit.RTN(4, 128), qkit.RTN(8)], and no plan by layers"
+            )
+    ids = model_ids(model, calibration, tokenizer, max_chunks)
+    works = [prepare(model, scheme, ids, include=include, exclude=exclude) for scheme in schemes]
+    targets = works[0].targets
+    wants = WANTS - {"drift", "sample"}
     choices: list[Choice] = []
-    bar = tqdm(
-        total=len(targets) * len(schemes), desc="sensitivity", disable=None if progress is None else not progress
-    )
-    with bar:
-        for target, inputs in _with_inputs(model, targets, ids):
+    with progress_bar(progress, "sensitivity", total=len(targets) * len(schemes)) as bar, calibrating(model):
+        for target, inputs in _with_inputs(model, targets, ids, wants):
             for scheme in schemes:
-                q, _ = quantize_weight(target.weight, scheme, inputs, target.name)
+                solved = solve_layer(target.weight, target.module.bias, scheme, inputs, target.name)
                 if measure == "error":
-                    loss = _output_error(target.weight, ops.dequantize(q), inputs)
+                    loss = _output_error(target.weight, ops.dequantize(solved.q), inputs)
                 else:
                     copy = clone(model)
-                    layer = solve_layer(target.weight, target.module.bias, scheme, inputs, target.name).layer
-                    swap(copy, {target.name: layer})
+                    swap(copy, {target.name: solved.layer})
                     loss = evaluate({"original": model, "one": copy}, None, ids, KL_CHUNKS, progress=False)["one"].kl
-                choices.append(Choice(target.name, scheme, q.nbytes, loss))
+                choices.append(Choice(target.name, scheme, solved.q.nbytes, loss))
                 bar.update()
     return Sensitivity(measure, {t.name: t.weight.numel() for t in targets}, tuple(choices))
 
 
 def _with_inputs(
-    model: nn.Module, targets: list[Target], ids: Tensor
+    model: nn.Module, targets: list[Target], ids: Tensor, wants: frozenset[str]
 ) -> Iterator[tuple[Target, InputStatistics | None]]:
     """Each layer with the statistics of what the original model feeds it; block by block, so that few are held."""
-    blocks, hidden = capture(model, batches_of(ids))
-    inside = {target.name for target in targets for block in blocks if target.name.startswith(f"{block.name}.")}
-    for block in blocks:
-        mine = [target for target in targets if target.name.startswith(f"{block.name}.")]
-        names = [target.name.removeprefix(f"{block.name}.") for target in mine]
-        wants = frozenset({"square", "magnitudes"})
-        known = collect(block, block.module, hidden, names, wants, stop=False) if names else {}
+    inside: set[str] = set()
+    for stop in walk(model, ids, [target.name for target in targets]):
+        mine = [target for target in targets if target.name.startswith(f"{stop.block.name}.")]
+        names = stop.names([target.name for target in mine])
+        known = collect(stop.block, stop.block.module, stop.hidden, names, wants, stop=False) if names else {}
         for target, name in zip(mine, names, strict=True):
+            inside.add(target.name)
             yield target, known.get(name)
-        hidden = [block.run(states, batch) for batch, states in enumerate(hidden)]
     yield from ((target, None) for target in targets if target.name not in inside)
 
 

@@ -1,9 +1,12 @@
 """Text to the chunks of tokens that calibration and evaluation work on."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 CHUNK_LENGTH = 511  # with the BOS before it, 512 positions
+CHUNKS = 128  # of calibration, as in the GPTQ, AWQ and SmoothQuant papers
 
 
 def token_chunks(
@@ -26,11 +29,8 @@ def token_chunks(
     if max_chunks is not None and max_chunks < 1:
         raise ValueError(f"max_chunks={max_chunks} leaves nothing to read; give at least 1, or None for all")
     if isinstance(text, Tensor):
-        if text.dim() != 2 or text.is_floating_point() or len(text) < 1 or text.shape[1] < 2:
-            raise ValueError(
-                f"token ids are {text.dtype} {tuple(text.shape)}; give integers [sequences, length] of at least 2 tokens each"
-            )
-        return text[:max_chunks]
+        return check_ids(text)[:max_chunks]
+    text = check_text(text, "text")
     if tokenizer is None:
         raise ValueError("a text needs a tokenizer; give tokenizer=, or token ids instead of the text")
     whole = text if isinstance(text, str) else "\n\n".join(text)
@@ -40,8 +40,71 @@ def token_chunks(
         raise ValueError(
             f"the text has {len(ids)} tokens, one chunk takes {length}; give a longer text (a file: qkit.texts(path))"
         )
-    chunks = torch.tensor(ids[: count * length]).reshape(count, length)[:max_chunks]
-    return torch.cat([torch.full((len(chunks), 1), begin_token(tokenizer)), chunks], 1)
+    chunks = torch.tensor(ids[: count * length], dtype=torch.int64).reshape(count, length)[:max_chunks]
+    return torch.cat([torch.full((len(chunks), 1), begin_token(tokenizer), dtype=torch.int64), chunks], 1)
+
+
+def calibration_chunks(
+    calibration: str | Sequence[str] | Tensor, tokenizer=None, length: int = CHUNK_LENGTH, max_chunks: int = CHUNKS
+) -> Tensor:
+    """At most `max_chunks` chunks of `length` tokens behind a BOS, int64 [chunks, 1 + length].
+
+    They are spread evenly over each text, and several texts get equal shares, so that neither the first pages nor the
+    longest text decide alone. The same arguments give the same chunks. Token ids [sequences, length] are taken as they are.
+    """
+    if isinstance(calibration, Tensor):
+        return token_chunks(calibration)
+    calibration = check_text(calibration, "calibration")
+    texts = [calibration] if isinstance(calibration, str) else calibration
+    if not any(text.strip() for text in texts):
+        raise ValueError(
+            "calibration is empty; give a text of the kind the model will read, e.g. qkit.texts('python-docs')"
+        )
+    if max_chunks < 1:
+        raise ValueError(f"max_chunks={max_chunks} leaves nothing to read; give at least 1")
+    if len(texts) > max_chunks:
+        texts = ["\n\n".join(texts)]  # many short samples: one text
+    share = [max_chunks // len(texts) + (i < max_chunks % len(texts)) for i in range(len(texts))]
+    picked = []
+    for text, count in zip(texts, share, strict=True):
+        chunks = token_chunks(text, tokenizer, length)
+        places = torch.linspace(0, len(chunks) - 1, min(count, len(chunks)), dtype=torch.float32)
+        picked.append(chunks[places.round().long()])
+    return torch.cat(picked)
+
+
+def check_text(text: object, name: str) -> str | list[str]:
+    """A text, or several as a list. Refuses every other form in which tokens travel, saying how to make ids of it.
+
+    Raises:
+        TypeError: a dictionary, an array, a loader, lists of ids, ...
+    """
+    if isinstance(text, str):
+        return text
+    if isinstance(text, list | tuple) and all(isinstance(part, str) for part in text):
+        return list(text)
+    kind = type(text).__name__
+    if isinstance(text, list | tuple):
+        odd = next(part for part in text if not isinstance(part, str))
+        kind = f"{kind} that holds a {type(odd).__name__}"
+    raise TypeError(
+        f"{name} is a {kind}; give a text, a list of texts (with tokenizer=), or token ids as one integer tensor "
+        f'[sequences, length], e.g. tokenizer(texts, return_tensors="pt").input_ids'
+    )
+
+
+def check_ids(ids: Tensor) -> Tensor:
+    """Token ids [sequences, length] as int64; whether a model knows them, `qkit.model.facts.check_ids` says.
+
+    Raises:
+        ValueError: another shape, or a dtype that is no whole number.
+    """
+    whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    if not whole or ids.dim() != 2 or len(ids) < 1 or ids.shape[1] < 2:
+        raise ValueError(
+            f"token ids are {ids.dtype} {tuple(ids.shape)}; give integers [sequences, length] of at least 2 tokens each"
+        )
+    return ids.long()
 
 
 def begin_token(tokenizer) -> int:

@@ -33,18 +33,19 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from qkit.model.calibration import CHUNKS, batches_of, calibration_chunks
-from qkit.model.facts import chunk_length
-from qkit.model.surgery import clone, swap, weight_of
-from qkit.nn.qlinear import Int8Linear, QLinear, quantized_layers
-from qkit.numerics.codebook_qtensor import CodebookQTensor
+from qkit.engine.prepare import check_model, model_ids
+from qkit.engine.progress import progress_bar
+from qkit.model.calibration import batches_of
+from qkit.model.hooks import evaluating
+from qkit.model.linear import weight_of
+from qkit.model.surgery import clone, set_parameter, swap
+from qkit.nn.int8_linear import Int8Linear
+from qkit.nn.layers import quantized_layers
+from qkit.nn.qlinear import QLinear
 from qkit.numerics.packing import pack
 from qkit.numerics.qtensor import QTensor
-from qkit.text.tokens import begin_token
-
-WRITERS = 128  # texts written side by side, which is much faster; each keeps all it has said in mind (key-value cache)
+from qkit.text.tokens import CHUNKS
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,19 @@ def tune(
     Raises:
         ValueError: nothing in the model can be tuned, or the loss is not finite.
     """
+    check_model(model)
+    check_model(original)
+    if original is model:
+        raise ValueError(
+            "original is the quantized model itself; give the model that it was made from, or another copy"
+        )
     layers = {name: layer for name, layer in quantized_layers(model).items() if _has_scales(layer)}
     if not layers:
         raise ValueError(
             f"{type(model).__name__} has no weight-only quantized layer whose scales could learn (codebooks and INT8 "
             f"layers cannot); quantize it with RTN, GPTQ or AWQ first"
         )
-    ids = calibration_chunks(calibration, tokenizer, chunk_length(model), max_chunks)
+    ids = model_ids(model, calibration, tokenizer, max_chunks)
     copy = clone(model).eval()
     tunables = {layer: _Tunable(layer, codes, _weight(original, name)) for name, layer in layers.items()}
     swap(copy, {name: tunables[layer] for name, layer in layers.items()})  # one layer under two names stays one
@@ -184,55 +191,17 @@ def tune(
     rates = [{"params": parameters, "lr": learning_rate}]
     if latents:
         rates.append({"params": latents, "lr": code_rate})
-    losses = _descend(copy, original, rates, ids, epochs, progress)
+    with evaluating(original):
+        losses = _descend(copy, original, rates, ids, epochs, progress)
 
     finished = {layer: _finished(layer, tunable) for layer, tunable in tunables.items()}
     moved = {name: nn.Parameter(parameter.detach(), requires_grad=False) for name, parameter in vectors.items()}
     changed = sum(tunable.changed() for tunable in tunables.values())
     swap(model, {name: finished[layer] for name, layer in layers.items()})
     for name, parameter in moved.items():
-        owner, _, leaf = name.rpartition(".")
-        if owner not in layers:
-            setattr(model.get_submodule(owner), leaf, parameter)
+        if name.rpartition(".")[0] not in layers:
+            set_parameter(model, name, parameter)
     return TuneReport(tuple(losses), sum(p.numel() for p in parameters), sum(u.numel() for u in latents), changed)
-
-
-@torch.no_grad()
-def own_text(
-    model: nn.Module, tokenizer, chunks: int = CHUNKS, *, seed: int = 0, progress: bool | None = None
-) -> Tensor:
-    """Text that `model` writes itself, each token drawn from its own distribution, as ids that calibration takes.
-
-    All that a model has learned to say is in it, in the shares in which it says it: calibration text for what no text is at
-    hand for, and as much as one likes. Give it the original, not the quantized model.
-
-        ids = torch.cat([calibration_chunks(text, tokenizer), own_text(original, tokenizer, 512)])
-
-    Returns:
-        int64 [chunks, 1 + length], BOS first, on the CPU; the same for the same seed, on one machine.
-
-    Raises:
-        ValueError: less than one chunk is asked for, or the model's output is not finite.
-    """
-    if chunks < 1:
-        raise ValueError(f"chunks={chunks} leaves nothing to write; ask for at least 1")
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    length, texts = chunk_length(model), []
-    counts = [min(WRITERS, chunks - start) for start in range(0, chunks, WRITERS)]
-    bar = tqdm(total=len(counts) * length, desc="writing", disable=None if progress is None else not progress)
-    with bar:
-        for count in counts:
-            tokens, past = [torch.full((count, 1), begin_token(tokenizer), device=device)], None
-            for _ in range(length):
-                output = model(input_ids=tokens[-1], past_key_values=past, use_cache=True)
-                past, logits = output.past_key_values, output.logits[:, -1].float()
-                if not torch.isfinite(logits).all():
-                    raise ValueError("the model puts out NaN or infinite logits; check it with qkit.perplexity")
-                tokens.append(torch.multinomial(logits.softmax(-1), 1, generator=generator))
-                bar.update()
-            texts.append(torch.cat(tokens, 1).cpu())
-    return torch.cat(texts)
 
 
 def _weight(original: nn.Module, name: str) -> Tensor | None:
@@ -245,11 +214,11 @@ def _weight(original: nn.Module, name: str) -> Tensor | None:
 
 def _finished(layer: QLinear, tunable: _Tunable) -> QLinear:
     bias = None if tunable.bias is None else nn.Parameter(tunable.bias.detach(), requires_grad=False)
-    return QLinear(tunable.learned(), bias, layer.activations).train(layer.training)
+    return QLinear(tunable.learned(), bias, layer.activations, dtype=layer.dtype).train(layer.training)
 
 
 def _has_scales(layer: QLinear) -> bool:
-    return not isinstance(layer, Int8Linear) and not isinstance(layer.qtensor, CodebookQTensor)
+    return not isinstance(layer, Int8Linear) and layer.qtensor.table() is None
 
 
 def _own_vectors(copy: nn.Module, tunables: set[nn.Module]) -> dict[str, nn.Parameter]:
@@ -262,7 +231,7 @@ def _own_vectors(copy: nn.Module, tunables: set[nn.Module]) -> dict[str, nn.Para
         vector = parameter.dim() == 1 and parameter.is_floating_point()
         data = parameter.detach().clone() if vector else parameter.detach()
         replacement = nn.Parameter(data, requires_grad=False)
-        setattr(copy.get_submodule(owner), leaf, replacement)
+        set_parameter(copy, name, replacement)
         if vector:
             own[name] = replacement
     return own
@@ -282,10 +251,7 @@ def _descend(
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=epochs * len(batches))
     device = rates[0]["params"][0].device
     losses = []
-    bar = tqdm(
-        total=epochs * len(batches), desc="tuning", unit="step", disable=None if progress is None else not progress
-    )
-    with bar:
+    with progress_bar(progress, "tuning", "step", epochs * len(batches)) as bar:
         for epoch in range(epochs):
             total = 0.0
             order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(epoch))

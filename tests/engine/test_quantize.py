@@ -7,7 +7,7 @@ from torch import nn
 
 from qkit import RTN, QLinear, error_statistics, linear, quantize, quantize_tensor
 from qkit.model.surgery import weight_of
-from qkit.nn.qlinear import quantized_layers
+from qkit.nn.layers import quantized_layers
 
 GATED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 GATED = tuple(f"model.layers.{{}}.{leaf}" for leaf in (*GATED, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"))

@@ -4,8 +4,9 @@ import pytest
 from torch import nn
 
 from qkit import RTN, LayerReport, QuantizationReport, quantize
-from qkit.engine.report import Comparison, ComparisonRow, html_table
+from qkit.engine.report import html_table
 from qkit.numerics.error import ErrorStatistics
+from qkit.study.comparison import Comparison, ComparisonRow
 
 
 def layer(name="a<b>", out=4, into=8, nbytes=20, sqnr=20.0):
@@ -38,7 +39,8 @@ def test_bytes_and_bits_are_summed_over_the_layers(report):
 
 def test_the_repr_of_a_report_is_one_line_with_its_worst_layer(report):
     assert repr(report) == (
-        "QuantizationReport(RTN W4: 2 layers, 5.33 bits per weight, worst c at 7.5 dB, 1 left as they were)"
+        "QuantizationReport(RTN W4: 2 layers, 5.33 bits per weight, worst c at 7.5 dB, 1 left as they were; "
+        "100% of all weights quantized)"
     )
 
 

@@ -3,6 +3,7 @@
 import copy
 import gc
 import warnings
+from collections import deque
 from importlib import import_module
 
 import pytest
@@ -10,15 +11,17 @@ import torch
 from torch import nn
 
 from qkit import AWQ, FP4, GPTQ, NF4, RTN, W8A8, LLMInt8, SmoothQuant, error_statistics, load, quantize, save
-from qkit.engine.solve import quantize_weight, rounder
 from qkit.engine.stream import solve_blocks
 from qkit.methods.awq import awq_round
-from qkit.methods.bitsandbytes import codebook_quantize, int8_rows
+from qkit.methods.codebook import codebook_quantize
 from qkit.methods.gptq import gptq
+from qkit.methods.int8 import int8_rows
 from qkit.methods.rtn import rtn
-from qkit.model.calibration import InputStatistics
+from qkit.methods.statistics import InputStatistics
 from qkit.model.surgery import find_targets, weight_of
-from qkit.nn.qlinear import Int8Linear, QLinear, quantized_layers
+from qkit.nn.int8_linear import Int8Linear
+from qkit.nn.layers import quantized_layers
+from qkit.nn.qlinear import QLinear
 
 WEIGHT_ONLY = [RTN(4, 4), NF4(32), FP4(64, False), GPTQ(4, 4), GPTQ.paper(3, None), AWQ(3, 4)]
 WEIGHT_ONLY += [AWQ(4, 4, rounding=GPTQ(4, 4))]
@@ -93,8 +96,8 @@ def test_a_weight_only_scheme_is_the_float_model_with_its_dequantized_weights(
         assert row.error == error_statistics(weight.detach(), q.dequantize())
         assert row.scheme == scheme.name
         assert row.tokens == (tokens.numel() if scheme.calibrated else None)
-        assert row.damp == (rounder(scheme).damp if isinstance(rounder(scheme), GPTQ) else None)
-        assert not row.damped_more
+        inner = getattr(scheme, "rounding", None) or scheme
+        assert row.notes == ({"damp": inner.damp, "damped_more": False} if scheme.sequential else {})
         with torch.no_grad():
             weight.copy_(q.dequantize())
     found, expected = logits(model.double(), ids), logits(plain.double(), ids)
@@ -114,10 +117,10 @@ def test_an_integer_scheme_has_int8_weights_and_nearly_the_logits_of_the_origina
     for row in report.layers:
         layer, weight = layers[row.name], weight_of(plain.get_submodule(row.name))
         assert type(layer) is Int8Linear
-        assert (row.outlier_columns is not None) is isinstance(scheme, LLMInt8)
-        assert layer.activations == getattr(scheme, "activations", "per-token")
+        assert ("outlier_columns" in row.notes) is isinstance(scheme, LLMInt8)
+        assert layer.activations.granularity == getattr(scheme, "activations", "per-token")
         assert layer.threshold == getattr(scheme, "threshold", 0)
-        if not isinstance(rounder(scheme), GPTQ):
+        if not scheme.sequential:
             assert torch.equal(layer.packed, int8_rows(weight).packed)
         counted = scheme.calibrated or isinstance(scheme, LLMInt8)
         assert row.tokens == (tokens.numel() if counted else None)
@@ -321,7 +324,8 @@ def test_what_scales_hands_its_scaled_weights_and_inputs_to_gptq(make_model, sch
     x = heard(original, tokens, [name])[name]
     statistics = InputStatistics.empty(48, wants=frozenset({"square", "drift"}))
     statistics.add(x, x)
-    expected, damp = quantize_weight(original.get_submodule(name).weight, alone, statistics)
+    solved = alone.round(original.get_submodule(name).weight, statistics)
+    expected, damp = solved.q, solved.notes["damp"]
     assert torch.equal(model.get_submodule(name).packed, expected.packed)
     assert report.layers[0].damp == damp == 0.05
 
@@ -450,7 +454,7 @@ def test_a_layer_that_is_never_called_is_rounded_and_named(scheme):
     for i in (0, 1):
         note = f"blocks.{i}.never was never reached by calibration: it is rounded to nearest"
         assert note in report.warnings
-        expected = quantize_weight(original.blocks[i].never.weight, scheme)[0]
+        expected = scheme.round(original.blocks[i].never.weight).q
         assert torch.equal(model.blocks[i].never.packed, expected.packed)
     assert model(ids).isfinite().all()
 
@@ -502,8 +506,7 @@ def test_memory_does_not_grow_with_depth(make_model, scheme, tokens, monkeypatch
         for depth in (4, 10):
             model = make_model("llama", num_hidden_layers=depth)
             seen.clear()
-            for _ in solve_blocks(model, dict.fromkeys(linears(model), scheme), tokens):
-                pass
+            deque(solve_blocks(model, dict.fromkeys(linears(model), scheme), tokens), maxlen=0)  # no block is kept
             assert len(seen) == depth
             peaks.append(max(seen))
     finally:

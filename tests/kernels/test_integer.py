@@ -6,8 +6,8 @@ import torch
 from grids import ALL_BITS
 from products import KINDS, exact, off_int8, random, weight, whole_codes
 from qkit import QTensor
-from qkit.backends import numba as cpu
-from qkit.methods.bitsandbytes import int8_rows
+from qkit.backends.numba import linear as cpu
+from qkit.methods.int8 import int8_rows
 from qkit.ops import int8_linear, outlier_columns, quantize_activations_int8
 from qkit_kernels.numba.streams import UNIT
 from qkit_kernels.numba.tiles import BAND_ROWS, CODES, FLOATS, PANEL_ROWS, TOKENS

@@ -15,7 +15,7 @@ import torch
 
 from products import random, weight
 from qkit import NF4, quantize_tensor
-from qkit.methods.bitsandbytes import int8_rows
+from qkit.methods.int8 import int8_rows
 from qkit.ops import int8_linear, linear
 from qkit_kernels.numba import threads
 

@@ -6,8 +6,8 @@ import torch
 from grids import ALL_BITS
 from products import KINDS, exact, off, random, values, weight, whole
 from qkit import FP4, NF4, RTN, quantize_tensor
-from qkit.backends import numba as cpu
-from qkit.methods.bitsandbytes import codebook_quantize
+from qkit.backends.numba import linear as cpu
+from qkit.methods.codebook import codebook_quantize
 from qkit.numerics.codebook_qtensor import CodebookQTensor
 from qkit_kernels.numba.streams import UNIT
 from qkit_kernels.numba.tiles import BAND_ROWS, FLOATS, PANEL_ROWS, TOKENS
@@ -40,7 +40,7 @@ def groupings(bits: int) -> list[tuple[int, int]]:
 
 def product(x, q):
     assert cpu.fits(q)
-    found = cpu.linear(x, q)
+    found = cpu.weight_only_linear(x, q)
     assert found.dtype == torch.float32 and found.shape == (len(x), q.shape[0])
     return found
 

@@ -7,9 +7,11 @@ import torch
 import qkit
 from qkit import AWQ, GPTQ, RTN, quantize, quantize_tensor, search_scales
 from qkit.methods.awq import awq_round, awq_scale, output_loss, relative_magnitude, round_to_nearest, search_scale
+from qkit.methods.statistics import InputStatistics
 from qkit.model.blocks import capture
-from qkit.model.calibration import InputStatistics, calibration_chunks, collect
+from qkit.model.calibration import collect
 from qkit.model.surgery import clone, weight_of
+from qkit.text.tokens import calibration_chunks
 
 
 def random(*shape, seed=0):

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qkit.methods.bitsandbytes import codebook_quantize, int8_rows
-from qkit.methods.schemes import FP4, NF4
+from qkit.methods.codebook import FP4, NF4, codebook_quantize
+from qkit.methods.int8 import int8_rows
 from qkit.numerics.codebooks import codebook
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from qkit import GPTQ, RTN, ops, quantize_tensor
+from qkit.dispatch import rows_of
 from qkit.methods.gptq import LAZY, choose_grid, damped, gptq, gptq_slow, inverse_cholesky, matched, refit
-from qkit.model.calibration import InputStatistics
-from qkit.numerics.mapping import grouped
+from qkit.methods.statistics import InputStatistics
+from qkit.numerics.mapping import choose_scale, grouped, value_range
 
 WANTS = frozenset({"square", "drift"})
 
@@ -62,19 +63,18 @@ def test_the_fast_form_is_the_slow_one(bits, symmetric, group_size, act_order, s
     same(gptq(weight, statistics, scheme), gptq_slow(weight, statistics, scheme))
 
 
-@pytest.mark.parametrize(("bits", "symmetric"), GRIDS)
-@pytest.mark.parametrize(
-    ("group_size", "act_order", "static_groups"), [(32, True, True), (40, False, True), *GROUPINGS[-3:]]
-)
-def test_the_lazy_batches_are_what_the_kernel_computes(
-    bits, symmetric, group_size, act_order, static_groups, monkeypatch
-):
-    """And the slow form: all three ways to the same codes, on 160 inputs."""
-    weight, (statistics, _) = random(9, 160), inputs_of(160, drift=0.1)
-    scheme = GPTQ(bits, group_size, symmetric, act_order, static_groups=static_groups)
-    fast = gptq(weight, statistics, scheme)
-    monkeypatch.setattr(ops, "fast", lambda *_: None)
-    same(gptq(weight, statistics, scheme), fast)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("size", [32, 40, 160])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_every_backend_rounds_the_columns_to_the_same_codes(bits, size, rows):
+    """On 160 inputs, more than one batch, in an order that mixes the groups."""
+    weight, order = random(rows, 160).double(), torch.randperm(160, generator=torch.Generator().manual_seed(1))
+    mixed = random(300, 160, seed=2).double() + 1
+    upper, _ = inverse_cholesky(mixed.T @ mixed / 300, 0.01)
+    scale, zero = choose_scale(*value_range(weight.reshape(rows, -1, size)), bits)
+    args = (weight[:, order], upper, order // size, scale[..., 0], zero[..., 0], bits)
+    codes = [ops.gptq_columns(*args, backend=kernel.backend) for kernel in rows_of("gptq_columns")]
+    assert len(codes) == 2 and all(torch.equal(one, codes[0]) for one in codes) and codes[0].unique().numel() > 2
 
 
 ODD = {

@@ -3,19 +3,14 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from qkit.methods.schemes import (
-    AWQ,
-    FP4,
-    GPTQ,
-    NF4,
-    RTN,
-    SCHEMES,
-    W8A8,
-    LLMInt8,
-    SmoothQuant,
-    parse_scheme,
-    scheme_from_dict,
-)
+from qkit.methods.awq import AWQ
+from qkit.methods.codebook import FP4, NF4
+from qkit.methods.gptq import GPTQ
+from qkit.methods.llm_int8 import LLMInt8
+from qkit.methods.registry import SCHEMES, parse_scheme, scheme_from_dict
+from qkit.methods.rtn import RTN
+from qkit.methods.smoothquant import SmoothQuant
+from qkit.methods.w8a8 import W8A8
 
 
 @pytest.mark.parametrize(

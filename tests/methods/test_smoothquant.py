@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from qkit.methods.smoothquant import ALPHAS, fake_int8, search_alpha, smoothing_factor, static_reach
-from qkit.model.calibration import InputStatistics
+from qkit.methods.int8 import fake_int8, static_reach
+from qkit.methods.smoothquant import ALPHAS, search_alpha, smoothing_factor
+from qkit.methods.statistics import InputStatistics
 
 
 def random(*shape, seed=0):

@@ -6,20 +6,13 @@ import torch
 from torch import nn
 
 from qkit import search_scales
-from qkit.methods.schemes import AWQ
+from qkit.methods.awq import AWQ
+from qkit.methods.statistics import SAMPLE, InputStatistics, magnitude_edges
 from qkit.model.blocks import Block, capture
-from qkit.model.calibration import (
-    SAMPLE,
-    InputStatistics,
-    batches_of,
-    calibration_chunks,
-    collect,
-    gather,
-    input_groups,
-    magnitude_edges,
-)
+from qkit.model.calibration import batches_of, collect, gather, input_groups
 from qkit.model.replay import Replay
 from qkit.model.surgery import find_targets
+from qkit.text.tokens import calibration_chunks
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qkit import search_scales
-from qkit.methods.schemes import SmoothQuant
+from qkit.methods.smoothquant import SmoothQuant
 from qkit.model.blocks import capture
 from qkit.model.hooks import evaluating, input_of, instead, listening
 from qkit.model.replay import Replay, find_closings

@@ -9,11 +9,11 @@ import qkit
 from qkit import AWQ, FP4, GPTQ, NF4, RTN, W8A8, LLMInt8, SmoothQuant, plant_outliers, quantize
 from qkit.methods.gptq import gptq
 from qkit.model.blocks import capture
-from qkit.model.calibration import calibration_chunks, collect
+from qkit.model.calibration import collect
 from qkit.model.surgery import clone
 from qkit.study.evaluate import evaluate
 from qkit.text.corpora import held_out
-from qkit.text.tokens import token_chunks
+from qkit.text.tokens import calibration_chunks, token_chunks
 
 OUTLIERS = [5, 60, 131]
 LAYERS = ["model.layers.0.*", "model.layers.1.mlp.*"]

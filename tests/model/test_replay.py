@@ -8,11 +8,12 @@ from torch import nn
 
 from qkit import AWQ, GPTQ, W8A8, SmoothQuant, quantize
 from qkit.engine.solve import solve_layer
+from qkit.methods.statistics import InputStatistics
 from qkit.model.blocks import Block, capture
-from qkit.model.calibration import InputStatistics, batches_of, input_groups
+from qkit.model.calibration import batches_of, input_groups
 from qkit.model.replay import Closing, Replay, find_closings
 from qkit.model.surgery import clone, swap, weight_of
-from qkit.nn.qlinear import quantized_layers
+from qkit.nn.layers import quantized_layers
 
 
 @pytest.fixture

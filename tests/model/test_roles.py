@@ -6,7 +6,7 @@ import transformers as T
 from torch import nn
 
 from qkit import GPTQ, RTN, QLinear, quantize
-from qkit.methods.schemes import AWQ
+from qkit.methods.awq import AWQ
 from qkit.model.roles import HEAD, output_heads
 from qkit.model.surgery import find_targets
 from tiny import SIZES, vit

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from qkit import RTN, QLinear, linear, quantize_tensor
-from qkit.methods.bitsandbytes import codebook_quantize, int8_rows
-from qkit.methods.schemes import FP4, NF4
-from qkit.nn.qlinear import Int8Linear, is_quantized, quantized_layers
+from qkit.methods.codebook import FP4, NF4, codebook_quantize
+from qkit.methods.int8 import int8_rows
+from qkit.nn.int8_linear import Int8Linear
+from qkit.nn.layers import is_quantized, quantized_layers
 from qkit.ops import int8_linear
 
 SCHEMES = [RTN(4), RTN(3, 4, symmetric=True), RTN(8, scale_dtype="float32"), RTN(2, 4, include_zero=False)]

@@ -1,10 +1,12 @@
 import pytest
 import torch
 
-from qkit.numerics.codebook_qtensor import CodebookQTensor, qtensor_from
+from qkit.numerics.codebook_qtensor import CodebookQTensor
 from qkit.numerics.codebooks import codebook, dynamic_map
+from qkit.numerics.kinds import stored_from
 from qkit.numerics.packing import pack
 from qkit.numerics.qtensor import QTensor
+from qkit.numerics.stored import StoredWeight
 
 
 def random(out, columns, block=64, double=False, table="nf4", seed=0):
@@ -29,7 +31,7 @@ def random(out, columns, block=64, double=False, table="nf4", seed=0):
 def test_dequantize_is_the_formula_one_weight_at_a_time(out, columns, block, double, table):
     q, codes = random(out, columns, block, double, table)
     values = q.dequantize()
-    assert isinstance(q, QTensor) and values.dtype == torch.float32 and values.shape == (out, columns)
+    assert isinstance(q, StoredWeight) and values.dtype == torch.float32 and values.shape == (out, columns)
     assert torch.equal(q.codes().long(), codes)
     for i in range(out * columns):
         absmax = q.scales[0, i // block]
@@ -57,7 +59,7 @@ def test_nbytes_are_those_counted_by_hand(out, columns, block, double, nbytes):
 @pytest.mark.parametrize("double", [False, True])
 def test_parts_and_meta_make_the_same_weight_again(double):
     q, _ = random(5, 33, 32, double, "fp4")
-    again = qtensor_from(q.tensors(), q.meta())
+    again = stored_from(q.tensors(), q.meta())
     assert type(again) is CodebookQTensor
     assert torch.equal(again.dequantize(), q.dequantize())
     assert again.meta() == q.meta() == {"bits": 4, "shape": [5, 33], "codebook": "fp4", "block_size": 32}
@@ -65,7 +67,7 @@ def test_parts_and_meta_make_the_same_weight_again(double):
 
 def test_the_parts_of_a_qtensor_make_a_qtensor():
     q = QTensor.from_codes(torch.zeros(2, 4), torch.ones(2, 1), 4)
-    assert type(qtensor_from(q.tensors(), q.meta())) is QTensor
+    assert type(stored_from(q.tensors(), q.meta())) is QTensor
 
 
 def test_to_moves_every_part_and_keeps_the_kind():

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from qkit import ops
-from qkit.methods.bitsandbytes import codebook_quantize, int8_rows
-from qkit.methods.schemes import FP4, NF4
+from qkit.methods.codebook import FP4, NF4, codebook_quantize
+from qkit.methods.int8 import int8_rows
 from qkit.numerics.codebooks import dynamic_map, fp4, nf4
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install qkit[peers]")

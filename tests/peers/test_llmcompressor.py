@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from qkit.methods.gptq import gptq
-from qkit.methods.schemes import GPTQ
-from qkit.model.calibration import InputStatistics
+from qkit.methods.gptq import GPTQ, gptq
+from qkit.methods.statistics import InputStatistics
 
 pytest.importorskip(
     "llmcompressor", reason="llm-compressor pins older packages: install 0.14.0.1 in its own environment"

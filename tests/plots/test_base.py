@@ -11,7 +11,7 @@ from drawn import is_drawn
 from qkit import plots
 from qkit.bench.record import LinearRecord, Measurement, Roof
 from qkit.bench.roofline import Layer
-from qkit.model.calibration import InputStatistics
+from qkit.methods.statistics import InputStatistics
 from qkit.model.inputs import input_maxima
 from qkit.plots.roofline import roofline
 

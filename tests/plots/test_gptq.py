@@ -6,7 +6,7 @@ import torch
 
 from drawn import same_data
 from qkit import plots
-from qkit.model.calibration import InputStatistics
+from qkit.methods.statistics import InputStatistics
 
 
 @pytest.fixture

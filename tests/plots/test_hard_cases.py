@@ -12,12 +12,13 @@ import qkit
 from qkit import plots
 from qkit.bench.record import LinearRecord, Measurement, Roof
 from qkit.bench.roofline import Layer
-from qkit.engine.report import Comparison, ComparisonRow, LayerReport, QuantizationReport
+from qkit.engine.report import LayerReport, QuantizationReport
 from qkit.model.inputs import input_maxima
 from qkit.numerics.error import ErrorStatistics
 from qkit.plots.page import write_page
 from qkit.plots.roofline import roofline
 from qkit.study.anatomy.smoothquant import SmoothInput
+from qkit.study.comparison import Comparison, ComparisonRow
 from qkit.study.sensitivity import Choice, Sensitivity
 
 INF, NAN = math.inf, math.nan

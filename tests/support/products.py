@@ -95,7 +95,7 @@ def off(found: Tensor, x: Tensor, q: QTensor, scales: Tensor | float = 1.0) -> f
     """
     weights, sizes = values(q)
     features = q.shape[1]
-    shifted = q.zero_points is not None or q.offsets is not None
+    shifted = any(getattr(q, part, None) is not None for part in ("zero_points", "offsets"))
     one_by_one = min(features, 512) + features // 512 + 8
     roundings = features // 8 + 32 if x[..., 0].numel() <= 4 else one_by_one
     roundings += features // q.scales.shape[1] if shifted else 0

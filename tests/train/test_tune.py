@@ -6,8 +6,9 @@ import torch
 
 import qkit
 from qkit.model.surgery import clone
-from qkit.nn.qlinear import quantized_layers
-from qkit.train.tune import _Tunable, _unfolded, own_text
+from qkit.nn.layers import quantized_layers
+from qkit.train.own_text import own_text
+from qkit.train.tune import _Tunable, _unfolded
 
 SCHEMES = [qkit.RTN(2, 12), qkit.RTN(3, 4, include_zero=False), qkit.RTN(3, symmetric=True)]
 

@@ -12,9 +12,8 @@ where an array of no size stands for None; scales and offsets are float32, or fl
 import numpy as np
 from numba.extending import overload
 
+from qkit_kernels.formats import NESTED_BLOCK
 from qkit_kernels.numba.vector import as_float, nth_code, value
-
-NESTED_BLOCK = 256  # absmax values that share a nested scale
 
 
 def load_row(grid, sizes, row, groups, g0, g1, bits, middle, s, c):

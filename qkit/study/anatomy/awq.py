@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from qkit.engine.scaling import LayerScale
 from qkit.methods.awq import awq_scale, relative_magnitude
 from qkit.model.folding import Fold
-from qkit.model.surgery import weight_of
+from qkit.model.linear import weight_of
 from qkit.numerics.mapping import GroupSize
 
 

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from qkit.engine.quantize import quantize_tensor
-from qkit.methods.schemes import FP4, NF4, RTN
+from qkit.methods.codebook import FP4, NF4
+from qkit.methods.rtn import RTN
 from qkit.numerics.codebooks import absmax_blocks, codebook
 from qkit.numerics.error import sqnr_db
 

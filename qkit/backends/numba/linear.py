@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qkit.numerics.codebook_qtensor import CodebookQTensor
-from qkit.numerics.codebooks import codebook, dynamic_map
-from qkit.numerics.qtensor import QTensor
+from qkit.backends import torch as plain
+from qkit.dispatch import select
+from qkit.numerics.activations import Activations, quantize_activations
+from qkit.numerics.stored import StoredWeight
 from qkit_kernels.numba import integer, streams, tiles, weight_only
 from qkit_kernels.numba.threads import run, thread_count
 from qkit_kernels.numba.vector import LANES, Static
@@ -29,21 +30,20 @@ FEW = max(_TOGETHER)  # tokens: more are multiplied in tiles
 _STATIC = {bits: Static(bits) for bits in range(2, 9)}
 
 
-def fits(q: QTensor) -> bool:
-    """Whether the kernels can read `q`: blocks of a codebook must not run over the ends of rows."""
+def fits(q: StoredWeight) -> bool:
+    """Whether the kernels can read `q`: groups must not run over the ends of rows."""
     out_features, in_features = q.shape
-    whole = not isinstance(q, CodebookQTensor) or in_features % q.block_size == 0
-    return out_features > 0 and 0 < in_features <= MAX_FEATURES and whole
+    return out_features > 0 and 0 < in_features <= MAX_FEATURES and q.row_groups is not None
 
 
-def fits_integers(q: QTensor) -> bool:
+def fits_integers(q: StoredWeight) -> bool:
     """Whether the kernels can multiply `q` with INT8 activations: whole numbers, in groups of whole fours."""
-    return fits(q) and not isinstance(q, CodebookQTensor) and _groups_are_multiples_of(4, q)
+    return fits(q) and q.table() is None and _groups_are_multiples_of(4, q)
 
 
-def _groups_are_multiples_of(unit: int, q: QTensor) -> bool:
-    groups = _groups(q)
-    return groups == 1 or (groups <= MAX_GROUPS and q.shape[1] // groups % unit == 0)
+def _groups_are_multiples_of(unit: int, q: StoredWeight) -> bool:
+    groups = q.row_groups
+    return groups == 1 or (groups is not None and groups <= MAX_GROUPS and q.shape[1] // groups % unit == 0)
 
 
 @lru_cache(maxsize=256)
@@ -67,24 +67,17 @@ def _floats(tensor: Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
-def _grid(q: QTensor) -> tuple[np.ndarray, ...]:
-    """The scales of `q` as `qkit_kernels.numba.grid` reads them."""
-    if not isinstance(q, CodebookQTensor):
-        zero_points = _NO_BYTES if q.zero_points is None else q.zero_points.contiguous().numpy()
-        return _floats(q.scales), zero_points, _NOTHING if q.offsets is None else _floats(q.offsets)
-    absmax = q.scales.contiguous().numpy().reshape(q.shape[0], -1)
-    if q.nested_scales is None:
-        return absmax, _NO_BYTES, _NOTHING
-    return absmax, _table("dynamic"), q.nested_scales.contiguous().numpy(), q.scale_offset.reshape(1).numpy()
+def _grid(q: StoredWeight) -> tuple[np.ndarray, ...]:
+    """What the codes of `q` are worth, as `qkit_kernels.numba.grid` reads it."""
+    scales, second, third, *offset = q.grid()
+    seconds = _NO_BYTES if second is None else second.contiguous().numpy()
+    thirds = _NOTHING if third is None else _floats(third)
+    return (_floats(scales), seconds, thirds, *(_floats(part) for part in offset))
 
 
-@lru_cache
-def _table(name: str) -> np.ndarray:
-    return (dynamic_map() if name == "dynamic" else codebook(name)).numpy()
-
-
-def _groups(q: QTensor) -> int:
-    return q.shape[1] // q.block_size if isinstance(q, CodebookQTensor) else q.scales.shape[1]
+def _table(q: StoredWeight) -> np.ndarray | None:
+    table = q.table()
+    return None if table is None else table.numpy()
 
 
 def _laid(shape: tuple[int, ...], dtype: torch.dtype, zeros: bool = False) -> np.ndarray:
@@ -92,7 +85,7 @@ def _laid(shape: tuple[int, ...], dtype: torch.dtype, zeros: bool = False) -> np
     return (torch.zeros if zeros else torch.empty)(shape, dtype=dtype).numpy()
 
 
-def _are_few(tokens: int, q: QTensor) -> bool:
+def _are_few(tokens: int, q: StoredWeight) -> bool:
     """Whether a kernel takes the tokens together, a lane of which must hold codes of one group."""
     return 0 < tokens <= FEW and _groups_are_multiples_of(streams.UNIT[q.bits], q)
 
@@ -109,23 +102,26 @@ def _tiles(tokens: int) -> tuple[tuple[None, ...], int, int]:
     return vectors, lanes, -(-tokens // lanes)
 
 
-def linear(x: Tensor, q: QTensor) -> Tensor:
+def weight_only_linear(x: Tensor, q: StoredWeight) -> Tensor:
     """x ŵᵀ with float activations: float32 [tokens, out] of x [..., in], float32, float16 or bfloat16."""
-    (out_features, in_features), groups = q.shape, _groups(q)
+    (out_features, in_features), groups = q.shape, q.row_groups
     given = _floats(x.reshape(-1, in_features))
     serial = len(given) * out_features * in_features < SERIAL_WEIGHTS
-    table = _table(q.codebook) if isinstance(q, CodebookQTensor) else None
+    table = _table(q)
     packed, grid, bits = q.packed.contiguous().numpy(), _grid(q), _STATIC[q.bits]
     if _are_few(len(given), q):
         together = _few(len(given))
         n, (block_group, lane_group) = len(together), _geometry(q.bits, in_features, groups)
         laid = _laid((len(block_group), streams.UNIT[q.bits], n, LANES), torch.float32, n > len(given))
-        sums, y = np.zeros((-(-groups // LANES), n, LANES), np.float32), torch.empty(n, out_features)
+        sums, y = (
+            np.zeros((-(-groups // LANES), n, LANES), np.float32),
+            torch.empty(n, out_features, dtype=torch.float32),
+        )
         streams.lay_floats(given, groups, laid, sums)
         args = (laid, sums, packed, grid, table, block_group, lane_group, bits, together, y.numpy())
         run(weight_only.gemv, weight_only.gemv_rows, args, out_features, serial=serial)
         return y[: len(given)]
-    y = torch.empty(len(given), out_features)
+    y = torch.empty(len(given), out_features, dtype=torch.float32)
     if len(given):
         vectors, lanes, count = _tiles(len(given))
         laid = _laid((count, in_features, lanes), torch.float32)
@@ -136,7 +132,9 @@ def linear(x: Tensor, q: QTensor) -> Tensor:
     return y
 
 
-def integer_linear(x: Tensor, q: QTensor, input_scale: Tensor | None = None, outliers: Tensor | None = None) -> Tensor:
+def integer_linear(
+    x: Tensor, q: StoredWeight, input_scale: Tensor | None = None, outliers: Tensor | None = None
+) -> Tensor:
     """x ŵᵀ with INT8 activations: float32 [tokens, out].
 
     Args:
@@ -145,7 +143,7 @@ def integer_linear(x: Tensor, q: QTensor, input_scale: Tensor | None = None, out
         input_scale: float32 [], the step of all activations; None: absmax / 127 of each token.
         outliers: bool [in], columns that stay floats; only where a row of `q` has one scale, 8 bits and no zero point.
     """
-    (out_features, in_features), groups = q.shape, _groups(q)
+    (out_features, in_features), groups = q.shape, q.row_groups
     given = _floats(x.reshape(-1, in_features))
     serial = len(given) * out_features * in_features < SERIAL_WEIGHTS
     fixed = np.float32(0 if input_scale is None else input_scale)
@@ -156,13 +154,16 @@ def integer_linear(x: Tensor, q: QTensor, input_scale: Tensor | None = None, out
         together = _few(len(given))
         n, (block_group, lane_group) = len(together), _geometry(q.bits, in_features, groups)
         laid = _laid((len(block_group), streams.UNIT[q.bits] // 4, n, 4 * LANES), torch.int8, n > len(given))
-        sums, y = np.zeros((-(-groups // LANES), n, LANES), np.float32), torch.empty(n, out_features)
+        sums, y = (
+            np.zeros((-(-groups // LANES), n, LANES), np.float32),
+            torch.empty(n, out_features, dtype=torch.float32),
+        )
         scales = np.ones(n, np.float32)
         streams.quantize(given, keep, fixed, groups, scales, laid, sums)
         args = (laid, scales, sums, _wild(x, outliers, n), *weight, block_group, lane_group, bits, together, y.numpy())
         run(integer.gemv, integer.gemv_rows, args, out_features, serial=serial)
         return y[: len(given)]
-    y = torch.empty(len(given), out_features)
+    y = torch.empty(len(given), out_features, dtype=torch.float32)
     if len(given):
         vectors, lanes, count = _tiles(len(given))
         laid = _laid((count, -(-in_features // 4), lanes, 4), torch.int8)
@@ -183,3 +184,24 @@ def _wild(x: Tensor, outliers: Tensor | None, lanes: int) -> tuple[np.ndarray, n
     found = x.reshape(-1, x.shape[-1])[:, columns].float()
     found = F.pad(found, (0, 0, 0, -len(found) % lanes)).reshape(-1, lanes, len(columns))
     return columns.numpy(), found.transpose(1, 2).contiguous().numpy()
+
+
+def linear(x: Tensor, q: StoredWeight, activations: Activations | None) -> Tensor:
+    """`qkit.ops.linear` without its checks, bias and gradient."""
+    if x.dtype == torch.float64 or not fits(q):  # for what has no kernel the weight becomes floats
+        x = x if activations is None else quantize_activations(x)
+        return F.linear(x, select(f"dequantize_{q.kind}", None, "cpu")(q).to(x.dtype))
+    if activations is None:
+        y = weight_only_linear(x, q)
+    elif fits_integers(q):
+        y = integer_linear(x, q)
+    else:  # a table has no integers to multiply
+        y = weight_only_linear(quantize_activations(x), q)
+    return y.to(x.dtype).reshape(*x.shape[:-1], q.shape[0])
+
+
+def int8_linear(x: Tensor, q: StoredWeight, input_scale: Tensor | None, outliers: Tensor | None) -> Tensor:
+    """`qkit.ops.int8_linear` without its checks and bias: float32 [tokens, out]."""
+    x = x.float() if x.dtype == torch.float64 else x
+    run = integer_linear if fits_integers(q) else plain.int8_linear
+    return run(x, q, input_scale, outliers)

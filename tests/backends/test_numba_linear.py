@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from grids import ALL_BITS, WIDTHS, thinned
 from products import KINDS, exact, off, off_int8, random, weight, whole
 from qkit import FP4, NF4, QTensor, linear, quantize_tensor
-from qkit.backends import numba as cpu
-from qkit.methods.bitsandbytes import int8_rows
+from qkit.backends.numba import linear as cpu
+from qkit.methods.int8 import int8_rows
 from qkit.ops import dequantize, int8_linear, quantize_activations
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -63,8 +63,8 @@ def test_real_inputs_in_16_bits_are_rounded_only_at_the_end(dtype):
 
 def test_inference_mode_and_detached_inputs_run_in_the_kernel(monkeypatch):
     q, x = weight(4, 7, 96), random(3, 96).requires_grad_()
-    expected = cpu.linear(x, q)
-    monkeypatch.setattr("qkit.ops.dequantize", None)  # the other way is closed
+    expected = cpu.weight_only_linear(x, q)
+    monkeypatch.setattr("qkit.backends.torch.linear", None)  # the other way is closed
     with torch.inference_mode():
         assert torch.equal(linear(x, q, backend="numba"), expected)
         assert torch.equal(linear(random(3, 96), q, backend="numba"), expected)
@@ -155,7 +155,7 @@ def test_a_codebook_takes_quantized_activations_as_floats():
     for tokens in (1, 3):
         x = random(tokens, 128)
         found = linear(x, q, backend="numba", activations="int8")
-        assert torch.equal(found, cpu.linear(quantize_activations(x), q))
+        assert torch.equal(found, cpu.weight_only_linear(quantize_activations(x), q))
         assert off_int8(found, x, q) < 1
 
 
@@ -180,7 +180,7 @@ def test_scales_and_offsets_may_differ_in_their_dtypes():
     """16-bit scales beside float32 offsets."""
     q, x = weight(4, 7, 96, 32, "offsets", real=True), random(3, 96)
     mixed = replace(q, offsets=q.offsets.float() + 2.0**-20)
-    assert off(cpu.linear(x, mixed), x, mixed) < 1
+    assert off(cpu.weight_only_linear(x, mixed), x, mixed) < 1
 
 
 # ---- memory
@@ -190,8 +190,9 @@ import ctypes, mmap
 import torch
 from dataclasses import replace
 from products import random, weight
-from qkit import NF4, cpu, quantize_tensor
-from qkit.methods.bitsandbytes import int8_rows
+from qkit import NF4, quantize_tensor
+from qkit.backends.numba import linear as cpu
+from qkit.methods.int8 import int8_rows
 
 libc = ctypes.CDLL(None, use_errno=True)
 keep = []
@@ -211,7 +212,7 @@ def check(q):
     assert twin.packed.data_ptr() != q.packed.data_ptr()
     for tokens in (1, 3):
         x = random(tokens, q.shape[1]).half()
-        assert torch.equal(cpu.linear(guarded(x), twin), cpu.linear(x, q))
+        assert torch.equal(cpu.weight_only_linear(guarded(x), twin), cpu.weight_only_linear(x, q))
         if q.bits == 4 and q.scales.shape[0] == 1 and q.shape[0] > 1:
             continue  # a codebook
         assert torch.equal(cpu.integer_linear(guarded(x), twin), cpu.integer_linear(x, q))

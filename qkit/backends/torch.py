@@ -1,0 +1,79 @@
+"""The specification of every operation: plain torch, slow, on any device. Each fast kernel is tested against it."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qkit.numerics.activations import Activations, quantize_activations, quantize_activations_int8
+from qkit.numerics.integers import int8_codes, int8_matmul
+from qkit.numerics.mapping import dequantize as dequantize_codes
+from qkit.numerics.mapping import quantize
+from qkit.numerics.qtensor import QTensor
+from qkit.numerics.stored import StoredWeight
+
+LAZY = 128  # columns that are finished before the rest of the matrix is updated (the B of GPTQ, 2210.17323)
+Regrid = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+
+
+def dequantize(q: StoredWeight) -> Tensor:
+    """ŵ, float32 [out, in]."""
+    return q.dequantize()
+
+
+def round_trip(groups: Tensor, scale: Tensor, zero: Tensor, q_max: int) -> Tensor:
+    """`qkit.ops.round_trip` of float [..., g]."""
+    return dequantize_codes(quantize(groups, scale, zero, 0, q_max), scale, zero)
+
+
+def count_magnitudes(x: Tensor, bins: int, shift: int, lowest: int) -> Tensor:
+    """`qkit.ops.count_magnitudes` of float32 [tokens, features]."""
+    places = (x.abs().view(torch.int32) >> shift) - lowest
+    return torch.bincount(places.clamp(0, bins - 1).flatten(), minlength=bins)
+
+
+def gptq_columns(
+    w: Tensor, upper: Tensor, group: Tensor, scale: Tensor, zero: Tensor, q_max: int, regrid: Regrid | None = None
+) -> Tensor:
+    """`qkit.ops.gptq_columns`: columns in lazy batches, so that most of the work is matrix products.
+
+    Args:
+        regrid: what moving groups need: from the weights as the last finished batch left them, [out, in], and a column to
+            the scale and zero point [out] of the group that begins there, or None where none does. `scale` and `zero` are
+            filled with them.
+    """
+    w, codes = w.clone(), torch.empty(w.shape, dtype=torch.uint8, device=w.device)
+    groups = group.tolist()
+    for start in range(0, w.shape[1], LAZY):
+        end = min(start + LAZY, w.shape[1])
+        block = w[:, start:end].clone()
+        errors = torch.empty_like(block)
+        for j in range(start, end):
+            if regrid is not None and (grid := regrid(w, j)) is not None:
+                scale[:, groups[j]], zero[:, groups[j]] = grid
+            s, z, column = scale[:, groups[j]], zero[:, groups[j]], block[:, j - start]
+            q = quantize(column, s, z, 0, q_max)
+            error = (column - dequantize_codes(q, s, z)) / upper[j, j]
+            block[:, j - start + 1 :] -= error[:, None] * upper[j, j + 1 : end]
+            codes[:, j] = q.to(torch.uint8)
+            errors[:, j - start] = error
+        w[:, end:] -= errors @ upper[start:end, end:]
+    return codes
+
+
+def linear(x: Tensor, q: StoredWeight, activations: Activations | None) -> Tensor:
+    """`qkit.ops.linear` without its checks, bias and gradient."""
+    x = x if activations is None else quantize_activations(x)
+    return F.linear(x, q.dequantize().to(x.dtype))
+
+
+def int8_linear(x: Tensor, q: QTensor, input_scale: Tensor | None, outliers: Tensor | None) -> Tensor:
+    """`qkit.ops.int8_linear` without its checks and bias: float32 [tokens, out]."""
+    tokens, weight, weight_scales = x.float(), int8_codes(q), q.scales.float().reshape(1, -1)
+    floats = 0.0
+    if outliers is not None:
+        floats = tokens[:, outliers] @ (weight[:, outliers].float() * weight_scales.T).T
+        tokens = tokens.masked_fill(outliers, 0)
+    codes, scales = quantize_activations_int8(tokens, input_scale)
+    return int8_matmul(codes, weight).float() * scales * weight_scales + floats

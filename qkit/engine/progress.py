@@ -1,0 +1,17 @@
+"""One kind of progress bar."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress_bar(
+    progress: bool | None, desc: str, unit: str = "it", total: int | None = None, over: Iterable[Any] | None = None
+) -> tqdm:
+    """A bar over `over`, or one of `total` units that is told of each.
+
+    Args:
+        progress: show it; None: on a terminal only.
+    """
+    return tqdm(over, desc=desc, unit=unit, total=total, disable=None if progress is None else not progress)
