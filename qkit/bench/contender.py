@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 
-class Layer(NamedTuple):
+class BuiltLayer(NamedTuple):
     """A weight of its own in memory, and what multiplies by it."""
 
     call: Callable[[Any], Any]  # x as the library likes it -> y
@@ -32,7 +32,7 @@ class Contender:
 
     library: str
     name: str
-    make: Callable[[Tensor], Callable[[], Layer]]
+    make: Callable[[Tensor], Callable[[], BuiltLayer]]
     native: Callable[[Tensor], Any] = as_it_is
 
     @property

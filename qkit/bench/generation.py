@@ -52,7 +52,7 @@ SIZES: dict[str, dict[str, Any]] = {  # the shapes of TinyLlama 1.1B and of a Ll
         "num_key_value_heads": 12,
     },
 }
-FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MODELS = ("bookworm-14m", "1.1B")
 ROWS = ("fp32", "bf16", "w8", "w4g128", "w4a8g128", "nf4")
 PROMPT, BEFORE, NEW = 128, 16, 32  # tokens: of the prefill; of the prompt before generation; generated
@@ -62,8 +62,8 @@ STD = 0.02  # of random weights
 
 def parse_row(row: str) -> torch.dtype | Scheme:
     """ "fp32", "bf16", or a scheme as `parse_scheme` takes it."""
-    if row.lower() in FLOATS:
-        return FLOATS[row.lower()]
+    if row.lower() in PLAIN:
+        return PLAIN[row.lower()]
     scheme = parse_scheme(row)
     if scheme.calibrated:
         raise ValueError(f"scheme {row!r} learns from data, which random weights have none of; give e.g. w4g128 or nf4")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import qkit
 from qkit.bench.child import answer, ask
-from qkit.bench.contender import Contender, Layer
+from qkit.bench.contender import BuiltLayer, Contender
 from qkit.bench.peers import PEERS
 from qkit.bench.record import LinearRecord, Measurement, Roof, core_count, describe_machine, merged
 from qkit.bench.timing import Rotation, Timing, interleave
@@ -41,24 +41,24 @@ OUTLIER, THRESHOLD = 8.0, 6.0  # of the activations; the first is the largest th
 WRONG = 0.7  # relative error: W2 g64 rounds about 0.5 away, and a product that has nothing to do with it is 1.4 away
 
 
-def weight_only(scheme: Scheme, activations: str | None, weight: Tensor) -> Callable[[], Layer]:
+def weight_only(scheme: Scheme, activations: str | None, weight: Tensor) -> Callable[[], BuiltLayer]:
     """`qkit.linear`, with float activations or INT8 ones."""
     q = quantize_tensor(weight, scheme)
 
-    def layer() -> Layer:
+    def layer() -> BuiltLayer:
         mine = _copy(q)
-        return Layer(lambda x: qkit.linear(x, mine, activations=activations), mine.nbytes)
+        return BuiltLayer(lambda x: qkit.linear(x, mine, activations=activations), mine.nbytes)
 
     return layer
 
 
-def integer(static: bool, threshold: float, weight: Tensor) -> Callable[[], Layer]:
+def integer(static: bool, threshold: float, weight: Tensor) -> Callable[[], BuiltLayer]:
     """`qkit.ops.int8_linear`: a scale a token or one for all; above 0, the threshold of LLM.int8()."""
     q, scale = int8_rows(weight), torch.tensor(OUTLIER / 127) if static else None
 
-    def layer() -> Layer:
+    def layer() -> BuiltLayer:
         mine = _copy(q)
-        return Layer(lambda x: int8_linear(x, mine, input_scale=scale, threshold=threshold), mine.nbytes)
+        return BuiltLayer(lambda x: int8_linear(x, mine, input_scale=scale, threshold=threshold), mine.nbytes)
 
     return layer
 
@@ -123,14 +123,14 @@ def relative_error(y: Tensor, exact: Tensor) -> float:
     return float((y - exact).norm() / exact.norm())
 
 
-def fill(contender: Contender, weight: Tensor, working_set: int = WORKING_SET) -> list[Layer]:
+def fill(contender: Contender, weight: Tensor, working_set: int = WORKING_SET) -> list[BuiltLayer]:
     """Equal layers that fill the working set, each with memory of its own."""
     make = contender.make(weight)
     first = make()
     return [first, *(make() for _ in range(copies(first.nbytes, working_set) - 1))]
 
 
-def checked_error(contender: Contender, layer: Layer, x: Tensor, weight: Tensor) -> float:
+def checked_error(contender: Contender, layer: BuiltLayer, x: Tensor, weight: Tensor) -> float:
     """The relative error of a layer's product.
 
     Raises:
@@ -180,7 +180,7 @@ def measure(
 
 
 def _time(
-    layers: dict[Contender, list[Layer]], weight: Tensor, tokens: int, rounds: int, progress: bool | None
+    layers: dict[Contender, list[BuiltLayer]], weight: Tensor, tokens: int, rounds: int, progress: bool | None
 ) -> tuple[dict[Contender, Timing], dict[Contender, float]]:
     x = draw_inputs(tokens, weight.shape[1])
     errors = {contender: checked_error(contender, built[0], x, weight) for contender, built in layers.items()}
@@ -192,7 +192,7 @@ def _time(
 
 
 def _measurement(
-    contender: Contender, built: list[Layer], tokens: int, shape: tuple[int, int], timing: Timing, error: float
+    contender: Contender, built: list[BuiltLayer], tokens: int, shape: tuple[int, int], timing: Timing, error: float
 ) -> Measurement:
     return Measurement(
         library=contender.library,

@@ -14,24 +14,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qkit.bench.contender import Contender, Layer
+from qkit.bench.contender import BuiltLayer, Contender
 from qkit.engine.quantize import quantize_tensor
 from qkit.numerics.packing import pack
 
 ONNX_OPSET, ONNX_IR = 17, 10  # old enough for any onnxruntime that has MatMulNBits
 
 
-def torch_linear(dtype: torch.dtype, weight: Tensor) -> Callable[[], Layer]:
+def torch_linear(dtype: torch.dtype, weight: Tensor) -> Callable[[], BuiltLayer]:
     """`F.linear` in a float dtype."""
 
-    def layer() -> Layer:
+    def layer() -> BuiltLayer:
         w = weight.to(dtype, copy=True)
-        return Layer(lambda x: F.linear(x, w), w.nbytes)
+        return BuiltLayer(lambda x: F.linear(x, w), w.nbytes)
 
     return layer
 
 
-def torch_dynamic_int8(weight: Tensor) -> Callable[[], Layer]:
+def torch_dynamic_int8(weight: Tensor) -> Callable[[], BuiltLayer]:
     """torch's INT8 Linear that quantizes its input on the fly, with a scale a row of the weight."""
     from torch.ao.nn.quantized.dynamic import Linear
 
@@ -42,25 +42,25 @@ def torch_dynamic_int8(weight: Tensor) -> Callable[[], Layer]:
         zeros = torch.zeros(out_features, dtype=torch.long)
         quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
 
-    def layer() -> Layer:
+    def layer() -> BuiltLayer:
         module = Linear(in_features, out_features, bias_=False)
         module.set_weight_bias(quantized, None)  # packs it, into memory of its own
-        return Layer(module, out_features * (in_features + 4))
+        return BuiltLayer(module, out_features * (in_features + 4))
 
     return layer
 
 
-def torch_int4pack(weight: Tensor) -> Callable[[], Layer]:
+def torch_int4pack(weight: Tensor) -> Callable[[], BuiltLayer]:
     """torch's W4 kernel for the CPU: groups of 128 with zero points, bfloat16."""
     q = quantize_tensor(weight, bits=4, group_size=128)
     codes, scales = q.codes().int(), q.scales.float()
     shifts = (8 - q.zeros()) * scales  # torch's w is (code - 8) scale + shift
     grid = torch.stack([scales.T, shifts.T], -1).bfloat16().contiguous()  # [groups, out, 2]
 
-    def layer() -> Layer:
+    def layer() -> BuiltLayer:
         packed, mine = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1), grid.clone()
         multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
-        return Layer(lambda x: multiply(x, packed, 128, mine), packed.nbytes + mine.nbytes)
+        return BuiltLayer(lambda x: multiply(x, packed, 128, mine), packed.nbytes + mine.nbytes)
 
     return layer
 
@@ -77,7 +77,7 @@ def onnx_threads() -> int:
     return torch.get_num_threads()
 
 
-def onnx_matmul(bits: int, group_size: int, level: int, weight: Tensor) -> Callable[[], Layer]:
+def onnx_matmul(bits: int, group_size: int, level: int, weight: Tensor) -> Callable[[], BuiltLayer]:
     """onnxruntime's MatMulNBits, symmetric; accuracy level 4 may quantize the activations to INT8, level 0 may not."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -100,10 +100,10 @@ def onnx_matmul(bits: int, group_size: int, level: int, weight: Tensor) -> Calla
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
 
-    def layer() -> Layer:
+    def layer() -> BuiltLayer:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         nbytes = sum(part.nbytes for part in parts.values())
-        return Layer(lambda x: session.run(None, {"x": x})[0], nbytes)
+        return BuiltLayer(lambda x: session.run(None, {"x": x})[0], nbytes)
 
     return layer
 
@@ -115,7 +115,7 @@ def _quiet_bitsandbytes():
     return bitsandbytes
 
 
-def bitsandbytes_nf4(dtype: torch.dtype, weight: Tensor) -> Callable[[], Layer]:
+def bitsandbytes_nf4(dtype: torch.dtype, weight: Tensor) -> Callable[[], BuiltLayer]:
     """bitsandbytes' Linear4bit, NF4 in blocks of 64 without double quantization."""
     bitsandbytes = _quiet_bitsandbytes()
     settings = {"quant_type": "nf4", "compress_statistics": False}
@@ -124,24 +124,24 @@ def bitsandbytes_nf4(dtype: torch.dtype, weight: Tensor) -> Callable[[], Layer]:
     module = module.to("cpu").eval()  # quantizes
     module(torch.zeros(1, weight.shape[1], dtype=dtype))  # packs the codes anew, for this CPU, and settles the dtype
 
-    def layer() -> Layer:
+    def layer() -> BuiltLayer:
         mine = deepcopy(module)
-        return Layer(mine, mine.weight.nbytes + mine.weight.quant_state.absmax.nbytes)
+        return BuiltLayer(mine, mine.weight.nbytes + mine.weight.quant_state.absmax.nbytes)
 
     return layer
 
 
-def bitsandbytes_int8(weight: Tensor) -> Callable[[], Layer]:
+def bitsandbytes_int8(weight: Tensor) -> Callable[[], BuiltLayer]:
     """bitsandbytes' Linear8bitLt: LLM.int8() with threshold 6."""
     bitsandbytes = _quiet_bitsandbytes()
     settings = {"has_fp16_weights": False}
 
-    def layer() -> Layer:
+    def layer() -> BuiltLayer:
         module = bitsandbytes.nn.Linear8bitLt(
             *reversed(weight.shape), bias=False, threshold=6.0, device="meta", **settings
         )
         module.weight = bitsandbytes.nn.Int8Params(weight.clone(), requires_grad=False, **settings)
-        return Layer(module.to("cpu").eval(), weight.numel() + 4 * len(weight))
+        return BuiltLayer(module.to("cpu").eval(), weight.numel() + 4 * len(weight))
 
     return layer
 

@@ -3,9 +3,9 @@
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from qkit.bench.goals import outcomes
 from qkit.bench.linear import spell
 from qkit.bench.record import LinearRecord, Measurement, ModelRecord
-from qkit.bench.targets import outcomes
 
 
 def _table(title: str, columns: list[str], words: int = 1) -> Table:
@@ -43,7 +43,7 @@ def _time(m: Measurement) -> str:
 
 
 def target_table(record: LinearRecord, shape: tuple[int, int], threads: int) -> Table | None:
-    """The targets at one shape: our time over the peer's; None where no such pair of layers was measured."""
+    """The goals at one shape: our time over the peer's; None where no such pair of layers was measured."""
     rows = outcomes(record.case(shape, threads))
     if not rows:
         return None
@@ -51,8 +51,8 @@ def target_table(record: LinearRecord, shape: tuple[int, int], threads: int) -> 
     table = _table(title, ["qkit", "peer", "M", "ratio", "target", ""], 2)
     for row in rows:
         mark, style = ("reached", "green") if row.reached else ("missed", "red")
-        numbers = [str(row.target.tokens), f"{row.ratio:.2f}", f"{row.target.limit:.3g}"]
-        table.add_row(row.target.ours.removeprefix("qkit "), row.target.peer, *numbers, f"[{style}]{mark}")
+        numbers = [str(row.goal.tokens), f"{row.ratio:.2f}", f"{row.goal.limit:.3g}"]
+        table.add_row(row.goal.ours.removeprefix("qkit "), row.goal.peer, *numbers, f"[{style}]{mark}")
     return table
 
 

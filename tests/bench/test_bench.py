@@ -20,13 +20,13 @@ from typer.testing import CliRunner
 import qkit
 from qkit import cli
 from qkit.bench import (
-    TARGETS,
+    GOALS,
+    Goal,
     LinearRecord,
     Measurement,
     ModelMeasurement,
     ModelRecord,
     Roof,
-    Target,
     child,
     generation,
     linear,
@@ -38,7 +38,7 @@ from qkit.bench import (
     timing,
     write_json,
 )
-from qkit.bench.contender import Contender, Layer
+from qkit.bench.contender import BuiltLayer, Contender
 from qkit.plots import roofline as figure
 
 EPS = torch.finfo(torch.float32).eps
@@ -54,7 +54,7 @@ def measurement(library="qkit", name="W4 g128", milliseconds=(1.0,), tokens=1, n
 
 
 def a_record():
-    """Every layer of the figure and of the targets, at two numbers of tokens; the n-th takes n ms."""
+    """Every layer of the figure and of the goals, at two numbers of tokens; the n-th takes n ms."""
     measured = [
         measurement(*label.split(" ", 1), (float(n),), tokens, 10**6 * n)
         for tokens in (1, 128)
@@ -157,7 +157,7 @@ def test_the_weights_that_take_turns_fill_128_mb_of_their_own():
     def make(weight):
         def layer():
             held.append(weight.clone())
-            return Layer(lambda x: x, weight.nbytes)
+            return BuiltLayer(lambda x: x, weight.nbytes)
 
         return layer
 
@@ -270,7 +270,7 @@ def test_the_inputs_have_one_column_of_outliers_and_are_the_same_each_time():
 
 
 def broken(weight):
-    return lambda: Layer(lambda x: torch.randn(len(x), len(weight)), 1000)
+    return lambda: BuiltLayer(lambda x: torch.randn(len(x), len(weight)), 1000)
 
 
 def absent(weight):
@@ -327,10 +327,10 @@ def test_a_library_that_is_not_installed_is_missing(library, known_roof, monkeyp
 
 def test_no_two_contenders_have_one_name_and_the_targets_and_the_figure_know_them():
     assert len(set(LABELS)) == len(LABELS) == len(linear.OURS) + len(peers.PEERS)
-    named = {label for target in TARGETS for label in (target.ours, target.peer)}
+    named = {label for goal in GOALS for label in (goal.ours, goal.peer)}
     named |= {f"qkit {name}" for name in figure.PAIRS} | {peer for _, peer in figure.PAIRS.values()} | {figure.FLOAT}
     assert named <= set(LABELS)
-    assert all(target.ours.startswith("qkit ") and not target.peer.startswith("qkit ") for target in TARGETS)
+    assert all(goal.ours.startswith("qkit ") and not goal.peer.startswith("qkit ") for goal in GOALS)
 
 
 # ---- what follows from the times
@@ -352,9 +352,9 @@ def test_ratios_are_of_the_medians_of_one_case_and_one_number_of_tokens():
         measurement("qkit", "W4", (30.0,), tokens=128),
         measurement("peer", "W4", (20.0,), tokens=128),
     ]
-    targets = [Target("qkit W4", "peer W4", m, limit) for m, limit in ((1, 0.5), (128, 1.4), (128, 1.5), (16, 1.0))]
-    found = outcomes(case, [*targets, Target("qkit W4", "absent", 1, 1.0)])
-    assert [(o.target.tokens, o.ratio, o.reached) for o in found] == [
+    goals = [Goal("qkit W4", "peer W4", m, limit) for m, limit in ((1, 0.5), (128, 1.4), (128, 1.5), (16, 1.0))]
+    found = outcomes(case, [*goals, Goal("qkit W4", "absent", 1, 1.0)])
+    assert [(o.goal.tokens, o.ratio, o.reached) for o in found] == [
         (1, 0.5, True),
         (128, 1.5, False),
         (128, 1.5, True),
@@ -455,9 +455,7 @@ def test_the_targets_are_marked_reached_and_missed():
     text = printed(tables.target_table(a_record(), (1000, 2000), 1))
     for outcome in outcomes(a_record().case((1000, 2000), 1)):
         mark = "reached" if outcome.reached else "missed"
-        row = (
-            rf"{outcome.target.ours[5:]} +{outcome.target.peer} +{outcome.target.tokens} +{outcome.ratio:.2f} .*{mark}"
-        )
+        row = rf"{outcome.goal.ours[5:]} +{outcome.goal.peer} +{outcome.goal.tokens} +{outcome.ratio:.2f} .*{mark}"
         assert re.search(row, text), row
     assert "reached" in text and "missed" in text
     alone = LinearRecord(MACHINE, a_record().roofs, (measurement(),))
