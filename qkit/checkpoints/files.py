@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 try:
     import fcntl
@@ -56,9 +57,10 @@ def check_record(path: Path, expected: dict[str, int | str]) -> None:
 
 
 def line_of(error: BaseException, number: int) -> str:
-    """One line of what an error says: the first (0) or the last (-1)."""
-    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
-    return lines[number] if lines else type(error).__name__
+    """One line of what an error says, the first (0) or the last (-1), cut where it goes on for ever."""
+    text = str(error).encode(errors="backslashreplace").decode()  # half a character cannot be printed
+    lines = [line.strip().rstrip(".") for line in text.splitlines() if line.strip()]
+    return shorten(lines[number], 300, placeholder=" ...") if lines else type(error).__name__
 
 
 def make_folder(folder: str | os.PathLike) -> Path:

@@ -9,6 +9,10 @@ from qkit.nn.layers import LAYERS
 from qkit.nn.qlinear import QLinear
 from qkit.numerics.kinds import stored_from
 
+COMPUTED_IN = {
+    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+}
+
 
 def layer_record(layer: QLinear) -> dict[str, Any]:
     """A quantized layer without its tensors; `layer_from` is the inverse."""
@@ -19,6 +23,7 @@ def layer_record(layer: QLinear) -> dict[str, Any]:
         **stored.meta(),
         "parts": list(layer.parts),
         "bias": layer.bias is not None,
+        **({} if layer.dtype == torch.float32 else {"dtype": str(layer.dtype).removeprefix("torch.")}),
         **({"settings": settings} if (settings := layer.settings()) else {}),
     }
 
@@ -31,7 +36,8 @@ def layer_from(record: dict[str, Any], state: dict[str, Tensor], name: str) -> Q
     meta = dict(record)
     module, settings = LAYERS[meta.pop("module", "QLinear")], meta.pop("settings", {})
     parts, bias = {part: state[f"{name}.{part}"] for part in meta.pop("parts")}, meta.pop("bias")
+    dtype = COMPUTED_IN[meta.pop("dtype", "float32")]
     q = stored_from(parts, meta)
     if f"{name}.input_scale" in state:
         settings = {**settings, "input_scale": state[f"{name}.input_scale"]}
-    return module(q, nn.Parameter(torch.empty(q.shape[0], device="meta")) if bias else None, **settings)
+    return module(q, nn.Parameter(torch.empty(q.shape[0], device="meta")) if bias else None, dtype=dtype, **settings)

@@ -19,7 +19,9 @@ EMBEDDED = {"bookworm-14m": "87817cfded41ecbd81ecb885458e45248d909912d179cf9c70a
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 # Buffers of old checkpoints that newer classes compute: rotary frequencies, causal masks, positions.
-HARMLESS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|masked_bias|position_ids|(attn|attention)\.bias)$")
+HARMLESS = re.compile(
+    r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|masked_bias|position_ids|(attn|attention)\.bias)$"
+)
 
 
 def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
@@ -116,18 +118,17 @@ def _check_complete(what: str, model: nn.Module, config: Any, found: dict[str, A
             f"{what} holds the codes of a quantized model ({_some(left)}), which save_pretrained writes and cannot read; "
             f"use qkit.save"
         )
-    complaints = [f"{len(missing)} tensors are missing ({_some(missing)})"] * bool(missing)
-    complaints += [f"{len(left)} belong to no layer ({_some(left)})"] * bool(left)
-    shapes = [f"{name} is {tuple(has)} where the config says {tuple(wants)}" for name, has, wants in wrong]
-    complaints += [f"{len(wrong)} have another shape ({_some(shapes)})"] * bool(wrong)
+    shapes = [f"{name} ({tuple(has)} where the config says {tuple(wants)})" for name, has, wants in wrong]
+    lists = {"missing are": missing, "left over are": left, "of another shape are": shapes}
+    complaints = ", ".join(f"{of} {_some(names)}" for of, names in lists.items() if names)
     made = (getattr(config, "architectures", None) or [type(model).__name__])[0]
     mend = (
         "copy or convert the model again"
         if made == type(model).__name__
         else f"it holds a {made}: load it with transformers and hand the module to qkit.quantize"
     )
-    raise ValueError(f"{what} is not a whole {type(model).__name__}: {', '.join(complaints)}; {mend}")
+    raise ValueError(f"{what} is not a whole {type(model).__name__}: {complaints}; {mend}")
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+    return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)

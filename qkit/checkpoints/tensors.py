@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qkit.checkpoints.files import draft_folder, line_of, publish
 
-RECORD, SUM = "qkit.record", "qkit.sha256"
+RECORD = "qkit.record"  # one entry: safetensors writes several in any order
 
 
 def bytes_of(tensor: Tensor) -> bytes:
@@ -38,9 +38,10 @@ def apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], record: Any) -> None:
     """Write one file, whole or not at all. Its folder exists."""
-    text, tensors = json.dumps(record), apart(tensors)
+    record, tensors = json.loads(json.dumps(record)), apart(tensors)
+    sealed = json.dumps({"sha256": _sum(tensors, record), "record": record})
     with draft_folder(path.parent) as draft:
-        save_file(tensors, draft / path.name, {RECORD: text, SUM: _sum(tensors, text)})
+        save_file(tensors, draft / path.name, {RECORD: sealed})
         publish(draft / path.name, path)
 
 
@@ -59,20 +60,20 @@ def read_tensors(path: Path, what: str, mend: str, older: str | None = None) -> 
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
-        sealed = {RECORD, SUM} <= set(metadata)
-        if sealed and _sum(tensors, metadata[RECORD]) != metadata[SUM]:
-            raise ValueError("its sha256 is not the one that it names")
-        record = metadata[RECORD] if sealed else metadata.get(older, "null")
-        record = json.loads(record)
-    except (SafetensorError, ValueError, RecursionError) as error:
+        if RECORD in metadata:
+            sealed = json.loads(metadata[RECORD])
+            if _sum(tensors, sealed["record"]) != sealed["sha256"]:
+                raise ValueError("its sha256 is not the one that it names")
+            return tensors, sealed["record"]
+        if older in metadata:
+            return tensors, json.loads(metadata[older])
+    except (SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not whole ({line_of(error, 0)}); {mend}") from error
-    if record is None:
-        raise ValueError(f"{path} holds no {what}; {mend}")
-    return tensors, record
+    raise ValueError(f"{path} holds no {what}; {mend}")
 
 
-def _sum(tensors: dict[str, Tensor], record: str) -> str:
-    digest = hashlib.sha256(record.encode())
+def _sum(tensors: dict[str, Tensor], record: Any) -> str:
+    digest = hashlib.sha256(json.dumps(record).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(bytes_of(tensor))

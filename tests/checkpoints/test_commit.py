@@ -176,6 +176,34 @@ def test_two_savers_in_any_order_of_steps(saves, tmp_path, seed):
     assert which(tmp_path, saves) == "B" and clean(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["weights", "tokenizer"])
+def test_what_one_saver_is_about_to_remove_another_does_not_name(saves, tmp_path, monkeypatch, kind):
+    """C has found the files of A stale and stops before it removes them; meanwhile A is saved once more, with the same."""
+    save(saves["A"][0], tmp_path, tokenizer=saves["A"][1])
+    unlink, rmtree, reached, go = Path.unlink, shutil.rmtree, threading.Event(), threading.Event()
+
+    def stopping(remove):
+        def stopped(path, *args, **kwargs):
+            if threading.current_thread().name == "C" and Path(path).name.startswith(kind):
+                reached.set()
+                go.wait()
+            return remove(path, *args, **kwargs)
+
+        return stopped
+
+    monkeypatch.setattr(Path, "unlink", stopping(unlink))
+    monkeypatch.setattr(shutil, "rmtree", stopping(rmtree))
+    thread = threading.Thread(target=save, args=(*saves["C"][:1], tmp_path), name="C")
+    thread.start()
+    reached.wait()
+    save(saves["A"][0], tmp_path, tokenizer=saves["A"][1])
+    go.set()
+    thread.join()
+    assert which(tmp_path, saves) == "A"
+    save(saves["B"][0], tmp_path)
+    assert which(tmp_path, saves) == "B" and clean(tmp_path)
+
+
 def test_a_folder_is_read_while_others_save_into_it(saves, tmp_path):
     """Readers find one save or the other, however often it is replaced."""
     save(saves["A"][0], tmp_path, tokenizer=saves["A"][1])

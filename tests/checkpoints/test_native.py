@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import LlamaForCausalLM
 
 from damage import edit_manifest, flip, refused, truncate
@@ -216,6 +217,130 @@ def test_a_model_saved_without_a_tokenizer_does_not_inherit_one(llama, tokenizer
     assert load(tmp_path)[1] is not None
     save(llama, tmp_path)
     assert load(tmp_path)[1] is None
+
+
+# ---- what is one in memory
+
+
+def test_a_quantized_head_that_was_tied_comes_back(make_model, tmp_path, ids, logits):
+    """transformers ties again in many places, and hangs the embedding's weight on a quantized head, which nobody reads."""
+    model = make_model("llama", tie=True)
+    quantize(model, RTN(8), include="*")
+    expected = logits(model, ids)
+    if "weight" not in dir(model.lm_head):
+        model.lm_head.register_parameter("weight", model.model.embed_tokens.weight)
+    loaded, _ = load(save(model, tmp_path))
+    assert torch.equal(logits(loaded, ids), expected)
+    assert "lm_head.weight" not in dict(loaded.named_parameters())
+
+
+def test_weights_tied_by_their_memory_are_saved_once(make_model, tmp_path, ids, logits):
+    """Two Parameter objects over the same numbers; transformers' own load makes one of them."""
+    model = make_model("llama")
+    model.lm_head.weight = torch.nn.Parameter(model.model.embed_tokens.weight.data)
+    quantize(model, RTN(4))
+    loaded, _ = load(save(model, tmp_path))
+    assert "lm_head.weight" not in stored_tensors(weights_of(tmp_path))
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert torch.equal(logits(loaded, ids), logits(model, ids))
+
+
+VIEWS = {
+    "the same rows": lambda base, n: (base[:n], base[:n]),
+    "overlapping rows": lambda base, n: (base[:n], base[1 : n + 1]),
+    "the same memory, another shape": lambda base, n: (base[:n], base.flatten()[: base[:n].numel()].reshape(n, -1)),
+    "rows of one memory": lambda base, n: (base[:n], base[n : 2 * n]),
+    "every other row": lambda base, n: (base[: 2 * n : 2], base[1 : 2 * n : 2]),
+}
+
+
+@pytest.mark.parametrize("views", VIEWS.values(), ids=VIEWS)
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_that_are_views_of_one_memory_come_back(llama, views, half, tmp_path, ids, logits):
+    base = torch.randn(2 * 48 + 1, 48, generator=torch.Generator().manual_seed(0))
+    base = base.half().float() if half else base
+    attention = llama.model.layers[0].self_attn
+    attention.q_proj.weight, attention.o_proj.weight = (torch.nn.Parameter(view) for view in views(base, 48))
+    loaded, _ = load(save(llama, tmp_path))
+    assert torch.equal(logits(loaded, ids), logits(llama, ids))
+    assert all(torch.equal(tensor, llama.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_a_buffer_and_a_parameter_of_one_memory_stay_two(llama, tmp_path):
+    llama.model.rotary_emb.register_buffer("inv_freq", llama.model.norm.weight.data[:6], persistent=False)
+    loaded, _ = load(save(llama, tmp_path))
+    assert "model.rotary_emb.inv_freq" in dict(loaded.named_buffers())
+    assert torch.equal(loaded.model.rotary_emb.inv_freq, llama.model.norm.weight[:6])
+
+
+# ---- refused by save: what load could not build
+
+
+def fewer_layers(model):
+    model.model.layers = model.model.layers[:1]
+
+
+def another_width(model):
+    model.model.layers[0].mlp.up_proj = torch.nn.Linear(48, 96, bias=False)
+
+
+def an_adapter(model):
+    model.model.layers[0].mlp.up_proj.lora = torch.nn.Linear(48, 2)
+
+
+def another_config(model):
+    model.config.vocab_size = 98
+
+
+@pytest.mark.parametrize("change", [fewer_layers, another_width, an_adapter, another_config], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("scheme", [None, RTN(4)], ids=repr)
+def test_a_model_that_its_config_does_not_describe_is_refused(llama, change, scheme, tmp_path):
+    """Before anything is written: what load refuses is of no use on a disk."""
+    change(llama)
+    if scheme is not None:
+        quantize(llama, scheme, include="*layers.1.*" if change is not fewer_layers else "*")
+    with pytest.raises(ValueError, match=r"this LlamaForCausalLM is not what its config says, .*; save its state_dict"):
+        save(llama, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_without_numbers_are_refused(llama, tmp_path):
+    llama.model.layers[1].to("meta")
+    with pytest.raises(
+        ValueError, match=r"model\.layers\.1\.\S+ has no numbers, it is on the device meta; load all of"
+    ):
+        save(llama, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("below", ["", "a"])
+def test_saving_onto_a_file_is_refused(llama, tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises((FileExistsError, NotADirectoryError), match="file is a file; give a folder"):
+        save(llama, tmp_path / "file" / below)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+FULL = {
+    "of Python": OSError(28, "No space left on device"),
+    "of safetensors": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    "of rights": PermissionError(13, "Permission denied"),
+}
+
+
+@pytest.mark.parametrize("error", FULL.values(), ids=FULL)
+def test_a_folder_that_cannot_be_written_is_one_sentence(saved, llama, ids, logits, monkeypatch, error):
+    """An OSError of the same kind; what was there is still there."""
+    expected = logits(load(saved)[0], ids)
+    with monkeypatch.context() as patch:
+        break_weights(patch, error)
+        kind = PermissionError if isinstance(error, PermissionError) else OSError
+        with pytest.raises(
+            kind, match=r"saved could not be written \((No space|Permission).*\); what qkit\.json"
+        ) as caught:
+            save(llama, saved)
+    assert caught.value.errno == (13 if kind is PermissionError else 28)
+    assert torch.equal(logits(load(saved)[0], ids), expected)
 
 
 # ---- saving into a folder that is not empty, and interrupted saves

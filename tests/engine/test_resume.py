@@ -1,10 +1,13 @@
 """Interrupted work, taken up again: bit for bit what it would have been."""
 
 import math
+import threading
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from qkit import AWQ, FP4, GPTQ, NF4, RTN, W8A8, LLMInt8, SmoothQuant, quantize
 from qkit.nn.layers import quantized_layers
@@ -153,6 +156,82 @@ def test_layers_left_out_make_other_work(make_model, tokens, tmp_path):
     model = make_model("llama")
     with pytest.raises(ValueError, match="was made by other work"):
         quantize(model, GPTQ(4, 4), calibration=tokens, resume=tmp_path)
+
+
+def flipped(raw, byte):
+    return raw[:byte] + bytes([raw[byte] ^ 1]) + raw[byte + 1 :]
+
+
+FLIPS = {
+    "a number": lambda raw: flipped(raw, len(raw) - 1),
+    "another": lambda raw: flipped(raw, len(raw) - 2000),
+    "a name": lambda raw: raw.replace(b"up_proj.packed", b"up_proj.packee", 1),
+    "a field of the record": lambda raw: raw.replace(b'\\"damp\\"', b'\\"damq\\"', 1),
+    "a number of the record": lambda raw: raw.replace(b'\\"tokens\\": 384', b'\\"tokens\\": 385', 1),
+    "a shape": lambda raw: raw.replace(b'"shape":[100,48]', b'"shape":[48,100]', 1),
+    "the sum": lambda raw: raw.replace(b'\\"sha256\\"', b'\\"sha257\\"', 1),
+}
+
+
+@pytest.mark.parametrize("damage", FLIPS.values(), ids=FLIPS)
+def test_a_block_that_was_altered_is_refused(make_model, tokens, tmp_path, damage):
+    quantize(make_model("llama"), GPTQ(4, 4), calibration=tokens, resume=tmp_path)
+    path = tmp_path / "model.layers.1.safetensors"
+    raw = path.read_bytes()
+    assert damage(raw) != raw
+    path.write_bytes(damage(raw))
+    model = make_model("llama")
+    before = dict(model.named_parameters())
+    with pytest.raises(
+        ValueError, match=r"layers\.1\.safetensors is not whole \(.*\); delete it, and its block is solved"
+    ):
+        quantize(model, GPTQ(4, 4), calibration=tokens, resume=tmp_path)
+    assert not quantized_layers(model)
+    assert all(parameter is before[name] for name, parameter in model.named_parameters())
+
+
+def test_a_block_of_before_there_were_sums_is_refused(make_model, tokens, tmp_path):
+    save_file({"a": torch.ones(1)}, tmp_path / "model.layers.0.safetensors", {"qkit.block": "{}"})
+    with pytest.raises(ValueError, match=r"layers\.0\.safetensors holds no finished block; delete it"):
+        quantize(make_model("llama"), GPTQ(4, 4), calibration=tokens, resume=tmp_path)
+
+
+def test_two_at_the_same_work_in_one_folder_make_the_same_blocks(make_model, tokens, tmp_path):
+    """Neither writes into the other's draft, and each block is whole at any time."""
+    alone = make_model("llama")
+    quantize(alone, GPTQ(4, 4), calibration=tokens, resume=tmp_path / "alone")
+    models, errors = [make_model("llama") for _ in range(2)], []
+
+    def work(model):
+        try:
+            quantize(model, GPTQ(4, 4), calibration=tokens, resume=tmp_path / "both", progress=False)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(model,)) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    for model in models:
+        equal(model, alone)
+    folders = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("alone", "both")]
+    assert folders[0] == folders[1] and len(folders[0]) == 2
+
+
+def test_an_interrupted_write_leaves_no_block(make_model, tokens, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            quantize(make_model("llama"), GPTQ(4, 4), calibration=tokens, resume=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_a_file_is_refused(make_model, tokens, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="file is a file; give a folder"):
+        quantize(make_model("llama"), GPTQ(4, 4), calibration=tokens, resume=tmp_path / "file")
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-100], lambda raw: raw[:50], lambda raw: b""])

@@ -1,11 +1,13 @@
 """Scales that are searched, kept, and folded into another copy of the model: the function stays."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from qkit import AWQ, SmoothQuant, quantize, search_scales
-from qkit.engine.scaling import Scaling
+from qkit.engine.scaling import Scaling, pack_scales
 
 SCHEMES = [AWQ(3, 4), SmoothQuant(0.7), SmoothQuant(None, "per-tensor")]
 named = {"ids": lambda scheme: scheme.name}
@@ -88,6 +90,24 @@ def test_another_model_is_refused_and_left_as_it_was(make_model, tokens, other):
     with pytest.raises(ValueError, match=r"does not fit this model|needs one number per channel"):
         scaling.apply(model)
     assert all(p is before[name] for name, p in model.named_parameters())
+
+
+def test_a_file_that_was_altered_is_refused(make_model, tokens, tmp_path):
+    path = search_scales(make_model("llama"), AWQ(3, 4), calibration=tokens).save(tmp_path / "scales.safetensors")
+    raw = path.read_bytes()
+    for damaged in (raw[:-1] + bytes([raw[-1] ^ 1]), raw[:-9], raw.replace(b"up_proj", b"up_porj", 1)):
+        path.write_bytes(damaged)
+        with pytest.raises(
+            ValueError, match=r"scales\.safetensors is not whole \(.*\); give a file that Scaling\.save"
+        ):
+            Scaling.load(path)
+
+
+def test_a_file_of_before_there_were_sums_is_read(make_model, tokens, tmp_path):
+    scaling = search_scales(make_model("llama"), AWQ(3, 4), calibration=tokens)
+    tensors, records = pack_scales(scaling)
+    save_file(tensors, tmp_path / "old.safetensors", {"qkit.scaling": json.dumps(records)})
+    assert [repr(one) for one in Scaling.load(tmp_path / "old.safetensors")] == [repr(one) for one in scaling]
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):

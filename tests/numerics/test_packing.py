@@ -116,11 +116,3 @@ def test_the_kernel_and_torch_agree_on_every_byte(bits, shape):
     packed = pack(codes, bits)
     assert torch.equal(packed, pack_plain(codes, bits))
     assert torch.equal(unpack(packed, bits, shape[1]), unpack_plain(packed, bits, shape[1]))
-
-
-def test_where_numba_is_missing_torch_packs(monkeypatch):
-    codes = torch.arange(40).reshape(2, 20) % 8
-    expected = pack(codes, 3)
-    monkeypatch.setattr("qkit.numerics.packing._kernels", lambda: None)
-    assert torch.equal(pack(codes, 3), expected)
-    assert torch.equal(unpack(expected, 3, 20).long(), codes)

@@ -23,7 +23,7 @@ def edit_manifest(folder: Path, change: Callable[[dict], object], sign: bool = T
     manifest = json.loads(path.read_text())
     change(manifest)
     if sign:
-        del manifest["sha256"]
+        manifest.pop("sha256", None)
         manifest = seal(manifest)
     path.write_text(json.dumps(manifest))
 

@@ -1,14 +1,15 @@
 """GPTQ taken apart: the layer's output error, and the weight as it stands after some of its columns."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qkit.methods.gptq import inverse_cholesky
+from qkit.engine.quantize import quantize_tensor
+from qkit.methods.gptq import GPTQ, gptq, inverse_cholesky
+from qkit.methods.rtn import RTN
 from qkit.methods.statistics import InputStatistics
-from qkit.numerics.mapping import choose_scale, dequantize, integer_range, quantize, value_range
 
 
 def output_error(weight: Tensor, approximation: Tensor, hessian: Tensor) -> float:
@@ -45,34 +46,41 @@ class ColumnSteps:
 def column_steps(
     weight: Tensor, inputs: InputStatistics, bits: int = 4, stops: int = 33, damp: float = 0.01, rows: int = 48
 ) -> ColumnSteps:
-    """Run GPTQ's column loop (2210.17323, algorithm 1; symmetric, one scale a row) and stop on the way.
+    """GPTQ as published (2210.17323, algorithm 1; symmetric, one scale a row) and rounding, and where they are on the way.
+
+    The method is run once, and what it was after k columns follows from where it ends. The column that is rounded j-th errs
+    by e_j = (w_j - ŵ_j) / U_jj and takes e_j U_jk off each later one, so that in the end W - Ŵ = E U, an equation that is
+    solved for E. After k columns the free ones have lost the first k of those sums: W - E[:, :k] U[:k].
 
     Args:
         weight: float [out, in].
         inputs: the statistics of its inputs, with a Hessian.
         stops: how many, evenly spread over the columns, both ends included.
         rows: of `change` only the first rows are kept.
-    """
-    hessian = inputs.hessian.double()
-    hessian = hessian + torch.diag((hessian.diagonal() == 0).double())
-    upper, _ = inverse_cholesky(hessian, damp)
-    original = weight.detach().double()
-    scale, zero = choose_scale(*value_range(original), bits, symmetric=True)
 
-    def rounded(column: Tensor) -> Tensor:
-        return dequantize(quantize(column, scale, zero, *integer_range(bits)), scale, zero).double()
+    Raises:
+        ValueError: fewer than two stops.
+    """
+    if stops < 2:
+        raise ValueError(f"stops={stops} leaves out an end; use at least 2, the original and what became of it")
+    grid = {"bits": bits, "group_size": None, "symmetric": True}
+    rounded = quantize_tensor(weight, RTN(**grid, scale_dtype="float32")).dequantize().double()
+    solution = gptq(weight, inputs, replace(GPTQ.paper(**grid), scale_dtype="float32", damp=damp))
+    original, solved = weight.detach().double(), solution.q.dequantize().double()
+    hessian = inputs.hessian.double()
+    alive = hessian.diagonal() > 0  # the rest is rounded to nearest, and nothing makes good for it
+    upper, _ = inverse_cholesky(hessian[alive][:, alive], solution.damp)
+    errors = torch.linalg.solve_triangular(upper, (original - solved)[:, alive], upper=True, left=False)
 
     width = weight.shape[1]
-    where = tuple(sorted({round(k * width / (stops - 1)) for k in range(stops)}))
-    now, plain = original.clone(), original.clone()
-    change, errors = [], []
-    for j in range(width + 1):
-        if j in where:
-            change.append((now - original)[:rows].float())
-            errors.append([output_error(original, w, hessian) for w in (now, plain)])
-        if j < width:
-            column = rounded(now[:, j : j + 1])
-            now[:, j + 1 :] -= (now[:, j : j + 1] - column) / upper[j, j] * upper[j, j + 1 :]
-            now[:, j : j + 1], plain[:, j : j + 1] = column, rounded(original[:, j : j + 1])
-    gptq, rounding = zip(*errors, strict=True)
-    return ColumnSteps(where, torch.stack(change), gptq, rounding)
+    columns = tuple(sorted({round(k * width / (stops - 1)) for k in range(stops)}))
+    change, losses = [], []
+    for column in columns:
+        done = int(alive[:column].sum())
+        now, plain = original.clone(), original.clone()
+        now[:, alive] -= errors[:, :done] @ upper[:done]
+        now[:, :column], plain[:, :column] = solved[:, :column], rounded[:, :column]
+        change.append((now - original)[:rows].float())
+        losses.append([output_error(original, w, hessian) for w in (now, plain)])
+    by_gptq, by_rounding = zip(*losses, strict=True)
+    return ColumnSteps(columns, torch.stack(change), by_gptq, by_rounding)

@@ -53,3 +53,41 @@ def test_rounded_columns_stay_and_few_rows_are_kept(weight, inputs):
     steps = column_steps(weight, inputs, 3, stops=5, rows=4)
     assert steps.change.shape == (5, 4, 40)
     assert torch.equal(steps.change[2][:, :20], steps.change[4][:, :20])
+
+
+def test_every_stop_is_where_the_column_loop_of_the_paper_is(weight, inputs):
+    """Algorithm 1 written once more, as it stands in the paper, without batches."""
+    steps = column_steps(weight, inputs, 3, stops=41)
+    hessian = inputs.hessian.double()
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(40, dtype=torch.float64)
+    upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    scale = weight.abs().amax(1, keepdim=True) * 2 / 7
+    now = weight.double()
+    for column, change in zip(steps.columns, steps.change, strict=True):
+        assert torch.allclose(change, (now - weight).float(), atol=1e-6)
+        if column < 40:
+            w = now[:, column : column + 1].clone()
+            now[:, column : column + 1] = scale * (torch.round(w / scale) + 4).clamp(0, 7).sub(4)
+            error = (w - now[:, column : column + 1]) / upper[column, column]
+            now[:, column + 1 :] -= error * upper[column, column + 1 :]
+
+
+def test_inputs_that_were_never_there_move_nothing(weight, x):
+    x[:, [0, 7, 39]] = 0
+    inputs = InputStatistics.empty(40, wants=frozenset({"square"}))
+    inputs.add(x)
+    steps = column_steps(weight, inputs, 3, stops=41)
+    solved = gptq(weight, inputs, replace(qkit.GPTQ.paper(3, None), scale_dtype="float32")).q.dequantize()
+    assert torch.equal(steps.change[-1], solved - weight)
+    for column in (0, 7, 39):  # rounding them changes no other, and nothing changes them before
+        assert torch.equal(steps.change[column][:, column + 1 :], steps.change[column + 1][:, column + 1 :])
+        assert not steps.change[column][:, column].any()
+
+
+def test_a_layer_that_saw_only_zeros_is_rounded(weight):
+    inputs = InputStatistics.empty(40, wants=frozenset({"square"}))
+    inputs.add(torch.zeros(3, 40))
+    steps = column_steps(weight, inputs, 3, stops=3)
+    assert steps.gptq == steps.rounding == (0.0, 0.0, 0.0) and steps.moved(1) == 0
+    with pytest.raises(ValueError, match="stops=1 leaves out an end"):
+        column_steps(weight, inputs, stops=1)
