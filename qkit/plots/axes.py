@@ -73,6 +73,13 @@ def heights(values: Mapping[str, float], what: str, log: bool = True) -> np.ndar
     return drawn
 
 
+def with_its_value(name: str, value: float) -> str:
+    """A label for a point that `heights` has moved says so; any other is its name."""
+    if np.isposinf(value):
+        return f"{name} (infinite)"
+    return f"{name} (0)" if value <= 0 else name
+
+
 def in_one_order(orders: Iterable[Sequence[str]]) -> list[str]:
     """All names of several lists, each after those that come before it in its own list."""
     whole: list[str] = []

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib import rc_context
 
 from qkit.methods.scheme import Scheme
-from qkit.plots.axes import block_ticks, heights, label_apart, plain_ticks
+from qkit.plots.axes import block_ticks, heights, label_apart, plain_ticks, with_its_value
 from qkit.plots.base import BLUE, GREY, ORANGE, RED, STYLE, Picture
 from qkit.plots.marks import mark_named
 from qkit.study.frontier import Points, best_that_fits, frontier
@@ -68,7 +68,8 @@ class LossAgainstBytes(Picture):
             plain_ticks(self._axes.xaxis, [*TICKS, 7, 15, 30])
             plain_ticks(self._axes.yaxis, DECADES)
             self.draw_without_rendering()
-            label_apart(self._axes, sizes, losses, list(self.points))
+            labels = [with_its_value(name, loss) for name, (_, loss) in self.points.items()]
+            label_apart(self._axes, sizes, losses, labels)
         self.show(megabytes, advised)
         self.freeze()
 

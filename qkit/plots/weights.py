@@ -3,7 +3,6 @@
 The two that widgets drive keep their artists and are given new data, because drawing anew costs ten times more.
 """
 
-import math
 from collections.abc import Mapping
 from itertools import cycle
 
@@ -17,7 +16,7 @@ from qkit import ops
 from qkit.engine.report import QuantizationReport
 from qkit.numerics.error import error_statistics
 from qkit.numerics.qtensor import QTensor
-from qkit.plots.axes import block_ticks, heights, in_one_order, label_apart, plain_ticks
+from qkit.plots.axes import block_ticks, heights, in_one_order, label_apart, plain_ticks, with_its_value
 from qkit.plots.base import BLUE, BOUND, GREEN, GREY, ORANGE, ORIGINAL, QUANTIZED, RED, STYLE, Data, Picture
 from qkit.plots.marks import mark_of
 from qkit.study.anatomy.weights import (
@@ -245,8 +244,7 @@ def _draw_perplexity(picture: Picture, axes, data: Data, comparison: Comparison)
     plain_ticks(axes.xaxis, TICKS)
     plain_ticks(axes.yaxis, TICKS)
     picture.draw_without_rendering()  # the layout must be known before labels can be kept apart
-    infinite = (math.isinf(row.perplexity) for row in comparison.rows)
-    labels = [f"{name} (infinite)" if inf else name for name, inf in zip(data["names"], infinite, strict=True)]
+    labels = [with_its_value(row.name, row.perplexity) for row in comparison.rows]
     label_apart(axes, sizes, values, labels)
 
 

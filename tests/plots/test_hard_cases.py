@@ -228,6 +228,8 @@ def test_losses_beyond_the_axis_stand_beyond_the_others():
         points = {"exact": (9.0, 0.0), "RTN W4": (5.0, 0.5), "RTN W3": (4.0, 2.0), "RTN W2": (3.0, INF)}
         picture = drawn(plots.LossAgainstBytes(points, megabytes=4.5))
         drawn(plots.loss_against_bytes({"": (1.0, 0.0)}))
+    labels = [text.get_text() for text in picture.axes[0].texts]
+    assert {"exact (0)", "RTN W4", "RTN W3", "RTN W2 (infinite)"} == set(labels)
     exact, four, three, two = picture.data["losses"]
     assert 0 < exact < four == 0.5 < three == 2.0 < two < INF
     assert picture.data["best"] == "RTN W3" and "RTN W2 3.0 MB inf" in picture.alt
