@@ -16,7 +16,14 @@ class Migration(Picture):
     0 for no smoothing).
     """
 
-    def __init__(self, one: SmoothInput, alpha: float | None, static: bool = False, dpi: int = 96) -> None:
+    def __init__(
+        self,
+        one: SmoothInput,
+        alpha: float | None,
+        static: bool = False,
+        dpi: int = 96,
+        losses: dict[float | None, float] | None = None,
+    ) -> None:
         with rc_context(STYLE):
             super().__init__(11, 4.6, dpi)
             grid = self.add_gridspec(2, 2, width_ratios=[1.5, 1])
@@ -41,7 +48,7 @@ class Migration(Picture):
             self._right.yaxis.set_major_formatter("{x:g}")
             self._right.yaxis.set_minor_formatter("")
             self._right.legend(loc="upper left")
-        self.show(one, alpha, static)
+        self.show(one, alpha, static, losses)
         self.freeze()
 
     def show(

@@ -1,6 +1,6 @@
 """What explorers with controls of their own share: a picture, its image, and how both follow the controls."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets
@@ -24,22 +24,39 @@ def on_offer(name: str, value: Any, options: Iterable[Any]) -> Any:
 
 
 class LivePicture(ipywidgets.VBox):
-    """Named controls over one picture; when a control moves, `update` gives the picture new data, and it is sent anew."""
+    """Named controls over one picture; when a control moves, `update` gives the picture new data, and it is sent anew.
+
+    Attributes:
+        picture: what is seen, with its `data` and its `alt`.
+        image: the widget that shows it, a PNG.
+    """
 
     def __init__(
-        self, controls: Mapping[str, ipywidgets.Widget], picture: Picture, update: Callable[[], object]
+        self,
+        controls: Mapping[str, ipywidgets.Widget],
+        picture: Picture,
+        update: Callable[[], object],
+        rows: Sequence[Sequence[str]] | None = None,
     ) -> None:
+        """
+        Args:
+            controls: by name, in the order in which `repr` lists them.
+            rows: the names that stand beside each other; None: all in one row.
+        """
         self._controls, self._update, self.picture = dict(controls), update, picture
-        self._image = ipywidgets.Image(
-            format="png", value=picture.png(compress_level=1), layout={"align_self": "flex-start"}
+        self.image = ipywidgets.Image(
+            format="png",
+            value=picture.png(compress_level=1),
+            layout={"align_self": "flex-start"},  # its own size: stretched, it blurs
         )
-        super().__init__([ipywidgets.HBox(list(self._controls.values())), self._image])
+        boxes = [ipywidgets.HBox([self._controls[name] for name in row]) for row in rows or [list(controls)]]
+        super().__init__([*boxes, self.image])
         for control in self._controls.values():
             control.observe(self._redraw, "value")
 
     def _redraw(self, _change: Any = None) -> None:
         self._update()
-        self._image.value = self.picture.png(compress_level=1)
+        self.image.value = self.picture.png(compress_level=1)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={control.value!r}" for name, control in self._controls.items())

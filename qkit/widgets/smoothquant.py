@@ -61,8 +61,8 @@ class SmoothQuantExplorer(LivePicture):
             style=wide,
             layout={"width": "14em"},
         )
-        one, alpha, static, _ = self._current()
-        picture = Migration(one, alpha, static, dpi=DPI)
+        one, alpha, static, losses = self._current()
+        picture = Migration(one, alpha, static, DPI, losses)
         controls = {"layer": self.layer, "alpha": self.alpha, "activations": self.activations}
         super().__init__(controls, picture, lambda: picture.show(*self._current()))
 

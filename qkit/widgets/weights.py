@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qkit.engine.quantize import quantize_tensor
 from qkit.model.surgery import find_targets
 from qkit.plots import ErrorCurve, WeightHistogram
-from qkit.widgets.live import DPI, on_offer
+from qkit.widgets.live import DPI, LivePicture, on_offer
 
 Weights = nn.Module | Mapping[str, Tensor]
 ROW = "row"  # a slider cannot hold None
@@ -38,7 +38,7 @@ def group_options(weights: Mapping[str, Tensor]) -> list[tuple[str, Any]]:
     return [("whole tensor", "tensor"), ("row", ROW), *((str(g), g) for g in sizes)]
 
 
-class Explorer(ipywidgets.VBox):
+class Explorer(LivePicture):
     """Controls over one live picture of a quantized weight: layer, bits, group size, symmetric or not."""
 
     picture_class: type[WeightHistogram] | type[ErrorCurve]
@@ -76,41 +76,16 @@ class Explorer(ipywidgets.VBox):
             style=wide,
         )
         self.symmetric = ipywidgets.Checkbox(value=symmetric, description="symmetric", indent=False)
-        self._controls = (self.layer, self.bits, self.group_size, self.symmetric)
-        self.picture = self.picture_class(*self._current(), dpi=DPI)
-        self._image = ipywidgets.Image(
-            format="png",
-            value=self.picture.png(compress_level=1),
-            layout={"align_self": "flex-start"},  # its own size: stretched, it blurs
-        )
-        rows = [
-            ipywidgets.HBox([self.layer, self.symmetric]),
-            ipywidgets.HBox([self.bits, self.group_size]),
-            self._image,
-        ]
-        super().__init__(rows)
-        for control in self._controls:
-            control.observe(self._redraw, "value")
+        picture = self.picture_class(*self._current(), dpi=DPI)
+        controls = {name: getattr(self, name) for name in ("layer", "bits", "group_size", "symmetric")}
+        rows = [("layer", "symmetric"), ("bits", "group_size")]
+        super().__init__(controls, picture, lambda: picture.show(*self._current()), rows)
 
     def _current(self) -> tuple[Tensor, Any, str]:
         weight = self._weights[self.layer.value]
         group_size = None if self.group_size.value == ROW else self.group_size.value
         q = quantize_tensor(weight, bits=self.bits.value, group_size=group_size, symmetric=self.symmetric.value)
         return weight, q, self.layer.value.removeprefix("model.")
-
-    def _redraw(self, _change: Any = None) -> None:
-        self.picture.show(*self._current())
-        self._image.value = self.picture.png(compress_level=1)
-
-    def __repr__(self) -> str:
-        settings = ", ".join(
-            f"{name}={getattr(self, name).value!r}" for name in ("layer", "bits", "group_size", "symmetric")
-        )
-        return f"{type(self).__name__}({settings})"
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        data, metadata = self.picture._repr_mimebundle_()
-        return {**super()._repr_mimebundle_(**kwargs), **data, "text/plain": repr(self)}, metadata
 
 
 class HistogramExplorer(Explorer):

@@ -17,11 +17,11 @@ def searched(llama, ids):
 def test_every_control_changes_the_image_and_it_is_the_librarys(searched):
     model, scaling = searched
     explorer = AWQExplorer(model, scaling, group_size=4)
-    seen = {explorer._image.value}
+    seen = {explorer.image.value}
     for control, value in ((explorer.alpha, 0.5), (explorer.layer, explorer.layer.options[3])):
         control.value = value
-        assert explorer._image.value not in seen
-        seen.add(explorer._image.value)
+        assert explorer.image.value not in seen
+        seen.add(explorer.image.value)
     assert explorer.picture.alt == plots.alpha_search(model, scaling[3], 0.5, 4).alt
     explorer.alpha.value = "no scaling"
     assert explorer.picture.alt == plots.alpha_search(model, scaling[3], None, 4).alt

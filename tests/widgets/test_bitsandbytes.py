@@ -18,9 +18,9 @@ def weights():
 
 def test_the_threshold_moves_the_map(llama, ids):
     explorer = OutlierExplorer(llama, ids[:1], list("abcdefghijklmnopqrst"), threshold=2)
-    before = explorer._image.value
+    before = explorer.image.value
     explorer.threshold.value = 1.0
-    assert explorer._image.value != before
+    assert explorer.image.value != before
     expected = plots.outlier_map(input_maxima(llama, ids[:1]), list("abcdefghijklmnopqrst"), 1.0)
     assert explorer.picture.alt == expected.alt
 
@@ -32,11 +32,11 @@ def test_a_threshold_of_ones_own_is_on_the_slider(llama, ids):
 def test_layer_and_block_size_move_the_levels(weights):
     explorer = CodebookExplorer(weights)
     assert explorer.block_size.options == (32, 64, 128, 256, 512)
-    seen = {explorer._image.value}
+    seen = {explorer.image.value}
     for control, value in ((explorer.block_size, 128), (explorer.layer, "second")):
         control.value = value
-        assert explorer._image.value not in seen
-        seen.add(explorer._image.value)
+        assert explorer.image.value not in seen
+        seen.add(explorer.image.value)
     assert explorer.picture.alt == plots.codebook_levels(weights["second"], 128, "second").alt
 
 

@@ -19,7 +19,7 @@ def points(llama):
 def test_every_control_changes_the_image(llama, points):
     explorer = ChooserExplorer(llama, points)
     explorer.megabytes.value = explorer.megabytes.max
-    seen = {explorer._image.value}
+    seen = {explorer.image.value}
     moves = (
         (explorer.quality, "smallest"),
         (explorer.calibration, False),
@@ -30,8 +30,8 @@ def test_every_control_changes_the_image(llama, points):
     for control, value in moves:
         control.value = value
         if control is not explorer.hardware:  # 16 bits fit or not, whatever the hardware
-            assert explorer._image.value not in seen, (control.description, value)
-        seen.add(explorer._image.value)
+            assert explorer.image.value not in seen, (control.description, value)
+        seen.add(explorer.image.value)
 
 
 def test_it_says_what_the_library_says(llama, points):

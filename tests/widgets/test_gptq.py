@@ -17,11 +17,11 @@ def explorer(llama, ids):
 
 
 def test_every_control_changes_the_image(explorer):
-    seen = {explorer._image.value}
+    seen = {explorer.image.value}
     for control, value in ((explorer.column, 12), (explorer.bits, 2), (explorer.layer, LAYERS[1])):
         control.value = value
-        assert explorer._image.value not in seen
-        seen.add(explorer._image.value)
+        assert explorer.image.value not in seen
+        seen.add(explorer.image.value)
 
 
 def test_the_slider_follows_the_width_of_the_layer_and_keeps_its_place(explorer):
@@ -38,10 +38,15 @@ def test_what_is_drawn_is_what_the_library_computes(explorer, llama, ids):
     assert explorer.picture.alt == plots.compensation_picture(steps, 16, "layers.1.mlp.down_proj, 2 bits").alt
 
 
-def test_a_layer_is_solved_once(explorer):
-    steps = explorer._steps()
-    explorer.column.value = 0
-    assert explorer._steps() is steps
+def test_a_layer_is_solved_once(llama, ids, monkeypatch):
+    solved = []
+    monkeypatch.setattr(
+        "qkit.widgets.gptq.column_steps", lambda *args: solved.append(args[2]) or plots.column_steps(*args)
+    )
+    explorer = CompensationExplorer(llama, ids, LAYERS, bits=3)
+    for column, bits in ((0, 3), (12, 2), (24, 3)):
+        explorer.column.value, explorer.bits.value = column, bits
+    assert solved == [3, 2]
 
 
 def test_the_output_carries_a_picture_and_a_stable_line(explorer):

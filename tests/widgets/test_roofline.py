@@ -19,7 +19,7 @@ def explorer(llama):
 
 
 def test_every_control_changes_the_image(explorer):
-    seen = {explorer._image.value}
+    seen = {explorer.image.value}
     moves = (
         (explorer.tokens, 4),
         (explorer.bits, 8),
@@ -29,8 +29,8 @@ def test_every_control_changes_the_image(explorer):
     )
     for control, value in moves:
         control.value = value
-        assert explorer._image.value not in seen, (control.description, value)
-        seen.add(explorer._image.value)
+        assert explorer.image.value not in seen, (control.description, value)
+        seen.add(explorer.image.value)
 
 
 def test_what_was_measured_is_drawn_where_it_was_measured_and_nowhere_else(explorer):

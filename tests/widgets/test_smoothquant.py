@@ -8,7 +8,7 @@ from qkit.widgets import SmoothQuantExplorer
 
 def test_every_control_changes_the_image_and_it_is_the_librarys(llama, ids):
     explorer = SmoothQuantExplorer(llama, ids, tokens=16)
-    seen = {explorer._image.value}
+    seen = {explorer.image.value}
     moves = (
         (explorer.alpha, 0.5),
         (explorer.layer, explorer.layer.options[3]),
@@ -16,19 +16,22 @@ def test_every_control_changes_the_image_and_it_is_the_librarys(llama, ids):
     )
     for control, value in moves:
         control.value = value
-        assert explorer._image.value not in seen
-        seen.add(explorer._image.value)
+        assert explorer.image.value not in seen
+        seen.add(explorer.image.value)
     inputs = plots.smooth_inputs(llama, ids, tokens=16)
     assert explorer.picture.alt == plots.migration(inputs[3], 0.5, static=True).alt
     explorer.alpha.value = "none"
     assert explorer.picture.alt == plots.migration(inputs[3], None, static=True).alt
 
 
-def test_losses_are_computed_once_for_each_input(llama, ids):
+def test_losses_are_computed_once_for_each_input(llama, ids, monkeypatch):
+    searched, losses = [], plots.SmoothInput.losses
+    monkeypatch.setattr(plots.SmoothInput, "losses", lambda one, static: searched.append(static) or losses(one, static))
     explorer = SmoothQuantExplorer(llama, ids, tokens=16)
     for alpha in (0.1, 0.2, "none"):
         explorer.alpha.value = alpha
-    assert list(explorer._losses) == [(0, False)]
+    explorer.activations.value = "per-tensor"
+    assert searched == [False, True]
 
 
 def test_the_output_carries_a_picture_and_a_stable_line(llama, ids):

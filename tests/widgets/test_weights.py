@@ -19,12 +19,12 @@ def weights():
 @pytest.mark.parametrize("cls", [HistogramExplorer, ErrorExplorer])
 def test_every_control_changes_the_image(cls, weights):
     explorer = cls(weights)
-    seen = {explorer._image.value}
+    seen = {explorer.image.value}
     moves = ((explorer.bits, 3), (explorer.group_size, 16), (explorer.symmetric, True), (explorer.layer, "second"))
     for control, value in moves:
         control.value = value
-        assert explorer._image.value not in seen
-        seen.add(explorer._image.value)
+        assert explorer.image.value not in seen
+        seen.add(explorer.image.value)
 
 
 def test_what_is_drawn_is_what_the_library_computes(weights):
