@@ -69,7 +69,7 @@ def plain_weight(weight: Tensor, q: QTensor, name: str) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class WeightHistogram:
+class HistogramCounts:
     """How many weights fall into each bin, before and after.
 
     Attributes:
@@ -82,13 +82,13 @@ class WeightHistogram:
     after: np.ndarray
 
 
-def histogram(weight: Tensor, q: QTensor) -> WeightHistogram:
+def histogram(weight: Tensor, q: QTensor) -> HistogramCounts:
     """Count `weight` [out, in] and what `q` made of it, in even bins over both."""
     approximation = ops.dequantize(q).cpu()
     lo, hi = (float(f(f(weight), f(approximation))) for f in (torch.min, torch.max))
     margin = 0.03 * (hi - lo) or 1.0
     edges = np.linspace(lo - margin, hi + margin, BINS + 1)
-    return WeightHistogram(edges, _counts(weight, edges), _counts(approximation, edges))
+    return HistogramCounts(edges, _counts(weight, edges), _counts(approximation, edges))
 
 
 def _counts(values: Tensor, edges: np.ndarray) -> np.ndarray:
