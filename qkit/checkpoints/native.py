@@ -87,7 +87,7 @@ def save(model: nn.Module, folder: str | os.PathLike, tokenizer=None) -> Path:
             weights = _place_weights(tensors, description, draft, mark, placed)
             words = None if tokenizer is None else _place_tokenizer(tokenizer, model.config, draft, mark, placed)
             manifest = seal({**description, "weights": weights, "tokenizer": words})
-            (draft / NAME).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            (draft / NAME).write_text(json.dumps(manifest, indent=0), encoding="utf-8")
             publish(draft / NAME, folder / NAME)
         except BaseException:
             if alone(draft):
