@@ -9,9 +9,8 @@ from qkit.nn.layers import LAYERS
 from qkit.nn.qlinear import QLinear
 from qkit.numerics.kinds import stored_from
 
-COMPUTED_IN = {
-    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-}
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+COMPUTED_IN = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
 
 def layer_record(layer: QLinear) -> dict[str, Any]:
