@@ -7,6 +7,10 @@ Gradients pass through rounding as if it had slope 1 (straight through, Bengio e
 rounds on its way, going back it is the product with ŵ. Nothing is ever cut off the graph without a word.
 """
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -86,6 +90,18 @@ def gptq_columns(
     return select("gptq_columns", backend, w.device.type)(w, upper, group, scale, zero, integer_range(bits)[1])
 
 
+def _not_compiled(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """torch.compile does not look into this operation: kernels are compiled already. It goes on behind it with a new graph."""
+
+    @wraps(operation)
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        if torch.compiler.is_compiling():  # asked for only then: to import the compiler takes seconds
+            return torch.compiler.disable(operation)(*args, **kwargs)
+        return operation(*args, **kwargs)
+
+    return call
+
+
 class _StraightThrough(torch.autograd.Function):
     """`y` going forward; going back, the gradient of x ŵᵀ."""
 
@@ -99,6 +115,7 @@ class _StraightThrough(torch.autograd.Function):
         return gradient @ dequantize(ctx.q).to(gradient.dtype), None, None
 
 
+@_not_compiled
 def linear(
     x: Tensor,
     q: StoredWeight,
@@ -147,6 +164,7 @@ def _check_linear(x: Tensor, q: StoredWeight, bias: Tensor | None) -> None:
         )
 
 
+@_not_compiled
 def int8_linear(
     x: Tensor,
     q: QTensor,

@@ -1,3 +1,4 @@
+import warnings
 from importlib import import_module
 
 import numpy as np
@@ -5,10 +6,11 @@ import pytest
 import torch
 
 from products import off, off_int8, values, weight
-from qkit import RTN, linear, ops, quantize_tensor
+from qkit import RTN, W8A8, LLMInt8, QLinear, SmoothQuant, linear, ops, quantize_tensor
 from qkit.dispatch import TABLE, missing, rows_of, select
 from qkit.methods.codebook import FP4, NF4, codebook_quantize
 from qkit.methods.int8 import int8_rows
+from qkit.methods.statistics import InputStatistics
 from qkit.numerics.packing import pack
 from qkit.ops import (
     dequantize,
@@ -331,3 +333,74 @@ def test_a_kernel_that_is_broken_is_an_error_and_one_that_is_not_installed_is_no
     else:
         with pytest.raises(ImportError, match="cannot import"):
             why("qkit.backends.numba")
+
+
+# ---- gradients and torch.compile: nothing is cut off the graph, and nothing dies inside the compiler
+
+LAYERS = [
+    RTN(4, 16),
+    RTN(4, 16, activations="int8"),
+    RTN(3, "tensor", include_zero=False),
+    NF4(),
+    FP4(32, double_quant=False),
+    LLMInt8(),
+    LLMInt8(0.5),
+    W8A8(),
+    W8A8("per-tensor"),
+    SmoothQuant(),
+]
+
+
+def a_layer(scheme, dtype=torch.float32):
+    """(the layer, the float layer of the same weight) with 48 inputs, not a whole block of a codebook, and 5 outputs."""
+    weight, inputs = normal(5, 48), InputStatistics.empty(48)
+    inputs.add(normal(64, 48, seed=3))
+    q = scheme.round(weight, inputs).q
+    plain = torch.nn.Linear(48, 5)
+    plain.weight = torch.nn.Parameter(q.dequantize(), requires_grad=False)
+    layer = scheme.layer(q, plain.bias, inputs)
+    return layer.to(dtype), plain.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("scheme", LAYERS, ids=lambda scheme: scheme.name)
+def test_gradients_go_straight_through_as_in_the_float_layer(scheme, dtype):
+    layer, plain = a_layer(scheme, dtype=dtype)
+    grads = []
+    for module in (layer, plain):
+        x = normal(2, 3, 48, seed=1).to(dtype).requires_grad_()
+        module.zero_grad()
+        y = module(x)
+        assert y.requires_grad and y.shape == (2, 3, 5) and y.dtype == dtype
+        y.backward(torch.arange(30, dtype=dtype).reshape(2, 3, 5) / 8)
+        grads.append((x.grad, module.bias.grad))
+    for found, expected in zip(*grads, strict=True):
+        # one rounding to the dtype in either, and 5 products summed in it; INT8 layers compute in float32 at best
+        eps = torch.finfo(dtype if type(layer) is QLinear or dtype == torch.bfloat16 else torch.float32).eps
+        torch.testing.assert_close(found, expected, rtol=8 * eps, atol=8 * eps)
+
+
+@pytest.mark.parametrize("scheme", LAYERS, ids=lambda scheme: scheme.name)
+def test_what_is_computed_does_not_depend_on_whether_a_gradient_is_asked_for(scheme):
+    layer, _ = a_layer(scheme)
+    x = normal(3, 48, seed=1)
+    with torch.no_grad():
+        expected = layer(x)
+    assert torch.equal(layer(x.clone().requires_grad_()).detach(), expected)
+    assert not layer.requires_grad_(False)(x).requires_grad
+
+
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("scheme", LAYERS, ids=lambda scheme: scheme.name)
+def test_compiled_layers_compute_what_they_compute(scheme, learns):
+    torch.compiler.reset()
+    layer, _ = a_layer(scheme)
+    model = torch.nn.Sequential(layer, torch.nn.ReLU())
+    x = normal(3, 48, seed=1).requires_grad_(learns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # the compiler warns where it looks into what it should not
+        y = torch.compile(model, backend="eager")(x)
+    assert torch.equal(y, model(x))
+    if learns:
+        y.sum().backward()
+        assert x.grad.abs().max() > 0

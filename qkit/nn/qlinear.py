@@ -38,7 +38,7 @@ class QLinear(nn.Module):
         super().__init__()
         known = isinstance(activations, Activations)
         self.activations = activations if known else activations_from(activations, self.inputs)
-        self._qtensor: StoredWeight | None = None
+        self._qtensor = q
         self.out_features, self.in_features = q.shape
         self.bits = q.bits
         self.meta = {"kind": q.kind, **q.meta()}
@@ -52,7 +52,7 @@ class QLinear(nn.Module):
     def qtensor(self) -> StoredWeight:
         """The weight as it is stored (of the kind it was made from); shares memory with the buffers."""
         parts = {name: getattr(self, name) for name in self.parts}
-        if self._qtensor is None or any(getattr(self._qtensor, name) is not part for name, part in parts.items()):
+        if any(getattr(self._qtensor, name) is not part for name, part in parts.items()):  # moved, or loaded
             self._qtensor = stored_from(parts, self.meta)  # made once: to check it takes longer than a small product
         return self._qtensor
 
