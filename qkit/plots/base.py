@@ -22,19 +22,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from qkit.methods.registry import SCHEMES
+
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
 PURPLE, SKY, YELLOW = "#CC79A7", "#56B4E9", "#F0E442"
-METHOD_COLOURS = {  # a method's colour is the same in every figure
-    "FP32": "#000000",
-    "RTN": BLUE,
-    "LLM.int8": PURPLE,
-    "NF4": ORANGE,
-    "FP4": YELLOW,
-    "GPTQ": RED,
-    "AWQ": GREEN,
-    "W8A8": GREY,
-    "SmoothQuant": SKY,
+EXAMPLES = {  # a scheme of each method, by the word that its name begins with
+    example.name.partition(" ")[0]: example
+    for example in (scheme.parse(scheme.spellings[0]) for scheme in SCHEMES.values())
 }
+METHOD_COLOURS = {"FP32": "#000000"} | {word: example.colour for word, example in EXAMPLES.items()}  # in every figure
 BITS_STYLES = {8: ("o", "-"), 4: ("s", "--"), 3: ("^", "-."), 2: ("v", ":")}  # marker, line
 ORIGINAL, QUANTIZED, BOUND = GREY, BLUE, RED
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from qkit import ops
 from qkit.engine.report import QuantizationReport
 from qkit.numerics.error import error_statistics
-from qkit.numerics.qtensor import QTensor
+from qkit.numerics.stored import StoredWeight
 from qkit.plots.axes import block_ticks, heights, in_one_order, label_apart, plain_ticks, with_its_value
 from qkit.plots.base import BLUE, BOUND, GREEN, GREY, ORANGE, ORIGINAL, QUANTIZED, RED, STYLE, Data, Picture
 from qkit.plots.marks import mark_of
@@ -43,7 +43,7 @@ class WeightHistogram(Picture):
     `median` group, `sqnr_db`, `bits_per_weight`.
     """
 
-    def __init__(self, weight: Tensor, q: QTensor, title: str = "weights", dpi: int = 96) -> None:
+    def __init__(self, weight: Tensor, q: StoredWeight, title: str = "weights", dpi: int = 96) -> None:
         with rc_context(STYLE):
             super().__init__(9, 4.4, dpi)
             self._axes, self._rug = self.subplots(2, 1, sharex=True, height_ratios=[5, 1])
@@ -63,7 +63,7 @@ class WeightHistogram(Picture):
         self.show(weight, q, title)
         self.freeze()
 
-    def show(self, weight: Tensor, q: QTensor, title: str) -> None:
+    def show(self, weight: Tensor, q: StoredWeight, title: str) -> None:
         """Give the same picture other data.
 
         Raises:
@@ -110,7 +110,7 @@ class ErrorCurve(Picture):
     largest error inside the range, and the `rms` error.
     """
 
-    def __init__(self, weight: Tensor, q: QTensor, title: str = "weights", dpi: int = 96) -> None:
+    def __init__(self, weight: Tensor, q: StoredWeight, title: str = "weights", dpi: int = 96) -> None:
         with rc_context(STYLE):
             super().__init__(9, 3.8, dpi)
             self._axes = self.subplots()
@@ -123,7 +123,7 @@ class ErrorCurve(Picture):
         self.show(weight, q, title)
         self.freeze()
 
-    def show(self, weight: Tensor, q: QTensor, title: str) -> None:
+    def show(self, weight: Tensor, q: StoredWeight, title: str) -> None:
         """Give the same picture other data: the widest group of `q` is drawn.
 
         Raises:
@@ -164,12 +164,12 @@ class ErrorCurve(Picture):
         )
 
 
-def weight_histogram(weight: Tensor, q: QTensor, title: str = "weights") -> Picture:
+def weight_histogram(weight: Tensor, q: StoredWeight, title: str = "weights") -> Picture:
     """Histogram of `weight` [out, in] and of its quantized form, with the grid."""
     return WeightHistogram(weight, q, title)
 
 
-def error_curve(weight: Tensor, q: QTensor, title: str = "weights") -> Picture:
+def error_curve(weight: Tensor, q: StoredWeight, title: str = "weights") -> Picture:
     """Error against weight for the widest group of `q`, between its bounds."""
     return ErrorCurve(weight, q, title)
 
@@ -236,7 +236,7 @@ def _perplexity_data(comparison: Comparison) -> Data:
 def _draw_perplexity(picture: Picture, axes, data: Data, comparison: Comparison) -> None:
     sizes, values = data["megabytes"], data["perplexity"]
     for row, size, value in zip(comparison.rows, sizes, values, strict=True):
-        mark = mark_of(row.name, row.scheme)
+        mark = mark_of(row.scheme)
         axes.plot(size, value, mark.marker, color=mark.colour, ms=9, mec="white")
     axes.set(xscale="log", yscale="log", xlabel="MB on disk", ylabel="perplexity (lower is better)")
     axes.set(xlim=(0.85 * min(sizes), 1.9 * max(sizes)), ylim=(0.7 * min(values), 1.6 * max(values)))
@@ -264,7 +264,7 @@ def _layer_data(reports: Mapping[str, QuantizationReport]) -> Data:
 def _draw_layer_errors(axes, data: Data, reports: Mapping[str, QuantizationReport]) -> None:
     layers = data["layers"]
     for name, report in reports.items():
-        mark = mark_of(name, report.scheme)
+        mark = mark_of(report.scheme)
         values = data[f"SQNR of {name}"]
         (there,) = np.nonzero(~np.isnan(values))
         axes.plot(there, values[there], color=mark.colour, ls=mark.line, marker=mark.marker, ms=3, lw=1.2)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qkit.methods.smoothquant import search_alpha, smoothing_factor, w8a8_loss
+from qkit.methods.smoothquant import max_by, search_alpha, smoothing_factor, w8a8_loss
 from qkit.model.folding import model_folds
 from qkit.model.inputs import layer_inputs
 from qkit.study.anatomy.awq import label_of, stacked_weight
@@ -79,9 +79,6 @@ def smooth_inputs(model: nn.Module, ids: Tensor, tokens: int = 512) -> list[Smoo
         for one in folds:
             weight = stacked_weight(block, one)
             x = inputs[f"{name}.{one.consumers[0]}"]
-            x_absmax, w_absmax = (
-                torch.zeros(one.width).scatter_reduce(0, one.index, values.abs().amax(0), "amax")
-                for values in (x, weight)
-            )
+            x_absmax, w_absmax = (max_by(values.abs().amax(0), one.index, one.width) for values in (x, weight))
             found.append(SmoothInput(label_of(name, one), weight, x[:tokens].clone(), x_absmax, w_absmax, one.index))
     return found

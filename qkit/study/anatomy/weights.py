@@ -11,50 +11,46 @@ import torch
 from torch import Tensor
 
 from qkit import ops
-from qkit.numerics.codebook_qtensor import CodebookQTensor
-from qkit.numerics.codebooks import codebook
 from qkit.numerics.mapping import check_finite
-from qkit.numerics.qtensor import QTensor
+from qkit.numerics.stored import StoredWeight
 
 BINS = 200
 
 
-def reaches(q: QTensor) -> Tensor:
+def reaches(q: StoredWeight) -> Tensor:
     """What the levels of each group are stretched by, float32: the scales [rows, groups], or the absmax of blocks [1, blocks]."""
-    return q.absmax()[None] if isinstance(q, CodebookQTensor) else q.scales.float()
+    return q.scales.float() if q.table() is None else q.absmax()[None]
 
 
-def levels(q: QTensor, row: int, group: int) -> np.ndarray:
+def levels(q: StoredWeight, row: int, group: int) -> np.ndarray:
     """The real numbers that one group of `q` can hold, float64, ascending, each once: 2^bits of them, or those of a table."""
-    if isinstance(q, CodebookQTensor):
-        return np.unique(float(reaches(q)[row, group]) * codebook(q.codebook).double().numpy())
-    scale, zero = float(q.scales[row, group]), float(q.zeros()[row, group])
-    offset = 0.0 if q.offsets is None else float(q.offsets[row, group])
-    return scale * (np.arange(2**q.bits) - zero) + offset
+    return np.unique(q.levels(row, group).double().cpu().numpy())
 
 
 def is_even(grid: np.ndarray) -> bool:
     """Whether neighbouring levels are all one step apart."""
     gaps = np.diff(grid)
-    return len(gaps) > 0 and np.allclose(gaps, gaps[0], rtol=1e-6, atol=0)
+    return len(gaps) > 0 and np.allclose(
+        gaps, gaps[0], rtol=0.01, atol=0
+    )  # levels are float32, far from zero coarse ones
 
 
-def group_by_scale(q: QTensor, quantile: float) -> tuple[int, int]:
+def group_by_scale(q: StoredWeight, quantile: float) -> tuple[int, int]:
     """(row, group) of the scale at `quantile` among all: 1 is the widest group, 0.5 the median one."""
     stretch = reaches(q)
     index = int(stretch.flatten().argsort()[round(quantile * (stretch.numel() - 1))])
     return divmod(index, stretch.shape[1])
 
 
-def members(values: Tensor, q: QTensor, row: int, group: int) -> Tensor:
+def members(values: Tensor, q: StoredWeight, row: int, group: int) -> Tensor:
     """Those of `values` [out, in] that belong to one group of `q`; the last block of a codebook may be short."""
     stretch = reaches(q)
-    size = q.block_size if isinstance(q, CodebookQTensor) else values.numel() // stretch.numel()
+    size = {None: q.shape[1], "tensor": values.numel()}.get(q.group_size, q.group_size)
     start = (row * stretch.shape[1] + group) * size
     return values.reshape(-1)[start : start + size]
 
 
-def plain_weight(weight: Tensor, q: QTensor, name: str) -> Tensor:
+def plain_weight(weight: Tensor, q: StoredWeight, name: str) -> Tensor:
     """`weight` as float32 on the CPU, to be looked at beside `q`.
 
     Raises:
@@ -82,7 +78,7 @@ class HistogramCounts:
     after: np.ndarray
 
 
-def histogram(weight: Tensor, q: QTensor) -> HistogramCounts:
+def histogram(weight: Tensor, q: StoredWeight) -> HistogramCounts:
     """Count `weight` [out, in] and what `q` made of it, in even bins over both."""
     approximation = ops.dequantize(q).cpu()
     lo, hi = (float(f(f(weight), f(approximation))) for f in (torch.min, torch.max))
@@ -116,7 +112,9 @@ class GroupErrors:
     @property
     def bound(self) -> float:
         """The largest error inside the range: half the widest gap, which on an even grid is half a step."""
-        return float(self.gaps.max()) / 2 if len(self.gaps) else 0.0
+        if not len(self.gaps):
+            return 0.0
+        return float(self.gaps.mean() if self.even else self.gaps.max()) / 2
 
     @property
     def rms(self) -> float:
@@ -129,7 +127,7 @@ class GroupErrors:
         return is_even(self.levels)
 
 
-def group_errors(weight: Tensor, q: QTensor, row: int, group: int) -> GroupErrors:
+def group_errors(weight: Tensor, q: StoredWeight, row: int, group: int) -> GroupErrors:
     """The errors of one group of `q`, made from `weight` [out, in]."""
     grid = levels(q, row, group)
     gaps = np.diff(grid)

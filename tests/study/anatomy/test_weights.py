@@ -12,6 +12,7 @@ SCHEMES = {
     "row": qkit.RTN(3),
     "groups": qkit.RTN(3, 32, symmetric=True),
     "offsets": qkit.RTN(4, 32, include_zero=False),
+    "8 bits": qkit.RTN(8, 32, include_zero=False),
     "NF4": qkit.NF4(64, double_quant=False),
     "NF4 over rows": qkit.NF4(128),
     "FP4": qkit.FP4(32),
@@ -21,7 +22,13 @@ SCHEMES = {
 def weights():
     generator = torch.Generator().manual_seed(0)
     whole = torch.randn(16, 96, generator=generator) * 0.1
-    return {"whole": whole, "tail": whole[:5].clone(), "one row": whole[:1].clone(), "zeros": torch.zeros(4, 96)}
+    return {
+        "whole": whole,
+        "tail": whole[:5].clone(),
+        "one row": whole[:1].clone(),
+        "zeros": torch.zeros(4, 96),
+        "far from zero": 5 + 0.1 * whole,
+    }
 
 
 @pytest.fixture
@@ -59,7 +66,7 @@ def test_every_weight_is_in_one_group_and_on_one_of_its_levels(any_weight, schem
     for row in range(rows):
         for group in range(groups):
             grid = levels(q, row, group)
-            assert (np.diff(grid) > 0).all() and len(grid) <= 16
+            assert (np.diff(grid) > 0).all() and len(grid) <= 2**q.bits
             held = members(q.dequantize(), q, row, group).double().numpy()
             assert np.abs(held[:, None] - grid).min(1).max() < 1e-6
             seen.append(members(places, q, row, group))
