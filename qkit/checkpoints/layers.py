@@ -31,11 +31,18 @@ def layer_from(record: dict[str, Any], state: dict[str, Tensor], name: str) -> Q
     """The layer `name` of a record and the tensors of the file; the bias has no memory yet.
 
     Version 1 of the format knew neither modules nor settings, version 2 no kinds: a table was a codebook's.
+
+    Raises:
+        ValueError: parts that do not belong together, or of which numbers are NaN or infinite.
+        LookupError: a part is missing, or a module or dtype is unknown.
     """
     meta = dict(record)
     module, settings = LAYERS[meta.pop("module", "QLinear")], meta.pop("settings", {})
     parts, bias = {part: state[f"{name}.{part}"] for part in meta.pop("parts")}, meta.pop("bias")
     dtype = COMPUTED_IN[meta.pop("dtype", "float32")]
+    for part, tensor in parts.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{part} of {name} hold NaN or infinity; quantize the layer again")
     q = stored_from(parts, meta)
     if f"{name}.input_scale" in state:
         settings = {**settings, "input_scale": state[f"{name}.input_scale"]}

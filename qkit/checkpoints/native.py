@@ -75,8 +75,8 @@ def save(model: nn.Module, folder: str | os.PathLike, tokenizer=None) -> Path:
         )
     except Exception as error:
         raise ValueError(
-            f"this {name} is not what its config says, so load could not build it again ({line_of(error, -1)}); "
-            f"save its state_dict instead"
+            f"load could not build this {name} from its config again ({line_of(error, -1)}); "
+            f"change what differs, or save its state_dict instead"
         ) from error
     folder = make_folder(folder)
     with _in_words(folder), draft_folder(folder) as draft:

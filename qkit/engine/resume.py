@@ -22,6 +22,8 @@ from qkit.engine.solve import SolvedLayer
 from qkit.engine.stream import SolvedBlock
 from qkit.model.blocks import find_blocks
 
+RECORD_FORMAT = 2  # part of the fingerprint: what another qkit wrote down otherwise is other work
+
 
 @dataclass(eq=False)
 class Resume:
@@ -76,7 +78,7 @@ class Resume:
 
 
 def _fingerprint(model: nn.Module, work: dict[str, Any], ids: Tensor) -> str:
-    digest = hashlib.sha256(json.dumps([work, list(ids.shape)], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([RECORD_FORMAT, work, list(ids.shape)], sort_keys=True).encode())
     digest.update(bytes_of(ids))
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype}".encode())
@@ -88,7 +90,7 @@ def _read(path: Path, name: str, fingerprint: str, model: nn.Module) -> SolvedBl
     tensors, record = read_tensors(path, "finished block", "delete it, and its block is solved again")
     if record["fingerprint"] != fingerprint:
         raise ValueError(
-            f"{path} was made by other work (another scheme, calibration, or model); give another folder, or empty this"
+            f"{path} was made by other work (another scheme, calibration, model, or qkit); give another folder, or empty this"
         )
     device = next(model.parameters()).device
     tensors = {key: tensor.to(device) for key, tensor in tensors.items()}

@@ -186,7 +186,7 @@ def test_what_one_saver_is_about_to_remove_another_does_not_name(saves, tmp_path
         def stopped(path, *args, **kwargs):
             if threading.current_thread().name == "C" and Path(path).name.startswith(kind):
                 reached.set()
-                go.wait()
+                go.wait(60)
             return remove(path, *args, **kwargs)
 
         return stopped
@@ -195,7 +195,7 @@ def test_what_one_saver_is_about_to_remove_another_does_not_name(saves, tmp_path
     monkeypatch.setattr(shutil, "rmtree", stopping(rmtree))
     thread = threading.Thread(target=save, args=(*saves["C"][:1], tmp_path), name="C")
     thread.start()
-    reached.wait()
+    assert reached.wait(60)
     save(saves["A"][0], tmp_path, tokenizer=saves["A"][1])
     go.set()
     thread.join()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import LlamaForCausalLM
 
@@ -105,12 +106,14 @@ def test_every_kind_of_layer_comes_back_bit_for_bit(model, make, tmp_path, ids, 
         assert type(found[name]) is type(layer)
         assert type(found[name].qtensor) is type(layer.qtensor)
         assert (found[name].settings(), found[name].meta) == (layer.settings(), layer.meta)
+        assert found[name].dtype == layer.dtype
 
 
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 def test_every_kind_of_layer_comes_back_in_float16_too(make_model, make, tmp_path, ids, logits):
     model = replace_linears(make_model("llama"), make).half()
     loaded, _ = load(save(model, tmp_path))
+    assert {layer.weight.dtype for layer in quantized_layers(loaded).values()} == {torch.float16}
     assert torch.equal(logits(loaded, ids), logits(model, ids))
 
 
@@ -143,6 +146,30 @@ def test_a_block_used_twice_is_stored_once(llama, tmp_path, ids, logits):
     assert torch.equal(logits(loaded, ids), logits(llama, ids))
     packed = [name for name in stored_tensors(weights_of(tmp_path)) if name.endswith("down_proj.packed")]
     assert packed == ["model.layers.0.mlp.down_proj.packed"]
+
+
+OTHERS = {
+    "t5": lambda: transformers.T5ForConditionalGeneration(
+        transformers.T5Config(vocab_size=97, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+    ),
+    "classifier": lambda: transformers.LlamaForSequenceClassification(
+        transformers.LlamaConfig(
+            vocab_size=97, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("scheme", [None, RTN(4)], ids=repr)
+def test_what_is_no_causal_language_model_comes_back_too(make, scheme, tmp_path):
+    """`save` wrote the class down; only for a folder of transformers it must be guessed."""
+    model = make().eval()
+    if scheme is not None:
+        quantize(model, scheme, progress=False)
+    loaded, _ = load(save(model, tmp_path))
+    assert type(loaded) is type(model) and loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
 
 
 def test_a_loaded_model_can_be_saved_again(saved, tmp_path, ids, logits):
@@ -299,7 +326,18 @@ def test_a_model_that_its_config_does_not_describe_is_refused(llama, change, sch
     change(llama)
     if scheme is not None:
         quantize(llama, scheme, include="*layers.1.*" if change is not fewer_layers else "*")
-    with pytest.raises(ValueError, match=r"this LlamaForCausalLM is not what its config says, .*; save its state_dict"):
+    with pytest.raises(
+        ValueError, match=r"load could not build this LlamaForCausalLM from its config again .*; change"
+    ):
+        save(llama, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scales_that_are_no_numbers_are_refused(llama, bad, tmp_path):
+    quantize(llama, RTN(4))
+    llama.model.layers[1].mlp.up_proj.scales[3, 0] = bad
+    with pytest.raises(ValueError, match=r"scales of model\.layers\.1\.mlp\.up_proj hold NaN or infinity"):
         save(llama, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -522,6 +560,7 @@ EDITS = {
     "class is a number": (edit(**{"class": 3}), "altered|does not have"),
     "weights have no size": (lambda m: m["weights"].update(bytes="9"), "gives a file size '9' .* altered"),
     "a sum that is a number": (lambda m: m["weights"].update(sha256=9), "sha256 9; it was altered"),
+    "dtype": (edit_layer(dtype="load"), "do not fit each other .*load"),
     "kind": (edit_layer(kind="codebook"), "do not fit each other"),
     "unknown kind": (edit_layer(kind="lattice"), "do not fit each other .*lattice"),
     "tied is a list": (edit(tied=[]), "was altered: its tied is a list"),
