@@ -29,7 +29,7 @@ from qkit.engine.quantize import quantize
 from qkit.engine.solve import solve_layer
 from qkit.methods.registry import parse_scheme
 from qkit.methods.scheme import Scheme
-from qkit.model.surgery import select_layers, swap
+from qkit.model.surgery import select_layers, set_parameter, swap
 from qkit.nn.layers import quantized_layers
 from qkit.study.sizes import memory_bytes
 
@@ -109,9 +109,7 @@ def synthetic_llama(config: dict[str, Any], what: torch.dtype | Scheme, seed: in
             give_back_memory()
     dtype = what if isinstance(what, torch.dtype) else torch.float32
     for name, parameter in list(model.named_parameters()):
-        owner, _, leaf = name.rpartition(".")
-        value = nn.Parameter(draw(parameter.shape).to(dtype), requires_grad=False)
-        setattr(model.get_submodule(owner), leaf, value)
+        set_parameter(model, name, nn.Parameter(draw(parameter.shape).to(dtype), requires_grad=False))
     return model
 
 

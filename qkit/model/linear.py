@@ -48,10 +48,9 @@ def why_not(module: nn.Module) -> str | None:
         return f"{kind}: its weight is no parameter [out, in] of its own"
     if weight.dtype not in FLOATING:
         return f"{kind}: its weight is {weight.dtype}, so it is quantized already"
-    if (plain and _untouched(module)) or weight.is_meta:  # of what has no data nothing can be computed
+    if (plain and "forward" not in vars(module)) or weight.is_meta:  # of what has no data nothing can be computed
         return None
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    question = (type(module), vars(module).get("forward"), weight.shape, weight.dtype, hooks)
+    question = (type(module), vars(module).get("forward"), weight.shape, weight.dtype)
     if module not in _TRIED or _TRIED[module][0] != question:
         _TRIED[module] = question, _difference(module)
     difference = _TRIED[module][1]
@@ -62,11 +61,6 @@ def _conv1d() -> type[nn.Module]:
     from transformers.pytorch_utils import Conv1D  # GPT-2's Linear
 
     return Conv1D
-
-
-def _untouched(module: nn.Module) -> bool:
-    """Whether nobody has set a forward on the instance, or a hook that may change what goes in or comes out."""
-    return "forward" not in vars(module) and not module._forward_pre_hooks and not module._forward_hooks
 
 
 @torch.no_grad()
@@ -90,7 +84,7 @@ def _difference(module: nn.Module) -> str | None:
     sizes = F.linear(x.abs(), weight.abs(), None if bias is None else bias.abs())
     for training in (False, True):
         try:
-            output = layer.train(training)(x.clone())
+            output = layer.train(training).forward(x.clone())  # without its hooks: they go with the place
         except Exception as error:  # whatever a forward that we do not know may raise
             return f"it takes other inputs than x [..., in] ({type(error).__name__})"
         # Summed in any order it may be, and rounded before the bias is added; anything more is something else.

@@ -22,6 +22,17 @@ from qkit.model.linear import is_linear, weight_of, why_not
 from qkit.model.roles import HEAD, output_heads, reserved
 from qkit.nn.layers import is_quantized
 
+HOOKS = (  # of a module, and what belongs to them
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_is_full_backward_hook",
+)
+
 Globs = str | list[str] | tuple[str, ...] | None
 
 
@@ -173,13 +184,18 @@ def set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
 def swap(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
     """Put `layers` in the place of the modules of the same names. A module with two names is swapped under both.
 
-    A weight that was tied (an output head's to the embedding's) is untied, so that transformers, which ties again at every
-    turn, does not hang a float weight on the new layer.
+    Hooks go with the place. A weight that was tied (an output head's to the embedding's) is untied, so that transformers,
+    which ties again at every turn, does not hang a float weight on the new layer. What would write into the weight later
+    (an adapter that is merged, a vocabulary that grows) is refused with a sentence.
     """
     heads = {m: head for m in model.modules() if (head := output_embedding(m)) is not None}
     tied = _tied_parameters(model)  # before: afterwards not every name can be found
     for name, layer in layers.items():
+        vars(layer).update({hooks: getattr(model.get_submodule(name), hooks) for hooks in HOOKS})
         model.set_submodule(name, layer)
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if name.endswith("base_layer") and hasattr(owner, "merge"):  # one of PEFT's, with an adapter beside the layer
+            owner.merge = owner.unmerge = partial(_refuse_to_merge, name)
     for prefix, (module, pairs) in tied.items():
         _untie(module, pairs, {name.removeprefix(prefix): m for name, m in layers.items() if name.startswith(prefix)})
     for owner, head in heads.items():
@@ -212,6 +228,13 @@ def _lacks(layers: Mapping[str, nn.Module], name: str) -> bool:
     """Whether a parameter's full name speaks of one of `layers`, and that has no such parameter."""
     owner, _, leaf = name.rpartition(".")
     return owner in layers and leaf not in layers[owner]._parameters
+
+
+def _refuse_to_merge(name: str, *_: Any, **__: Any) -> NoReturn:
+    raise ValueError(
+        f"{name} is quantized and an adapter cannot be added to its codes; merge the adapters of the model in float "
+        f"(merge_and_unload), then quantize it"
+    )
 
 
 def _refuse_to_resize(name: str, *_: Any, **__: Any) -> NoReturn:

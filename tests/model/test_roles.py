@@ -84,6 +84,12 @@ class Adapted(nn.Module):
     def forward(self, x):
         return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
 
+    def merge(self):
+        self.base_layer.weight.data += self.lora_B["default"].weight @ self.lora_A["default"].weight
+
+    def unmerge(self):
+        self.base_layer.weight.data -= self.lora_B["default"].weight @ self.lora_A["default"].weight
+
 
 def adapted(make_model):
     model = make_model("llama")
@@ -115,6 +121,18 @@ def test_globs_that_name_adapters_only_leave_nothing(make_model):
         find_targets(adapted(make_model), include="*lora_A*")
 
 
+def test_an_adapter_cannot_be_merged_into_codes(make_model, ids, logits):
+    model = adapted(make_model)
+    quantize(model, RTN(8))
+    before, layer = logits(model, ids), model.model.layers[0].self_attn.q_proj
+    for change in (layer.merge, layer.unmerge):
+        with pytest.raises(
+            ValueError, match=r"^model\.layers\.0\.self_attn\.q_proj\.base_layer is quantized .*; merge"
+        ):
+            change()
+    assert torch.equal(logits(model, ids), before)
+
+
 @pytest.mark.filterwarnings("ignore:40 calibration tokens")
 @pytest.mark.parametrize("scheme", [RTN(4), GPTQ(4, None), AWQ(4, None)])
 def test_adapters_of_peft(make_model, ids, logits, scheme):
@@ -128,3 +146,6 @@ def test_adapters_of_peft(make_model, ids, logits, scheme):
     loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     assert all(p.grad is not None for name, p in model.named_parameters() if "lora_B" in name)
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(ValueError, match=r"base_layer is quantized and an adapter cannot be added to its codes"):
+            merge()

@@ -235,3 +235,29 @@ def test_a_model_whose_head_stays_can_be_resized(make_model, ids):
     quantize(model, RTN(8))
     model.resize_token_embeddings(120, mean_resizing=False)
     assert model(input_ids=ids).logits.shape[-1] == 120
+
+
+def test_hooks_stay_where_they_were_put(make_model, ids):
+    model, heard = make_model("llama"), []
+    before = model.model.layers[0].mlp.up_proj
+    handles = [
+        before.register_forward_pre_hook(lambda module, args, kwargs: heard.append(module), with_kwargs=True),
+        before.register_forward_hook(lambda module, args, output: heard.append(module)),
+    ]
+    quantize(model, RTN(8))
+    model(input_ids=ids)
+    layer = model.model.layers[0].mlp.up_proj
+    assert layer is not before and heard == [layer, layer]
+    for handle in handles:
+        handle.remove()
+    model(input_ids=ids)
+    assert len(heard) == 2
+
+
+def test_a_hook_that_changes_what_goes_in_does_so_afterwards():
+    model = nn.ModuleDict({"a": nn.Linear(8, 8)})
+    model["a"].register_forward_pre_hook(lambda _, args: (args[0] * 2,))
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    before = model["a"](x)
+    quantize(model, RTN(8))
+    assert isinstance(model["a"], QLinear) and torch.allclose(model["a"](x), before, atol=0.05)
