@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkit.model.facts import check_ids, read, text_config, text_decoder
+from qkit.model.facts import check_data, check_ids, read, text_decoder, why_no_text
 from qkit.model.hooks import Hook, instead, listening
 from qkit.model.linear import is_linear
 from qkit.model.sharing import shared_modules
@@ -92,11 +92,15 @@ def capture(model: nn.Module, batches: Sequence[Tensor]) -> tuple[list[Block], l
         The blocks, and for each batch a hidden state [sequences, length, width].
 
     Raises:
-        ValueError: token ids beyond the vocabulary; an unknown architecture, or blocks that are not called one after the
-            other on the same stream.
+        ValueError: token ids beyond the vocabulary; a block without data; an unknown architecture, or blocks that are not
+            called one after the other on the same stream.
     """
-    _check_reads_text(model)
+    if (why := why_no_text(model)) is not None:
+        raise _unknown(model, f"a decoder that reads token ids by itself, and found that {why}")
     blocks = find_blocks(model)
+    for name, block in blocks:
+        for inner, parameter in block.named_parameters():
+            check_data(f"{name}.{inner}", parameter)
     for batch in batches:
         check_ids(model, batch)
     nothings = _forms(model, blocks, batches[0][:1, :2])
@@ -126,17 +130,6 @@ def capture(model: nn.Module, batches: Sequence[Tensor]) -> tuple[list[Block], l
     return [
         Block(name, m, tuple(heard), _within(shared, name)) for (name, m), heard in zip(blocks, calls, strict=True)
     ], entering
-
-
-def _check_reads_text(model: nn.Module) -> None:
-    """Refuse what reads something else than token ids, or hands them to an encoder first."""
-    reads = getattr(model, "main_input_name", "input_ids")
-    if reads != "input_ids":
-        raise _unknown(model, f"a model that reads token ids, and found one that reads {reads}")
-    if any(
-        getattr(config, "is_encoder_decoder", False) for config in (getattr(model, "config", None), text_config(model))
-    ):
-        raise _unknown(model, "a decoder that reads token ids by itself, and found an encoder before it")
 
 
 def _within(shared: Mapping[str, str], block: str) -> dict[str, str]:

@@ -77,6 +77,27 @@ def check_ids(model: nn.Module, ids: Tensor) -> None:
         )
 
 
+def check_data(name: str, tensor: Tensor) -> None:
+    """Refuse a parameter that has a shape and nothing else, as offloading leaves it."""
+    if tensor.is_meta:
+        raise ValueError(
+            f"{name} has no data (device meta): load the model without device_map or offloading, or onto a device that "
+            f"holds all of it"
+        )
+
+
+def why_no_text(model: nn.Module) -> str | None:
+    """Why the model cannot go on with a text by itself, as the end of a sentence; None: it may be able to."""
+    reads = getattr(model, "main_input_name", "input_ids")
+    if reads != "input_ids":
+        return f"it reads {reads}"
+    if any(
+        getattr(config, "is_encoder_decoder", False) for config in (getattr(model, "config", None), text_config(model))
+    ):
+        return "an encoder has to read before it"
+    return None
+
+
 def _input_embedding(model: nn.Module) -> nn.Module | None:
     if not hasattr(model, "get_input_embeddings"):
         return None

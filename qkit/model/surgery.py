@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qkit.model.copies import copy_module
-from qkit.model.facts import output_embedding
+from qkit.model.facts import check_data, output_embedding
 from qkit.model.linear import is_linear, weight_of, why_not
 from qkit.model.roles import HEAD, output_heads, reserved
 from qkit.nn.layers import is_quantized
@@ -65,11 +65,7 @@ def find_targets(
     """
     targets, skipped = select_layers(model, include, exclude)
     for target in targets:
-        if target.weight.is_meta:
-            raise ValueError(
-                f"{target.name} has no data (device meta): load the model without device_map or offloading, or onto a "
-                f"device that holds all of it"
-            )
+        check_data(target.name, target.weight)
     return targets, skipped
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qkit.engine.progress import progress_bar
-from qkit.model.facts import check_ids, chunk_length, read, vocabulary_size
+from qkit.model.facts import check_ids, chunk_length, read, vocabulary_size, why_no_text
 from qkit.model.hooks import evaluating
 from qkit.text.tokens import token_chunks
 
@@ -71,12 +71,14 @@ def evaluate(
     and never stored.
 
     Raises:
-        ValueError: the text is shorter than a chunk, or a model's output is not finite.
+        ValueError: the text is shorter than a chunk, a model that predicts no tokens, or one whose output is not finite.
     """
     length = min(chunk_length(model) for model in models.values())
     ids = token_chunks(text, tokenizer, length, max_chunks)
     vocabulary = max(vocabulary_size(m) or 1 for m in models.values())
-    for model in models.values():
+    for name, model in models.items():
+        if (why := why_no_text(model)) is not None:
+            raise ValueError(f"model {name!r} cannot be asked for the next token: {why}; give a decoder of text")
         check_ids(model, ids)
     batch_size = max(1, LOGITS_AT_ONCE // (vocabulary * ids.shape[1]))
     nll, kl = dict.fromkeys(models, 0.0), dict.fromkeys(models, 0.0)
@@ -100,7 +102,12 @@ def _exp(x: float) -> float:
 
 def _log_probabilities(model: nn.Module, ids: Tensor, name: str) -> Tensor:
     """log p of every next token, float32 [batch, length - 1, vocabulary]."""
-    logits = read(model, ids[:, :-1]).logits
+    logits = getattr(read(model, ids[:, :-1]), "logits", None)
+    if logits is None or logits.shape[:-1] != ids[:, :-1].shape:
+        raise ValueError(
+            f"model {name!r} ({type(model).__name__}) puts out no logits for every token; give a model with a language "
+            f"head, e.g. AutoModelForCausalLM"
+        )
     if not torch.isfinite(logits).all():
         raise ValueError(
             f"model {name!r} puts out NaN or infinite logits; check its weights, or a dtype that overflows"

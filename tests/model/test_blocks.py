@@ -186,7 +186,9 @@ def test_one_module_in_two_places_is_refused(ids):
 @pytest.mark.parametrize("make", [t5, vit], ids=["encoder first", "pixels"])
 def test_a_model_that_does_not_read_text_by_itself_is_refused(make, ids):
     model = make()
-    with pytest.raises(ValueError, match=r"is an unknown architecture: .* reads token ids.*, and found .*qkit\.RTN"):
+    with pytest.raises(
+        ValueError, match=r"is an unknown architecture: .* reads token ids by itself, and found that .*qkit\.RTN"
+    ):
         capture(model, [ids])
 
 

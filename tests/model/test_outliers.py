@@ -117,6 +117,13 @@ def test_bad_arguments_are_refused_and_the_model_stays(make_model, channels, fac
     assert all(p is before[name] for name, p in model.named_parameters())
 
 
+def test_a_model_without_data_is_refused(make_model):
+    model = make_model("llama")
+    model.model.layers[1].input_layernorm.to("meta")
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.input_layernorm\.weight has no data \(device meta\)"):
+        plant_outliers(model, [3])
+
+
 def test_a_quantized_model_is_refused(make_model):
     model = make_model("llama")
     quantize(model, RTN(bits=4), include="*.down_proj")

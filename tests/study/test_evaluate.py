@@ -6,10 +6,11 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from qkit import RTN, kl_divergence, perplexity, quantize, texts
 from qkit.study.evaluate import evaluate
-from tiny import llava
+from tiny import TEXT, llava, t5, vit
 
 HELD_OUT = "1cab46d64f7d6995"  # sha256 of python-docs-heldout in CPython 3.11.7
 
@@ -210,6 +211,20 @@ def test_batches_are_bounded_by_the_vocabulary_that_the_model_really_has(monkeyp
     model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True)
     perplexity(model, None, torch.randint(0, 96, (12, 16)))
     assert seen == [5, 5, 2]
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (t5, r"model 'T5For.*' cannot be asked for the next token: an encoder has to read before it; give a decoder"),
+        (vit, "cannot be asked for the next token: it reads pixel_values"),
+        (lambda: llava().model, "puts out no logits for every token; give a model with a language head"),
+        (lambda: LlamaForSequenceClassification(LlamaConfig(**TEXT, pad_token_id=0)), "no logits for every token"),
+    ],
+)
+def test_a_model_that_predicts_no_tokens_is_refused(make, why):
+    with pytest.raises(ValueError, match=why):
+        perplexity(make().eval(), None, torch.arange(2, 12).reshape(2, 5))
 
 
 def test_ids_beyond_the_vocabulary_are_refused(llama):
