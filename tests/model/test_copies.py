@@ -41,7 +41,7 @@ def of_the_class(module):
 
 
 def hook(module):
-    module.register_forward_hook(lambda _module, args, output: module.weight.sum() * 0 + output)
+    module.register_forward_hook(lambda _module, args, output: module.weight.sum())
 
 
 PATCHES = [bound, closure, nested, defaults, of_the_class]
@@ -68,8 +68,9 @@ def test_hooks_of_a_copy_speak_of_the_copy():
     model = nn.Sequential(nn.Linear(4, 4))
     hook(model[0])
     copied = clone(model)
-    copied[0].weight = nn.Parameter(torch.full((4, 4), float("nan")))
-    assert copied(torch.ones(1, 4)).isnan().all() and not model(torch.ones(1, 4)).isnan().any()
+    for layer, value in ((model[0], 1.0), (copied[0], 2.0)):
+        layer.weight = nn.Parameter(torch.full((4, 4), value))
+    assert copied(torch.ones(1, 4)) == 32 and model(torch.ones(1, 4)) == 16
 
 
 def test_what_refers_to_nothing_of_the_model_is_the_same_function():
