@@ -26,12 +26,20 @@ def output_heads(model: nn.Module) -> set[nn.Module]:
 
 
 def reserved(model: nn.Module) -> dict[str, str]:
-    """Layers that are not to be replaced whatever the globs say, by full name, each with the reason."""
+    """Layers that are not to be replaced whatever the globs say, by full name, each with the reason.
+
+    A quantized layer can be read by those who do not call it (`QLinear.weight`), but nobody can write into it.
+    """
     reasons: dict[str, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, nn.MultiheadAttention):
             why = "its weight is read by MultiheadAttention, which does not call it"
             reasons[_join(name, "out_proj")] = why
+        if hasattr(module, "layers_are_rescaled"):  # RWKV, whose half precision overflows otherwise
+            written = (n for n, m in module.named_modules() if n.endswith(("attention.output", "feed_forward.value")))
+            reasons |= {
+                _join(name, inner): "its weight is written into when the model changes its mode" for inner in written
+            }
         children = dict(module.named_children())
         for child, part in children.items():
             if _is_adapter(child, children):

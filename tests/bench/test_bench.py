@@ -515,12 +515,12 @@ def test_a_synthetic_llama_is_whole_and_in_the_format_of_its_row(row):
     what = generation.parse_row(row)
     network = generation.synthetic_llama(TINY, what)
     assert not any(tensor.is_meta for tensor in [*network.parameters(), *network.buffers()])
-    layers = qkit.nn.qlinear.quantized_layers(network)
+    layers = qkit.nn.layers.quantized_layers(network)
     assert len(layers) == (0 if isinstance(what, torch.dtype) else 2 * 7) and "lm_head" not in layers
     floats = {p.dtype for p in network.parameters()}
     assert floats == {what if isinstance(what, torch.dtype) else torch.float32}
     rounded = {"w4a8g128": "int8", "w8a8": "per-token", "llm.int8": "per-token"}.get(row)
-    assert all(layer.activations == rounded for layer in layers.values())
+    assert all(layer.settings().get("activations") == rounded for layer in layers.values())
     logits = network(torch.arange(5)[None]).logits
     assert logits.isfinite().all() and logits.std() > 0
 

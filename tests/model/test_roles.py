@@ -1,5 +1,7 @@
 """Heads stay by the rule of the trade; adapters, and weights that others read, stay whatever the globs say."""
 
+import copy
+
 import pytest
 import torch
 import transformers as T
@@ -8,7 +10,7 @@ from torch import nn
 from qkit import GPTQ, RTN, QLinear, quantize
 from qkit.methods.awq import AWQ
 from qkit.model.roles import HEAD, output_heads
-from qkit.model.surgery import find_targets
+from qkit.model.surgery import clone, find_targets
 from tiny import SIZES, vit
 
 C = {"vocab_size": 97, **SIZES}
@@ -69,6 +71,23 @@ def test_a_projection_that_attention_reads_without_calling_it_stays():
     targets, skipped = find_targets(model, include="*")
     assert [target.name for target in targets] == [f"layers.{i}.linear{j}" for i in (0, 1) for j in (1, 2)]
     assert dict(skipped)["layers.1.self_attn.out_proj"].startswith("its weight is read by MultiheadAttention")
+
+
+def test_weights_that_the_model_itself_writes_into_stay(ids, logits):
+    torch.manual_seed(0)
+    config = T.RwkvConfig(vocab_size=97, hidden_size=48, num_hidden_layers=7, attention_hidden_size=48)
+    model = T.RwkvForCausalLM(config).eval()
+    quantized = clone(model)
+    report = quantize(quantized, RTN(8), include="*blocks*")  # before it has rescaled anything
+    why = dict(report.skipped)
+    assert (
+        "written into" in why["rwkv.blocks.6.attention.output"]
+        and "written into" in why["rwkv.blocks.0.feed_forward.value"]
+    )
+    assert len(report.layers) == 7 * 5
+    quantized = copy.deepcopy(quantized)  # what is rescaled in place must not be that of the original
+    before = logits(model, ids)
+    assert (logits(quantized, ids) - before).norm() < 0.05 * before.norm()
 
 
 class Adapted(nn.Module):
