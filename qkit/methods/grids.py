@@ -28,7 +28,7 @@ def search_grid(
     groups = groups.float()
     lo, hi = value_range(groups)
     scale = zero = least = None
-    for share in torch.linspace(1, NARROWEST, SHRINKS).tolist():
+    for share in torch.linspace(1, NARROWEST, SHRINKS, dtype=torch.float32, device="cpu").tolist():
         s, z = choose_scale(lo * share, hi * share, bits, symmetric, scale_dtype=scale_dtype)
         s = s.float()
         now = cost(ops.round_trip(groups, s, z, bits) - groups)

@@ -49,10 +49,10 @@ def static_reach(inputs: InputStatistics, how: str) -> Tensor:
         return largest
     edges, counts = magnitude_edges(largest.device), inputs.magnitudes
     if how == "percentile":
-        within = int(torch.searchsorted(counts.cumsum(0), 0.9999 * counts.sum()))
+        within = int(torch.searchsorted(counts.cumsum(0), 0.9999 * counts.sum().float()))
         return torch.minimum(edges[within + 1], largest)
     middles = (edges[:-1] + edges[1:]) / 2
-    reaches = largest * torch.linspace(1, 0.02, 100, device=largest.device)
+    reaches = largest * torch.linspace(1, 0.02, 100, dtype=torch.float32, device=largest.device)
     errors = middles - fake_int8(middles, reaches[:, None])
     # Where a bin is wider than a step, its middle says nothing of the others: they err by step²/12 on average.
     steps = reaches[:, None] / LEVELS

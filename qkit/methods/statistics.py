@@ -16,6 +16,7 @@ SAMPLE = 1024  # tokens
 WANTS = frozenset({"square", "drift", "magnitudes", "sample"})  # what costs time or memory to gather
 BINS_PER_OCTAVE, OCTAVES = 64, 24  # of the histogram of |x|, which reaches from 2^-24 to 2^24
 UNUSED_BITS = 23 - 6  # of a float's mantissa: the first six say which of the 64 bins of an octave
+LOWEST = (127 - OCTAVES) * BINS_PER_OCTAVE  # what a float says for the first bin; 127 is the exponent of 1.0
 
 
 def magnitude_edges(device: torch.device | str = "cpu") -> Tensor:
@@ -23,9 +24,8 @@ def magnitude_edges(device: torch.device | str = "cpu") -> Tensor:
 
     A float's exponent and the first six bits of its mantissa say which is its bin.
     """
-    bins = torch.arange(2 * OCTAVES * BINS_PER_OCTAVE + 1, device=device)
-    octave, part = bins // BINS_PER_OCTAVE - OCTAVES, bins % BINS_PER_OCTAVE
-    return torch.ldexp(1 + part.float() / BINS_PER_OCTAVE, octave)
+    bins = torch.arange(2 * OCTAVES * BINS_PER_OCTAVE + 1, dtype=torch.int32, device=device)
+    return ((bins + LOWEST) << UNUSED_BITS).view(torch.float32)
 
 
 @dataclass(eq=False)
@@ -91,8 +91,7 @@ class InputStatistics:
         if self.drift is not None and original is not None:
             self.drift.addmm_((original.float() - x).T, x)
         if self.magnitudes is not None:
-            lowest = (127 - OCTAVES) * BINS_PER_OCTAVE  # 127 is the exponent of 1.0
-            self.magnitudes += ops.count_magnitudes(x, len(self.magnitudes), UNUSED_BITS, lowest)
+            self.magnitudes += ops.count_magnitudes(x, len(self.magnitudes), UNUSED_BITS, LOWEST)
         if self.sample is not None and not len(self.sample):
             self.sample = x[:SAMPLE].clone()
 

@@ -69,7 +69,7 @@ def _difference(module: nn.Module) -> str | None:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
-        return torch.empty(shape).uniform_(-1, 1, generator=generator)
+        return torch.empty(shape, dtype=torch.float32, device="cpu").uniform_(-1, 1, generator=generator)
 
     def stand_in(p: Tensor) -> nn.Parameter:  # in a matrix each row is the one before moved on by one: it may be large
         numbers = draw(*p.shape) if p.dim() < 2 else draw(len(p) + p.shape[1]).unfold(0, p.shape[1], 1)[: len(p)]
@@ -79,7 +79,8 @@ def _difference(module: nn.Module) -> str | None:
     weight, bias = memo[id(module.weight)], None if module.bias is None else memo[id(module.bias)]
     weight = weight.T if output_axis(module) else weight
     layer = copy_module(module, memo)
-    x = (draw(2, 3, weight.shape[1]) * torch.tensor([[1.0], [100.0], [0.01]])).to(weight)  # what clips is found out
+    scales = torch.tensor([[1.0], [100.0], [0.01]], dtype=torch.float32, device="cpu")  # what clips is found out
+    x = (draw(2, 3, weight.shape[1]) * scales).to(weight)
     expected = F.linear(x, weight, bias)
     sizes = F.linear(x.abs(), weight.abs(), None if bias is None else bias.abs())
     for training in (False, True):

@@ -24,7 +24,7 @@ def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
 
 
 def _by_rows(kernel, kernel_rows, source: Tensor, bits: int, length: int) -> Tensor:
-    out = torch.empty(len(source), length, dtype=torch.uint8)
+    out = torch.empty(len(source), length, dtype=torch.uint8, device="cpu")
     args = (source.to(torch.uint8).contiguous().numpy(), bits, out.numpy())
     threads.run(kernel, kernel_rows, args, len(source), serial=source.numel() < SERIAL)
     return out
@@ -33,16 +33,16 @@ def _by_rows(kernel, kernel_rows, source: Tensor, bits: int, length: int) -> Ten
 def dequantize(q: QTensor) -> Tensor:
     """ŵ of affine codes, float32 [out, in]."""
     rows, groups = q.shape[0], q.row_groups
-    offsets = torch.zeros((), dtype=torch.float32) if q.offsets is None else q.offsets.float()
+    offsets = torch.zeros((), dtype=torch.float32, device="cpu") if q.offsets is None else q.offsets.float()
     spread = [t.expand(rows, groups).contiguous().numpy() for t in (q.scales.float(), q.zeros(), offsets)]
-    out = torch.empty(q.shape, dtype=torch.float32)
+    out = torch.empty(q.shape, dtype=torch.float32, device="cpu")
     dequantizing.dequantize(q.packed.numpy(), *spread, q.bits, out.numpy())
     return out
 
 
 def round_trip(groups: Tensor, scale: Tensor, zero: Tensor, q_max: int) -> Tensor:
     """`qkit.ops.round_trip` of float [..., g]."""
-    w, out = groups.float().contiguous(), torch.empty(groups.shape, dtype=torch.float32)
+    w, out = groups.float().contiguous(), torch.empty(groups.shape, dtype=torch.float32, device="cpu")
     rows = w.shape[:-1].numel()
     grids = [t.float().expand(*groups.shape[:-1], 1).reshape(-1).numpy() for t in (scale, zero)]
     args = (w.reshape(rows, -1).numpy(), *grids, np.float32(q_max), out.reshape(rows, -1).numpy())
@@ -61,7 +61,7 @@ def count_magnitudes(x: Tensor, bins: int, shift: int, lowest: int) -> Tensor:
 
 def gptq_columns(w: Tensor, upper: Tensor, group: Tensor, scale: Tensor, zero: Tensor, q_max: int) -> Tensor:
     """`qkit.ops.gptq_columns` of float64 [out, in]."""
-    codes = torch.empty(w.shape, dtype=torch.uint8)
+    codes = torch.empty(w.shape, dtype=torch.uint8, device="cpu")
     blocks = F.pad(upper, (0, -len(upper) % gptq.BLOCK)).reshape(len(upper), -1, gptq.BLOCK).transpose(0, 1)
     arrays = (w.clone(memory_format=torch.contiguous_format), blocks.contiguous(), group)
     grids = (scale.float().contiguous(), zero.float().contiguous())

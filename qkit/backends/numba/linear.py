@@ -82,7 +82,7 @@ def _table(q: StoredWeight) -> np.ndarray | None:
 
 def _laid(shape: tuple[int, ...], dtype: torch.dtype, zeros: bool = False) -> np.ndarray:
     """Room that begins with a cache line; zeros where some of the tokens that a kernel takes together are missing."""
-    return (torch.zeros if zeros else torch.empty)(shape, dtype=dtype).numpy()
+    return (torch.zeros if zeros else torch.empty)(shape, dtype=dtype, device="cpu").numpy()
 
 
 def _are_few(tokens: int, q: StoredWeight) -> bool:
@@ -115,13 +115,13 @@ def weight_only_linear(x: Tensor, q: StoredWeight) -> Tensor:
         laid = _laid((len(block_group), streams.UNIT[q.bits], n, LANES), torch.float32, n > len(given))
         sums, y = (
             np.zeros((-(-groups // LANES), n, LANES), np.float32),
-            torch.empty(n, out_features, dtype=torch.float32),
+            torch.empty(n, out_features, dtype=torch.float32, device="cpu"),
         )
         streams.lay_floats(given, groups, laid, sums)
         args = (laid, sums, packed, grid, table, block_group, lane_group, bits, together, y.numpy())
         run(weight_only.gemv, weight_only.gemv_rows, args, out_features, serial=serial)
         return y[: len(given)]
-    y = torch.empty(len(given), out_features, dtype=torch.float32)
+    y = torch.empty(len(given), out_features, dtype=torch.float32, device="cpu")
     if len(given):
         vectors, lanes, count = _tiles(len(given))
         laid = _laid((count, in_features, lanes), torch.float32)
@@ -156,14 +156,14 @@ def integer_linear(
         laid = _laid((len(block_group), streams.UNIT[q.bits] // 4, n, 4 * LANES), torch.int8, n > len(given))
         sums, y = (
             np.zeros((-(-groups // LANES), n, LANES), np.float32),
-            torch.empty(n, out_features, dtype=torch.float32),
+            torch.empty(n, out_features, dtype=torch.float32, device="cpu"),
         )
         scales = np.ones(n, np.float32)
         streams.quantize(given, keep, fixed, groups, scales, laid, sums)
         args = (laid, scales, sums, _wild(x, outliers, n), *weight, block_group, lane_group, bits, together, y.numpy())
         run(integer.gemv, integer.gemv_rows, args, out_features, serial=serial)
         return y[: len(given)]
-    y = torch.empty(len(given), out_features, dtype=torch.float32)
+    y = torch.empty(len(given), out_features, dtype=torch.float32, device="cpu")
     if len(given):
         vectors, lanes, count = _tiles(len(given))
         laid = _laid((count, -(-in_features // 4), lanes, 4), torch.int8)
