@@ -57,7 +57,7 @@ def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
 
 def _from_transformers(source: Path | str) -> tuple[nn.Module, Any]:
     """A causal language model of a folder or of the hub, every tensor of which was there, and its tokenizer."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
     local = isinstance(source, Path)
@@ -81,6 +81,8 @@ def _from_transformers(source: Path | str) -> tuple[nn.Module, Any]:
     if local:
         logging.disable_progress_bar()  # a bar is for a download
     try:
+        if local and (source / "generation_config.json").is_file():
+            GenerationConfig.from_pretrained(source)  # with the model, one that cannot be read would be passed over
         model, found = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=torch.float32,

@@ -191,6 +191,13 @@ def test_a_config_that_is_none_is_one_sentence(llama, tmp_path, text):
     refused(tmp_path, r"folder .* cannot be loaded by transformers.*config|holds a .*which is no causal")
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
+def test_a_generation_config_that_is_none_is_one_sentence(llama, tmp_path, text):
+    llama.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(text)
+    refused(tmp_path, r"folder .* cannot be loaded by transformers \(")
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("text", ["[]", "5", "{", '{"model": 3}', "[" * 100_000])
 def test_a_tokenizer_that_is_none_is_one_sentence(make_model, word_tokenizer, tmp_path, name, text):
