@@ -141,7 +141,8 @@ def choose_scale(
 
     Returns:
         scale in `scale_dtype`, zero point in float32 holding whole numbers q_min .. q_max; both shaped like `lo`.
-        A group of zeros gets scale 1, so that nothing is ever divided by zero.
+        A group of zeros gets scale 1, so that nothing is ever divided by zero, and its zero point is the middle code: what
+        kernels take off all codes, so that a product with it is exactly 0 and not what two large sums leave of each other.
     """
     q_min, q_max = integer_range(bits, signed, narrow)
     steps = q_max - q_min
@@ -155,6 +156,7 @@ def choose_scale(
         zero_point = torch.full_like(scale, 0 if signed else 2 ** (bits - 1), dtype=torch.float32)
     else:
         zero_point = (q_min + torch.round(-lo.float() / scale.float())).clamp(q_min, q_max)
+        zero_point = torch.where(lo == hi, float(q_min + 2 ** (bits - 1)), zero_point)
     return scale, zero_point
 
 
@@ -173,20 +175,25 @@ def choose_offset(lo: Tensor, hi: Tensor, bits: int, scale_dtype: torch.dtype = 
 
     Both are stored in `scale_dtype`. The offset goes down first, the scale is then taken from it and rounded up, so hi
     stays inside and |w - ŵ| <= s/2 holds here too. (GGUF's Q4_1 blocks have this form.)
+
+    Where all weights of a group are one number, a step is a share of it, because the errors of a product go by the steps; and
+    where that number is 0, the middle code stands for it, as in `choose_scale`.
     """
-    steps = integer_range(bits)[1]
-    scale, offset = _stored_scale(lo.float(), hi.float(), steps, scale_dtype), lo.float()
+    steps, middle = integer_range(bits)[1], 2 ** (bits - 1)
+    zero, alone = (lo == 0) & (hi == 0), (lo.float().abs() / steps).clamp(min=torch.finfo(torch.float16).tiny)
+    alone = torch.where(zero, 1.0, alone)
+    scale, offset = _stored_scale(lo.float(), hi.float(), steps, scale_dtype, alone), lo.float()
     if scale.dtype == torch.float16 and offset.abs().max() < 0.99 * torch.finfo(torch.float16).max:
         # One part in 1024 and one smallest step: more than rounding to nearest in float16 can move it back up.
         nearest, below = offset.half(), (offset - offset.abs() * 2**-10 - 2**-24).half()
         offset = torch.where(nearest.float() <= lo, nearest, below)
-        scale = _stored_scale(offset.float(), hi.float(), steps, scale_dtype)
-    return scale, offset
+        scale = _stored_scale(offset.float(), hi.float(), steps, scale_dtype, alone)
+    return scale, torch.where(zero, (-middle * scale).to(offset.dtype), offset)
 
 
-def _stored_scale(lo: Tensor, hi: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
-    """(hi - lo) / steps in the dtype it is stored in: never denormal, and 1 where the range is empty."""
+def _stored_scale(lo: Tensor, hi: Tensor, steps: int, dtype: torch.dtype, alone: Tensor | float = 1.0) -> Tensor:
+    """(hi - lo) / steps in the dtype it is stored in: never denormal, and `alone` where the range is empty."""
     span = hi - lo
     scale = torch.where(span.isinf(), hi / steps - lo / steps, span / steps)  # the difference of huge numbers overflows
-    scale = torch.where(scale > 0, scale.clamp(min=torch.finfo(torch.float32).tiny), torch.ones_like(scale))
+    scale = torch.where(scale > 0, scale.clamp(min=torch.finfo(torch.float32).tiny), alone)
     return round_up(scale, dtype)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from grids import ALL_BITS, WIDTHS, thinned
 from products import KINDS, exact, off, off_int8, random, weight, whole
-from qkit import FP4, NF4, QTensor, linear, quantize_tensor
+from qkit import FP4, NF4, RTN, QTensor, linear, quantize_tensor
 from qkit.backends.numba import linear as cpu
 from qkit.methods.int8 import int8_rows
 from qkit.ops import dequantize, int8_linear, quantize_activations
@@ -250,3 +250,32 @@ def test_nothing_that_was_given_is_changed():
     linear(x[:1], q), linear(x[:1], q, activations="int8"), int8_linear(x[2:3], w8, threshold=6.0)
     after = (x, *q.tensors().values(), *w8.tensors().values())
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("group_size", [None, 4, 48, "tensor"])
+@pytest.mark.parametrize("options", [{}, {"symmetric": True}, {"include_zero": False}], ids=str)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_group_of_zeros_multiplies_to_zero(bits, options, group_size):
+    """Exactly: no large sums are left over, whatever the inputs are."""
+    q = quantize_tensor(torch.zeros(33, 96), RTN(bits, group_size, **options))
+    for tokens in (1, 3, 17):
+        x = 100 * torch.randn(tokens, 96, generator=torch.Generator().manual_seed(tokens))
+        for backend in ("numba", "torch"):
+            assert not linear(x, q, backend=backend).any()
+            assert not linear(x, q, backend=backend, activations="int8").any()
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 20])
+@pytest.mark.parametrize("options", [{}, {"symmetric": True}, {"include_zero": False}], ids=str)
+@pytest.mark.parametrize("value", [1e-3, -2.5, 300.0])
+def test_the_error_of_a_product_goes_by_the_weights(value, options, tokens):
+    """Groups of one number all over, and groups of zeros beside one large weight: K products of float32 are summed."""
+    x = torch.randn(tokens, 96, generator=torch.Generator().manual_seed(tokens))
+    weight = torch.zeros(8, 96)
+    weight[::2], weight[1, 95] = value, value
+    q = quantize_tensor(weight, RTN(8, 48, **options))
+    exact, sizes = x.double() @ q.dequantize().double().T, x.double().abs() @ q.dequantize().double().abs().T
+    reach = abs(value) * x[:, 48:].double().abs().sum(1, keepdim=True)  # of the group of zeros with one weight in it
+    sizes[:, 1:2] = torch.maximum(sizes[:, 1:2], reach)
+    assert ((linear(x, q).double() - exact).abs() <= 2 * 96 * 2.0**-24 * sizes).all()
+    assert not linear(x, q)[:, 3::2].any()

@@ -148,7 +148,7 @@ def test_another_scale_dtype_is_refused():
         (-3, 127, 8, {"symmetric": True, "signed": True, "narrow": True}, 1, 0),
         (-0.5, 2.5, 2, {}, 1, 0),
         (-1.5, 1.5, 2, {}, 1, 2),
-        (0, 0, 4, {}, 1, 0),
+        (0, 0, 4, {}, 1, 8),
         (0, 0, 4, {"symmetric": True}, 1, 8),
     ],
 )
@@ -226,4 +226,4 @@ def test_an_offset_range_holds_both_ends(lo, width, bits, half):
 
 def test_the_offset_of_an_empty_range_is_its_one_number():
     scale, offset = choose_offset(scalar(0.3), scalar(0.3), 4)
-    assert (scale.item(), offset.item()) == (1.0, scalar(0.3).item())
+    assert (scale.item(), offset.item()) == ((scalar(0.3) / 15).item(), scalar(0.3).item())
