@@ -10,15 +10,28 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # In a container one is root, and JupyterLab refuses to start for root unless it is told.
 ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 LESSONS := $(wildcard lessons/*.ipynb)
+# A process a core, each with one thread (tests/conftest.py). A file stays with one process: so do its fixtures, and a
+# lesson's kernel. What one process compiles, the others read from Numba's cache.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-browser test-peers bench lab lessons claims lint clean
+.PHONY: demo test test-all test-exhaustive test-oldest test-browser test-peers bench lab lessons claims docs lint clean
 
 demo: .venv/installed
 	$(BIN)/qkit compare bookworm-14m --out out
 
+# Every kind of case, and every lesson against its stored output.
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest -m "not browser and not peers"
-	$(BIN)/python -m pytest --nbval --nbval-cell-timeout=300 $(LESSONS)
+	$(PYTEST) --cov --cov-report=term:skip-covered --nbval --nbval-cell-timeout=1800 tests lessons
+
+# And every case: all bit widths, simulated processors, figures on whole texts.
+test-all: test test-exhaustive
+
+test-exhaustive: .venv/installed-dev
+	$(PYTEST) -m exhaustive tests
+
+# On the oldest versions that pyproject.toml promises, in an environment of its own.
+test-oldest:
+	PYTHON=$(PYTHON) .ci/oldest
 
 # Debian's chromium; elsewhere set CHROMIUM to a Chrome or Chromium.
 test-browser: .venv/installed-browser
@@ -46,9 +59,15 @@ lessons: .venv/installed-lab
 claims: .venv/created
 	$(BIN)/python tests/support/claims.py
 
+# The reference, from the docstrings: static pages that load nothing from elsewhere.
+docs: .venv/installed-dev
+	$(BIN)/python -m pdoc --docformat google --output-directory out/docs qkit qkit_kernels
+	@echo "out/docs/index.html"
+
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
 .venv/created:
 	$(PYTHON) -m venv .venv
@@ -63,4 +82,4 @@ lint: .venv/installed-dev
 	touch $@ .venv/installed
 
 clean:
-	rm -rf .venv out build *.egg-info
+	rm -rf .venv .venv-oldest out build *.egg-info .coverage*

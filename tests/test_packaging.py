@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import qkit
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -35,6 +37,12 @@ def test_the_wheel_carries_every_module_the_kernels_the_model_and_the_lessons(wh
     assert modules | kernels | lessons | model | {"qkit/plots/page.html"} <= names
     assert {name for name in names if name.endswith(".py") and not name.startswith("qkit/data/")} == modules | kernels
     assert not [name for name in names if name.startswith(("tests/", "data/", "kernels/"))]
+
+
+def test_the_wheel_has_the_version_that_the_library_says(wheel):
+    archive = zipfile.ZipFile(wheel)
+    metadata = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    assert f"\nVersion: {qkit.__version__}\n" in archive.read(metadata).decode()
 
 
 def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):

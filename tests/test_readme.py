@@ -1,14 +1,17 @@
 """The README says nothing that a command does not show."""
 
+import importlib.util
 import re
 import sys
 from pathlib import Path
 
 import pytest
 
+import house
 import qkit
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="another minor version of Python ships other words")
@@ -39,9 +42,31 @@ def test_its_lines_of_library_use_run_as_they_stand(tmp_path, monkeypatch, capsy
     assert qkit.load("small")[1] is not None
 
 
-def test_its_links_and_pictures_exist():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert (Path(__file__).parents[1] / target).is_file(), target
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_its_links_and_pictures_exist(page):
+    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        assert (ROOT / target).is_file(), target
+
+
+def test_what_moved_is_where_the_changelog_says():
+    """`qkit.a.b` is a place; `.c` after it stands beside b."""
+    rows = re.findall(r"^\| `[^|]+\| ([^|]+) \|$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    places = []
+    for row in rows:
+        for word in re.findall(r"`(qkit\.[\w.]+|\.\w+)`", row):
+            places.append(places[-1].rpartition(".")[0] + word if word.startswith(".") else word)
+    assert len(places) > 40
+    for place in places:
+        package, _, name = place.rpartition(".")
+        assert (spec := importlib.util.find_spec(package)), place
+        assert importlib.util.find_spec(place) or hasattr(importlib.import_module(spec.name), name), place
+
+
+def test_the_rooms_of_contributing_are_those_of_the_tree():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = re.findall(r"^(\w+) {2,}\S", re.search(r"## The rooms.*?```\n(.*?)```", page, re.S)[1], re.M)
+    floors = house.FLOORS[1:]  # benchmarks and tests are no rooms
+    assert rooms[:-1] == [floor[0] for floor in floors[:-1]] and rooms[-1] in floors[-1]
 
 
 def test_its_shelf_is_the_shelf():

@@ -46,6 +46,7 @@ class Rotation:
         self._x = x
 
     def __call__(self) -> Any:
+        """What the layer whose turn it is puts out."""
         return next(self._turn)(self._x)
 
 

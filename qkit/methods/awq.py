@@ -92,6 +92,7 @@ class AWQ(Scheme):
 
     @property
     def name(self) -> str:
+        """For example "AWQ W4 g128"."""
         marks = [" sym"] * self.symmetric + [" no clip"] * (not self.clip) + [" + GPTQ"] * (self.rounding is not None)
         return f"AWQ {width_name(self.bits, self.activations)} {granularity_name(self.group_size)}{''.join(marks)}"
 

@@ -53,6 +53,7 @@ class Codebook(Scheme):
 
     @property
     def name(self) -> str:
+        """For example "NF4 b64 dq"."""
         return f"{type(self).__name__} b{self.block_size}{' dq' * self.double_quant}"
 
     @classmethod

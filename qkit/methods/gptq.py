@@ -116,6 +116,7 @@ class GPTQ(Scheme):
 
     @property
     def name(self) -> str:
+        """For example "GPTQ W4 g128"."""
         grid = f"{width_name(self.bits, self.activations)} {granularity_name(self.group_size)}{' sym' * self.symmetric}"
         paper = self.paper(self.bits, self.group_size, self.symmetric, self.act_order)
         if self == replace(paper, activations=self.activations):

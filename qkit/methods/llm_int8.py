@@ -46,6 +46,7 @@ class LLMInt8(Scheme):
 
     @property
     def name(self) -> str:
+        """For example "LLM.int8"."""
         return "LLM.int8" + f" t{self.threshold:g}" * (self.threshold != 6.0)
 
     @classmethod

@@ -74,6 +74,7 @@ class RTN(Scheme):
 
     @property
     def name(self) -> str:
+        """For example "RTN W4 g128"."""
         marks = [" sym"] * self.symmetric + [" min-max"] * (not self.include_zero)
         marks += [f" {self.scale_dtype} scales"] * (self.scale_dtype != "float16")
         return f"RTN {width_name(self.bits, self.activations)} {granularity_name(self.group_size)}{''.join(marks)}"

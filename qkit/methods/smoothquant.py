@@ -73,6 +73,7 @@ class SmoothQuant(Scheme):
 
     @property
     def name(self) -> str:
+        """For example "SmoothQuant 0.5 dynamic"."""
         alpha = "searched" if self.alpha is None else f"{self.alpha:g}"
         rounding = " + GPTQ" * (self.rounding is not None)
         return f"SmoothQuant {alpha} {self.integers.name[5:]}{rounding}"

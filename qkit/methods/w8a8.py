@@ -51,6 +51,7 @@ class W8A8(Scheme):
 
     @property
     def name(self) -> str:
+        """For example "W8A8 dynamic"."""
         static = f"static{'' if self.activation_range == 'min-max' else ' ' + self.activation_range}"
         return f"W8A8 {'dynamic' if self.activations == 'per-token' else static}"
 

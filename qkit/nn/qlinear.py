@@ -82,6 +82,7 @@ class QLinear(nn.Module):
         return self
 
     def extra_repr(self) -> str:
+        """Shape, stored weight and settings, for `print(model)`."""
         settings = {name: f"{v:g}" if isinstance(v, float) else v for name, v in self.settings().items()}
         words = "".join(f", {name}={value}" for name, value in settings.items())
         return (

@@ -1,5 +1,6 @@
 """Figures, one file a subject. They draw and compute nothing: the numbers are those of `qkit.study.anatomy` and its neighbours,
-which are named here too, so that a lesson finds the number beside the figure."""
+which are named here too, so that a lesson finds the number beside the figure.
+"""
 
 from qkit.bench.roofline import attainable
 from qkit.plots.awq import AlphaSearch, alpha_search

@@ -255,7 +255,6 @@ _binary(operator.and_, (I32, I32, types.intp), _with_number("and_"))
 @intrinsic
 def fma(_context, x, y, total):
     """x y + total, rounded once where the CPU can."""
-
     return F32(F32, F32, F32), lambda _context, builder, _signature, args: _fma(builder, *args)
 
 
