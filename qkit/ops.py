@@ -96,7 +96,8 @@ def _not_compiled(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @wraps(operation)
     def call(*args: Any, **kwargs: Any) -> Tensor:
         if torch.compiler.is_compiling():  # asked for only then: to import the compiler takes seconds
-            return torch.compiler.disable(operation)(*args, **kwargs)
+            plain: Callable[..., Tensor] = torch.compiler.disable(operation)
+            return plain(*args, **kwargs)
         return operation(*args, **kwargs)
 
     return call
