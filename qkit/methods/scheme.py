@@ -85,7 +85,7 @@ class Scheme(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """As tables and legends print it, e.g. "RTN W4 g128"."""
+        """As tables and legends print it: the method first, then bits and grouping, e.g. "Name W4 g128"."""
 
     @classmethod
     @abstractmethod
