@@ -83,7 +83,7 @@ def test_what_refers_to_nothing_of_the_model_is_the_same_function():
 
 
 def test_tensors_that_are_no_parameters_are_shared_too():
-    layer = nn.utils.weight_norm(nn.Linear(4, 4)) if hasattr(nn.utils, "weight_norm") else nn.Linear(4, 4)
+    layer = nn.Linear(4, 4)
     layer.table = torch.ones(3)
     layer.derived = layer.table * nn.Parameter(torch.ones(3))  # deepcopy refuses what has a history
     copied = clone(layer)
