@@ -121,7 +121,7 @@ def _describe(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "format": "qkit",
         "version": VERSION,
         "class": type(model).__name__,
-        "config": model.config.to_dict(),
+        "config": {**model.config.to_dict(), "_name_or_path": ""},  # where it lay is nobody else's business
         "attention": model.config._attn_implementation,  # to_dict leaves it out, and it decides the last bits
         "generation_config": model.generation_config.to_dict() if getattr(model, "generation_config", None) else None,
         "layers": {name: layer_record(layer) for name, layer in layers.items()},

@@ -634,3 +634,16 @@ def test_the_embedded_model_in_4_bits_comes_back_with_its_tokenizer(embedded, tm
     ids = tokenizer("It was a dark night, and", return_tensors="pt")["input_ids"]
     assert torch.equal(logits(loaded, ids), logits(model, ids))
     assert again("It was")["input_ids"] == tokenizer("It was")["input_ids"]
+
+
+def test_where_a_model_lay_is_not_in_what_is_saved(make_model, tmp_path):
+    make_model("llama").save_pretrained(tmp_path / "somewhere")
+    model, _ = load(tmp_path / "somewhere")
+    quantize(model, RTN(4))
+    sizes = []
+    for name in ("a", "b"):
+        model.config._name_or_path = str(tmp_path / "somewhere" / (9 * name if name == "b" else name))
+        folder = save(model, tmp_path / name)
+        sizes.append([(p.name, p.stat().st_size) for p in sorted(folder.rglob("*")) if p.is_file()])
+        assert not any(b"somewhere" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert sizes[0] == sizes[1]
