@@ -61,7 +61,7 @@ class QuantizationReport:
     layers: tuple[LayerReport, ...]
     skipped: tuple[tuple[str, str], ...]  # (name, why)
     seconds: float  # to quantize the layers, calibration included, without measuring their error
-    scaling: Scaling = field(default_factory=Scaling)  # the scales that AWQ or SmoothQuant folded in
+    scaling: Scaling = field(default_factory=Scaling)  # the scales that were folded in before rounding
     warnings: tuple[str, ...] = ()  # layers that calibration did not reach, that it saw too little of, ...
     share: float = 1.0  # of all numbers that the model computes with, those in swapped layers
 

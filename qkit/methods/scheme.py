@@ -68,12 +68,15 @@ class ScaleSearch:
 class Scheme(ABC):
     """What all schemes have in common. Those of a kind are equal when their fields are.
 
+    Fields are what JSON holds unchanged (numbers, words, None) or other schemes, and each has a default: the scheme that is
+    made without arguments is the usual one.
+
     Attributes:
         calibrated: it needs a calibration text.
         observes: it needs none, but looks at one that is offered.
         scales: it folds scales out of the inputs before it rounds (`search_scale`).
-        colour: in every figure, "#RRGGBB".
-        spellings: examples of what `parse` understands, for help and error messages.
+        colour: in every figure, "#RRGGBB" in capitals, no other scheme's.
+        spellings: examples of what `parse` understands and no other scheme does, for help and error messages.
     """
 
     calibrated: ClassVar[bool] = False

@@ -56,7 +56,15 @@ class InputStatistics:
     def empty(
         cls, in_features: int, device: torch.device | str = "cpu", wants: frozenset[str] = WANTS
     ) -> "InputStatistics":
-        """Nothing seen yet; `wants` names which of the costly sums are to be gathered."""
+        """Nothing seen yet; `wants` names which of the costly sums are to be gathered.
+
+        Raises:
+            ValueError: it names something else.
+        """
+        if strange := ", ".join(sorted(wants - WANTS)):
+            raise ValueError(
+                f"no statistic of the inputs is called {strange}; a scheme may want {', '.join(sorted(WANTS))}"
+            )
         statistics = cls(0, *(torch.zeros(in_features, dtype=torch.float32, device=device) for _ in range(2)))
         for name in ("square", "drift"):
             if name in wants:

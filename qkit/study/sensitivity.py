@@ -18,8 +18,8 @@ from qkit.engine.progress import progress_bar
 from qkit.engine.report import html_table
 from qkit.engine.solve import solve_layer
 from qkit.engine.walk import walk
-from qkit.methods.scheme import Scheme
-from qkit.methods.statistics import WANTS, InputStatistics
+from qkit.methods.scheme import NOTHING, Scheme
+from qkit.methods.statistics import InputStatistics
 from qkit.model.calibration import collect
 from qkit.model.surgery import Globs, Target, clone, swap
 from qkit.study.evaluate import evaluate
@@ -88,7 +88,7 @@ def sensitivity(
     """Quantize each layer alone by each scheme, and say what it costs. The model is left as it is.
 
     Args:
-        schemes: without scaling: AWQ and SmoothQuant are taken as the rounding they end with.
+        schemes: without scaling: one that folds scales is taken as the rounding it ends with.
         measure: "error" (the layer's output) or "kl" (the model's predictions, on the first 4 calibration chunks).
         calibration, tokenizer, max_chunks, include, exclude, progress: as for `qkit.quantize`.
     """
@@ -105,7 +105,8 @@ def sensitivity(
     ids = model_ids(model, calibration, tokenizer, max_chunks)
     works = [prepare(model, scheme, ids, include=include, exclude=exclude) for scheme in schemes]
     targets = works[0].targets
-    wants = WANTS - {"drift", "sample"}
+    # What the original feeds a layer has not drifted; "error" is measured with the Hessian.
+    wants = NOTHING.union({"square"}, *(scheme.wants for scheme in schemes)) - {"drift"}
     choices: list[Choice] = []
     with progress_bar(progress, "sensitivity", total=len(targets) * len(schemes)) as bar, calibrating(model):
         for target, inputs in _with_inputs(model, targets, ids, wants):

@@ -176,7 +176,7 @@ def tune(
     if not layers:
         raise ValueError(
             f"{type(model).__name__} has no weight-only quantized layer whose scales could learn (codebooks and INT8 "
-            f"layers cannot); quantize it with RTN, GPTQ or AWQ first"
+            f"layers cannot); quantize it with one that stores scales first, e.g. qkit.RTN(4, 128)"
         )
     ids = model_ids(model, calibration, tokenizer, max_chunks)
     copy = clone(model).eval()

@@ -160,7 +160,7 @@ def test_what_rounds_is_gptq(kind):
 
 
 def test_an_unknown_scheme_in_a_record_is_refused():
-    names = "RTN, LLMInt8, NF4, FP4, GPTQ, AWQ, W8A8, SmoothQuant"
+    names = ", ".join(SCHEMES)
     with pytest.raises(ValueError, match=f"scheme='GGUF' is not one of {names}; was it written by a newer qkit"):
         scheme_from_dict({"scheme": "GGUF", "bits": 4})
 

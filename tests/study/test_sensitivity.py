@@ -1,5 +1,7 @@
 import copy
 import itertools
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -8,6 +10,23 @@ import qkit
 from qkit.model.surgery import clone, weight_of
 from qkit.study.mixed_precision import _hull
 from qkit.study.sensitivity import Choice, Sensitivity
+
+
+@dataclass(frozen=True)
+class Looking(qkit.RTN):
+    """RTN that is given some statistic, and says so."""
+
+    calibrated: ClassVar[bool] = True
+    statistic: str = "sample"
+
+    @property
+    def wants(self):
+        return frozenset({self.statistic})
+
+    def round(self, weight, inputs=None, name="the weight"):
+        assert getattr(inputs, self.statistic).any()
+        return super().round(weight, inputs, name)
+
 
 SCHEMES = (qkit.RTN(2, 4), qkit.RTN(4, 4), qkit.RTN(8))
 
@@ -46,6 +65,21 @@ def test_kl_is_that_of_the_model_with_one_layer_quantized(llama, ids):
         qkit.quantize(one, SCHEMES[0], include=choice.layer)
         assert choice.loss == pytest.approx(qkit.kl_divergence(llama, one, None, ids[:4]), rel=1e-4)
     assert found.worst(SCHEMES[0], 1)[0].loss == max(choice.loss for choice in found.choices)
+
+
+@pytest.mark.parametrize("measure", ["error", "kl"])
+@pytest.mark.parametrize("statistic", ["square", "magnitudes", "sample"])
+def test_a_scheme_is_given_the_statistics_that_it_wants(llama, ids, statistic, measure):
+    scheme = Looking(statistic=statistic)
+    found = qkit.sensitivity(llama, [scheme, qkit.RTN(8)], calibration=ids, measure=measure, include="*.1.*")
+    assert {choice.scheme for choice in found.choices} == {scheme, qkit.RTN(8)}
+
+
+def test_a_statistic_that_there_is_not_is_refused(llama, ids):
+    with pytest.raises(ValueError, match="no statistic of the inputs is called hessian; a scheme may want drift, magn"):
+        qkit.sensitivity(llama, [Looking(statistic="hessian")], calibration=ids)
+    with pytest.raises(ValueError, match="no statistic of the inputs is called hessian"):
+        qkit.quantize(llama, Looking(statistic="hessian"), calibration=ids)
 
 
 def test_the_model_is_left_alone_and_bad_input_refused(llama, ids):
