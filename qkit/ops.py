@@ -9,7 +9,7 @@ rounds on its way, going back it is the product with ŵ. Nothing is ever cut off
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -96,8 +96,7 @@ def _not_compiled(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @wraps(operation)
     def call(*args: Any, **kwargs: Any) -> Tensor:
         if torch.compiler.is_compiling():  # asked for only then: to import the compiler takes seconds
-            plain: Callable[..., Tensor] = torch.compiler.disable(operation)
-            return plain(*args, **kwargs)
+            return cast(Callable[..., Tensor], torch.compiler.disable(operation))(*args, **kwargs)
         return operation(*args, **kwargs)
 
     return call

@@ -14,7 +14,7 @@ from qkit.numerics.qtensor import QTensor
 from qkit.numerics.stored import StoredWeight
 
 LAZY = 128  # columns that are finished before the rest of the matrix is updated (the B of GPTQ, 2210.17323)
-Regrid = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+Regrid = Callable[[Tensor, int], tuple[Tensor, Tensor] | None]
 
 
 def dequantize(q: StoredWeight) -> Tensor:

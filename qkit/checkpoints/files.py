@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
+from typing import TypedDict
 
 try:
     import fcntl
@@ -40,12 +41,19 @@ def check_sha256(path: Path, expected: str) -> None:
         )
 
 
-def record_of(path: Path) -> dict[str, int | str]:
+class Record(TypedDict):
+    """What a manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+def record_of(path: Path) -> Record:
     """Size and sha256 of a file, for JSON; `check_record` compares."""
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-def check_record(path: Path, expected: dict[str, int | str]) -> None:
+def check_record(path: Path, expected: Record) -> None:
     """Refuse a file that is missing or is not the one of which `record_of` was taken."""
     if not path.is_file():
         raise ValueError(f"{path} is missing; copy the whole folder again")

@@ -81,9 +81,9 @@ def _from_transformers(source: Path | str) -> tuple[nn.Module, Any]:
     if local:
         logging.disable_progress_bar()  # a bar is for a download
     try:
-        if local and (source / "generation_config.json").is_file():
+        if isinstance(source, Path) and (source / "generation_config.json").is_file():
             GenerationConfig.from_pretrained(source)  # with the model, one that cannot be read would be passed over
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=torch.float32,
             use_safetensors=True,
@@ -91,6 +91,7 @@ def _from_transformers(source: Path | str) -> tuple[nn.Module, Any]:
             ignore_mismatched_sizes=True,  # they are named below
             output_loading_info=True,
         )
+        model, found = loaded
     except Exception as error:
         raise ValueError(
             f"{what} cannot be loaded by transformers ({line_of(error, 0)}); "
@@ -100,7 +101,7 @@ def _from_transformers(source: Path | str) -> tuple[nn.Module, Any]:
         if bars:
             logging.enable_progress_bar()
     _check_complete(what, model, config, found)
-    has_tokenizer = not local or any((source / file).exists() for file in TOKENIZER_FILES)
+    has_tokenizer = not isinstance(source, Path) or any((source / file).exists() for file in TOKENIZER_FILES)
     return model.eval(), load_tokenizer(source) if has_tokenizer else None
 
 

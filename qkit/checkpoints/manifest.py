@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from qkit.checkpoints.files import check_record, line_of, record_of
+from qkit.checkpoints.files import Record, check_record, line_of, record_of
 
 NAME = "qkit.json"
 VERSION = 3  # 1 knew QLinear and QTensor only, 2 had no sum and left the tokenizer's files unnamed; both are read
@@ -89,7 +89,7 @@ def files_in(folder: Path) -> dict[str, Path]:
     return {name.as_posix(): path for name, path in names.items() if not any(part[0] == "." for part in name.parts)}
 
 
-def file_records(folder: Path) -> dict[str, dict[str, Any]]:
+def file_records(folder: Path) -> dict[str, Record]:
     """Size and sha256 of each of `files_in`."""
     return {name: record_of(path) for name, path in sorted(files_in(folder).items())}
 

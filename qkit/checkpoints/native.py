@@ -24,7 +24,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -117,13 +117,14 @@ def _describe(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name, tensor in tensors.items():
         if (first := first_name.setdefault(_memory(tensor), name)) != name:
             tied[name] = first
+    config, generation = cast(Any, model.config), cast(Any, getattr(model, "generation_config", None))
     return tensors, {
         "format": "qkit",
         "version": VERSION,
         "class": type(model).__name__,
-        "config": {**model.config.to_dict(), "_name_or_path": ""},  # where it lay is nobody else's business
-        "attention": model.config._attn_implementation,  # to_dict leaves it out, and it decides the last bits
-        "generation_config": model.generation_config.to_dict() if getattr(model, "generation_config", None) else None,
+        "config": {**config.to_dict(), "_name_or_path": ""},  # where it lay is nobody else's business
+        "attention": config._attn_implementation,  # to_dict leaves it out, and it decides the last bits
+        "generation_config": generation.to_dict() if generation else None,
         "layers": {name: layer_record(layer) for name, layer in layers.items()},
         "tied": tied,
         "widened": {},
@@ -272,7 +273,7 @@ def _skeleton(cls: type[nn.Module], manifest: dict[str, Any]) -> nn.Module:
     with parameters_without_memory():
         model = cls(config)
     if manifest["generation_config"]:
-        model.generation_config = GenerationConfig.from_dict(manifest["generation_config"])
+        cast(Any, model).generation_config = GenerationConfig.from_dict(manifest["generation_config"])
     return model
 
 
@@ -282,7 +283,8 @@ def _fill(model: nn.Module, state: dict[str, Tensor], manifest: dict[str, Any]) 
     for name, record in manifest["layers"].items():
         layers[name] = layer = layer_from(record, state, name)
         old = model.get_submodule(name)
-        expected = tuple(old.weight.shape) if isinstance(old, nn.Linear) else tuple(old.weight.shape)[::-1]
+        shape = tuple(cast(Tensor, old.weight).shape)
+        expected = shape if isinstance(old, nn.Linear) else shape[::-1]
         if layer.qtensor.shape != expected:
             raise ValueError(f"{name} is {layer.qtensor.shape} in the file, {expected} in the config")
     swap(model, layers)

@@ -24,7 +24,7 @@ def parameters_without_memory() -> Iterator[None]:
                 parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
             register(module, name, parameter)
 
-        nn.Module.register_parameter = register_on_meta
+        nn.Module.register_parameter = register_on_meta  # pyright: ignore[reportAttributeAccessIssue]
         try:
             yield
         finally:

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from qkit.engine.solve import SolvedLayer, solve_layer
 from qkit.engine.stream import SolvedBlock, solve_blocks
 from qkit.methods.rtn import RTN
 from qkit.methods.scheme import Scheme
+from qkit.model.linear import bias_of
 from qkit.model.surgery import Globs, Target, largest_left, set_parameter, swap, weight_share
 from qkit.numerics.error import error_statistics
 from qkit.numerics.mapping import GroupSize
@@ -67,7 +69,7 @@ def quantize(
     max_chunks: int = CHUNKS,
     include: Globs = None,
     exclude: Globs = None,
-    resume: str | None = None,
+    resume: str | Path | None = None,
     progress: bool | None = None,
 ) -> QuantizationReport:
     """Quantize the linear layers of `model`, in place.
@@ -148,7 +150,7 @@ def _solve_outside(
     twins: dict[int, SolvedLayer] = {}  # a module that the model uses under two names is quantized once
     for target in targets:
         if id(target.module) not in twins:
-            solution = solve_layer(target.weight, target.module.bias, schemes[target.name], None, target.name)
+            solution = solve_layer(target.weight, bias_of(target.module), schemes[target.name], None, target.name)
             twins[id(target.module)] = solution
         solutions[target.name] = twins[id(target.module)]
         on_layer()

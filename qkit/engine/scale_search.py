@@ -13,7 +13,7 @@ from qkit.methods.scheme import NOTHING, Scheme
 from qkit.methods.statistics import InputStatistics
 from qkit.model.calibration import collect, input_groups
 from qkit.model.folding import find_folds, fold
-from qkit.model.linear import weight_of
+from qkit.model.linear import matrix_of
 from qkit.model.surgery import Globs, clone
 from qkit.text.tokens import CHUNKS
 
@@ -51,7 +51,7 @@ def scale_block(
             continue
         inputs, name = statistics[one.consumers[0]], f"{block.name}.{one.consumers[0]}"
         inputs.check(name)
-        weight = torch.cat([weight_of(copy.get_submodule(name)).detach().float() for name in one.consumers])
+        weight = torch.cat([matrix_of(copy.get_submodule(name)).detach().float() for name in one.consumers])
         search = scheme.search_scale(weight, inputs, one.index, one.width, name)
         found.append(
             LayerScale(block.name, one, search.scale, search.alpha, search.alphas, search.losses, search.salience)
@@ -87,6 +87,8 @@ def search_scales(
     if flat is not None:
         able = ", ".join(name for name, cls in SCHEMES.items() if cls.scales)
         raise ValueError(f"{flat.name} folds no scales, so there is nothing to search; use one of: {able}")
+    if work.ids is None:
+        raise TypeError("scales are searched on data, and no scheme here asks for any")
     found: list[LayerScale] = []
     with calibrating(model):
         for stop in walk(model, work.ids, list(work.schemes)):

@@ -21,7 +21,7 @@ from qkit.methods.scheme import NOTHING, Scheme
 from qkit.methods.statistics import InputStatistics
 from qkit.model.blocks import capture
 from qkit.model.calibration import batches_of, gather, input_groups
-from qkit.model.linear import weight_of
+from qkit.model.linear import bias_of, matrix_of
 from qkit.model.replay import Replay, find_closings
 from qkit.model.surgery import clone, set_parameter, swap
 
@@ -100,7 +100,7 @@ class _BlockSolver:
     def solve(self) -> SolvedBlock:
         copy = self.copy.module
         folded, known, left = scale_block(self.stop, copy, self.original.module, self.schemes)
-        weights = {name: weight_of(copy.get_submodule(name)).detach() for name in self.schemes}
+        weights = {name: matrix_of(copy.get_submodule(name)).detach() for name in self.schemes}
         solutions: dict[str, SolvedLayer] = {}
         tokens: dict[str, int] = {}
 
@@ -171,7 +171,9 @@ class _BlockSolver:
         for name in names:
             layer = self.copy.module.get_submodule(name)
             full_name = f"{self.stop.block.name}.{name}"
-            solutions[name] = solve_layer(weights[name], layer.bias, self.schemes[name], inputs.get(name), full_name)
+            solutions[name] = solve_layer(
+                weights[name], bias_of(layer), self.schemes[name], inputs.get(name), full_name
+            )
             solutions[name].layer.train(layer.training)
             tokens[name] = inputs[name].tokens if name in inputs else 0
             self.on_layer()

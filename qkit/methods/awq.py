@@ -31,6 +31,7 @@ from qkit.methods.scheme import ScaleSearch, Scheme, Solution, check_weight, che
 from qkit.methods.statistics import InputStatistics
 from qkit.numerics.mapping import (
     FLOATS,
+    GroupSize,
     check_bits,
     check_group_size,
     choose_scale,
@@ -158,7 +159,7 @@ def awq_scale(x_mean: Tensor, w_mean: Tensor, alpha: float) -> Tensor:
     return torch.where(alive, scale, torch.ones_like(scale))
 
 
-def relative_magnitude(weight: Tensor, group_size: int | None) -> Tensor:
+def relative_magnitude(weight: Tensor, group_size: GroupSize) -> Tensor:
     """mean|W| of each input channel, [in], every weight measured by the largest of its group: 1 is a full-range channel."""
     groups = grouped(weight.float(), group_size).abs()
     return (groups / groups.amax(-1, keepdim=True).clamp(min=1e-12)).reshape(weight.shape).mean(0)
@@ -181,7 +182,7 @@ def search_scale(
     inputs: InputStatistics,
     scheme: AWQ,
     index: Tensor | None = None,
-    width: int | None = None,
+    width: int = 0,
     name: str = "the layers",
 ) -> ScaleSearch:
     """Try every alpha of the grid on the layers that share these inputs.
@@ -192,10 +193,10 @@ def search_scale(
         index, width: when fewer scales than inputs exist (`qkit.model.folding.Fold`): input k uses scale index[k] of `width`.
     """
     weight = weight.detach().float()
-    x_mean, w_mean = inputs.mean, relative_magnitude(weight, scheme.group_size)
+    x_mean, w_mean, square = inputs.mean, relative_magnitude(weight, scheme.group_size), inputs.known("square")
     if index is not None:
         x_mean, w_mean = (_mean_by(values, index, width) for values in (x_mean, w_mean))
-    total = max(output_loss(weight, inputs.square), 1e-30)
+    total = max(output_loss(weight, square), 1e-30)
     if not math.isfinite(total):
         raise ValueError(f"||W X||² of {name} leaves float32: its inputs are too large; look at the calibration text")
     alphas: list[float | None] = [None] + [i / scheme.grid for i in range(scheme.grid + 1)]
@@ -205,7 +206,7 @@ def search_scale(
         scale = torch.ones_like(x_mean) if alpha is None else awq_scale(x_mean, w_mean, alpha)
         full = scale if index is None else scale[index]
         error = round_to_nearest(weight * full, scheme) / full - weight
-        losses.append(output_loss(error, inputs.square) / total)
+        losses.append(output_loss(error, square) / total)
         if losses[-1] <= min(losses):
             best = (scale, alpha)
     return ScaleSearch(best[0], best[1], tuple(alphas), tuple(losses), inputs.mean)

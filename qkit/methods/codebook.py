@@ -119,7 +119,7 @@ def codebook_quantize(weight: Tensor, scheme: Codebook, name: str = "the weight"
     return CodebookQTensor(
         packed=pack(codes.reshape(weight.shape), 4),
         bits=4,
-        shape=tuple(weight.shape),
+        shape=(weight.shape[0], weight.shape[1]),
         codebook=scheme.table,
         block_size=scheme.block_size,
         **parts,

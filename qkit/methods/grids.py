@@ -27,15 +27,17 @@ def search_grid(
     """
     groups = groups.float()
     lo, hi = value_range(groups)
-    scale = zero = least = None
-    for share in torch.linspace(1, NARROWEST, SHRINKS, dtype=torch.float32, device="cpu").tolist():
+
+    def tried(share: float) -> tuple[Tensor, Tensor, Tensor]:
         s, z = choose_scale(lo * share, hi * share, bits, symmetric, scale_dtype=scale_dtype)
         s = s.float()
-        now = cost(ops.round_trip(groups, s, z, bits) - groups)
-        if least is None:
-            scale, zero, least = s, z, now
-        else:
-            better = now < least
-            scale, zero, least = (torch.where(better, *pair) for pair in ((s, scale), (z, zero), (now, least)))
+        return s, z, cost(ops.round_trip(groups, s, z, bits) - groups)
+
+    first, *narrower = torch.linspace(1, NARROWEST, SHRINKS, dtype=torch.float32, device="cpu").tolist()
+    scale, zero, least = tried(first)
+    for share in narrower:
+        s, z, now = tried(share)
+        better = now < least
+        scale, zero, least = (torch.where(better, *pair) for pair in ((s, scale), (z, zero), (now, least)))
     stored = scale.to(scale_dtype)
     return (stored if torch.equal(stored.float(), scale) else scale), zero

@@ -47,7 +47,7 @@ def static_reach(inputs: InputStatistics, how: str) -> Tensor:
     largest = inputs.absmax.max()
     if how == "min-max" or largest == 0:
         return largest
-    edges, counts = magnitude_edges(largest.device), inputs.magnitudes
+    edges, counts = magnitude_edges(largest.device), inputs.known("magnitudes")
     if how == "percentile":
         within = int(torch.searchsorted(counts.cumsum(0), 0.9999 * counts.sum().float()))
         return torch.minimum(edges[within + 1], largest)

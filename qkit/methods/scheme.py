@@ -217,7 +217,7 @@ def parse_grid(word: str) -> dict[str, Any] | None:
     if match is None:
         return None
     bits, a8, group, tensor, symmetric = match.groups()
-    group_size: GroupSize = int(group) if group else tensor
+    group_size: GroupSize = int(group) if group else "tensor" if tensor else None
     return {
         "bits": int(bits),
         "group_size": group_size,

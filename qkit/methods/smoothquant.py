@@ -120,11 +120,9 @@ class SmoothQuant(Scheme):
         x_absmax, w_absmax = (max_by(v, index, width) for v in (inputs.absmax, weight.abs().amax(0)))
         alpha, losses = self.alpha, {}
         if alpha is None:
-            static = self.activations == "per-tensor"
-            nothing = w8a8_loss(
-                weight, inputs.sample, torch.ones_like(inputs.absmax), inputs.absmax.max() if static else None
-            )
-            searched = search_alpha(weight, inputs.sample, x_absmax, w_absmax, static, lambda s: s[index])
+            static, sample = self.activations == "per-tensor", inputs.known("sample")
+            nothing = w8a8_loss(weight, sample, torch.ones_like(inputs.absmax), inputs.absmax.max() if static else None)
+            searched = search_alpha(weight, sample, x_absmax, w_absmax, static, lambda s: s[index])
             losses = {None: nothing, **searched}
             if not all(map(math.isfinite, losses.values())):
                 raise ValueError(

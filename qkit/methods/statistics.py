@@ -75,10 +75,20 @@ class InputStatistics:
             statistics.sample = torch.zeros(0, in_features, dtype=torch.float32, device=device)
         return statistics
 
+    def known(self, name: str) -> Tensor:
+        """One of the costly sums (`WANTS`), by name.
+
+        Raises:
+            ValueError: it was not asked for when they were gathered.
+        """
+        if (found := getattr(self, name)) is None:
+            raise ValueError(f"these statistics hold no {name!r}; gather them with wants={{{name!r}}}")
+        return found
+
     @property
     def hessian(self) -> Tensor:
         """The mean of x xᵀ, float32 [in, in]. Constant factors of H change nothing in GPTQ."""
-        return self.square / max(self.tokens, 1)
+        return self.known("square") / max(self.tokens, 1)
 
     @property
     def mean(self) -> Tensor:

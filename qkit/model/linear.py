@@ -25,6 +25,24 @@ def weight_of(module: nn.Module) -> Tensor | None:
     return module.weight.T if output_axis(module) else module.weight
 
 
+def matrix_of(module: nn.Module) -> Tensor:
+    """The same of a module that is known to be such a layer.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if (weight := weight_of(module)) is None:
+        raise TypeError(
+            f"{type(module).__name__} has no weight [out, in] that QLinear can stand for; give a linear layer"
+        )
+    return weight
+
+
+def bias_of(module: nn.Module) -> nn.Parameter | None:
+    """The bias of such a layer, or None."""
+    return module._parameters.get("bias")
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether it is a Linear, a Conv1D or of a subclass of these, whatever that computes."""
     return isinstance(module, (nn.Linear, _conv1d()))

@@ -1,6 +1,6 @@
 """Int8Linear: a Linear layer that multiplies integers with integers."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,11 +37,12 @@ class Int8Linear(QLinear):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         check_int8_weight(q)
-        if not isinstance(activations, Activations):
-            activations = activations_from(activations, self.inputs, optional=False)
-        if (activations == STATIC_INT8) != (input_scale is not None):
+        rounding = activations
+        if not isinstance(rounding, Activations):
+            rounding = activations_from(rounding, self.inputs, optional=False)
+        if (rounding == STATIC_INT8) != (input_scale is not None):
             raise ValueError(
-                f"activations={activations.granularity!r} {'lacks its' if input_scale is None else 'takes no'} input_scale; "
+                f"activations={rounding.granularity!r} {'lacks its' if input_scale is None else 'takes no'} input_scale; "
                 f'give one with "per-tensor", and only there'
             )
         if input_scale is not None and (input_scale.dtype != torch.float32 or input_scale.dim() or not input_scale > 0):
@@ -50,13 +51,13 @@ class Int8Linear(QLinear):
             )
         if not 0 <= threshold < float("inf"):
             raise ValueError(f"threshold={threshold!r} is not a size of activations; use 6.0, or 0 for no outliers")
-        super().__init__(q, bias, activations, dtype=dtype)
+        super().__init__(q, bias, rounding, dtype=dtype)
         self.threshold = threshold
         self.register_buffer("input_scale", input_scale)
 
     def settings(self) -> dict[str, Any]:
         """What the layer was made with besides weight, bias and input scale, for JSON."""
-        return {"activations": self.activations.granularity, "threshold": self.threshold}
+        return {"activations": cast(Activations, self.activations).granularity, "threshold": self.threshold}
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the dtype of `x`."""

@@ -12,6 +12,7 @@ activations in few bits (keys and values, for one).
 """
 
 from dataclasses import dataclass
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -40,6 +41,16 @@ class Activations:
 INT8 = Activations()
 STATIC_INT8 = Activations(static=True)
 SPELLINGS = {"int8": INT8, "per-token": INT8, "per-tensor": STATIC_INT8}
+
+
+@overload
+def activations_from(spelling: str, known: tuple[str, ...] = ..., optional: Literal[False] = ...) -> Activations: ...
+
+
+@overload
+def activations_from(
+    spelling: str | None, known: tuple[str, ...] = ..., optional: bool = ...
+) -> Activations | None: ...
 
 
 def activations_from(

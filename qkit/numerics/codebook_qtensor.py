@@ -56,12 +56,12 @@ class CodebookQTensor(StoredWeight):
             raise ValueError("nested_scales and scale_offset come together; give both, or neither")
         out_features, in_features = self.shape
         blocks = -(-out_features * in_features // self.block_size)
-        nested = self.nested_scales is not None
+        nested, offset = self.nested_scales, self.scale_offset
         require("packed", self.packed, (out_features, packed_length(in_features, 4)), {torch.uint8})
-        require("scales", self.scales, (1, blocks), {torch.uint8 if nested else torch.float32})
-        if nested:
-            require("nested_scales", self.nested_scales, (-(-blocks // NESTED_BLOCK),), {torch.float32})
-            require("scale_offset", self.scale_offset, (), {torch.float32})
+        require("scales", self.scales, (1, blocks), {torch.float32 if nested is None else torch.uint8})
+        if nested is not None and offset is not None:
+            require("nested_scales", nested, (-(-blocks // NESTED_BLOCK),), {torch.float32})
+            require("scale_offset", offset, (), {torch.float32})
 
     @property
     def symmetric(self) -> bool:
@@ -102,9 +102,13 @@ class CodebookQTensor(StoredWeight):
         """The 16 numbers that a block can hold, in the order of the codes; `group` counts the blocks of all rows, `row` is 0."""
         return self.table() * self.absmax()[group]
 
+    def stretch(self) -> Tensor:
+        """The absmax of each block, float32 [1, blocks]."""
+        return self.absmax()[None]
+
     def absmax(self) -> Tensor:
         """The largest magnitude of each block, float32 [blocks]; what double quantization left of it."""
-        if self.nested_scales is None:
+        if self.nested_scales is None or self.scale_offset is None:
             return self.scales[0]
         values = dynamic_map().to(self.scales.device)[self.scales[0].long()]
         return values * self.nested_scales.repeat_interleave(NESTED_BLOCK)[: len(values)] + self.scale_offset

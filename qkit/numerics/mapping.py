@@ -25,10 +25,12 @@ Trade-off
     row, a group of g) buys precision with scales to store; `group_size` says which.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-GroupSize = int | str | None  # g weights | "tensor" | None: one row
+GroupSize = int | Literal["tensor"] | None  # g weights | "tensor" | None: one row
 FLOATS = {"float16": torch.float16, "float32": torch.float32}  # what scales are stored in
 
 

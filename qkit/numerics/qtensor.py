@@ -70,7 +70,7 @@ class QTensor(StoredWeight):
             packed=pack(codes, bits),
             scales=scales,
             bits=bits,
-            shape=tuple(codes.shape),
+            shape=(codes.shape[0], codes.shape[1]),
             zero_points=None if zero_points is None else pack(zero_points.reshape(1, -1), bits)[0],
             offsets=offsets,
         )
@@ -113,6 +113,10 @@ class QTensor(StoredWeight):
         """(scales, zero points, offsets) as they are stored."""
         return self.scales, self.zero_points, self.offsets
 
+    def stretch(self) -> Tensor:
+        """The scales, float32."""
+        return self.scales.float()
+
     def levels(self, row: int, group: int) -> Tensor:
         """The 2^bits numbers that one group can hold, float32, ascending."""
         row = min(row, len(self.scales) - 1)
@@ -151,7 +155,8 @@ def stored_bits(
     Arguments are those of `qkit.RTN`. Whole bytes at the ends of rows, and scales that leave float16, are not counted.
     """
     out_features, in_features = shape
-    sharing = {None: in_features, "tensor": out_features * in_features}.get(group_size, group_size)
+    row = in_features if group_size is None else group_size
+    sharing = out_features * in_features if row == "tensor" else row
     scale = 8 * FLOATS[scale_dtype].itemsize
     beside = 0 if symmetric else bits if include_zero else scale
     return bits + (scale + beside) / sharing

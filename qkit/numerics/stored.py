@@ -58,6 +58,12 @@ class StoredWeight(ABC):
         """
 
     @abstractmethod
+    def stretch(self) -> Tensor:
+        """What the levels of each group are stretched by, float32: the scales [rows, groups], or the absmax of blocks
+        [1, blocks].
+        """
+
+    @abstractmethod
     def levels(self, row: int, group: int) -> Tensor:
         """The 2^bits numbers that one group can hold, float32, in the order of the codes."""
 

@@ -27,7 +27,6 @@ from qkit.study.anatomy.weights import (
     is_even,
     levels,
     plain_weight,
-    reaches,
 )
 from qkit.study.comparison import Comparison
 
@@ -87,7 +86,7 @@ class WeightHistogram(Picture):
         self._axes.set(xlim=(edges[0], edges[-1]), ylim=(0.7, 3 * weight.numel()))
         for row, (ticks, grid) in enumerate(zip(self._ticks, (data["median"], data["widest"]), strict=True)):
             ticks.set_segments([[(value, row + 0.12), (value, row + 0.88)] for value in grid])
-        stretch = reaches(q)
+        stretch = q.stretch()
         single = stretch.numel() == 1
         self._rug.set_yticklabels(["the one grid", "the one grid"] if single else ["median group", "widest group"])
         self._ticks[0].set_visible(not single)

@@ -1,5 +1,7 @@
 """Let a model talk."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -8,7 +10,8 @@ from torch import nn
 def complete(model: nn.Module, tokenizer, prompt: str, tokens: int = 40) -> str:
     """`prompt` and the `tokens` most probable tokens after it, one by one (greedy, so that models can be compared)."""
     ids = tokenizer(prompt, return_tensors="pt").input_ids.to(next(model.parameters()).device)
-    out = model.generate(
+    write: Callable[..., torch.Tensor] = model.generate  # pyright: ignore[reportAssignmentType]
+    out = write(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=tokens,

@@ -21,6 +21,7 @@ from qkit.engine.walk import walk
 from qkit.methods.scheme import NOTHING, Scheme
 from qkit.methods.statistics import InputStatistics
 from qkit.model.calibration import collect
+from qkit.model.linear import bias_of
 from qkit.model.surgery import Globs, Target, clone, swap
 from qkit.study.evaluate import evaluate
 from qkit.text.tokens import CHUNKS
@@ -111,7 +112,7 @@ def sensitivity(
     with progress_bar(progress, "sensitivity", total=len(targets) * len(schemes)) as bar, calibrating(model):
         for target, inputs in _with_inputs(model, targets, ids, wants):
             for scheme in schemes:
-                solved = solve_layer(target.weight, target.module.bias, scheme, inputs, target.name)
+                solved = solve_layer(target.weight, bias_of(target.module), scheme, inputs, target.name)
                 if measure == "error":
                     loss = _output_error(target.weight, ops.dequantize(solved.q), inputs)
                 else:
@@ -143,5 +144,6 @@ def _output_error(weight: Tensor, approximation: Tensor, inputs: InputStatistics
     weight, error = weight.float(), approximation - weight.float()
     if inputs is None:
         return float(error.square().sum() / weight.square().sum().clamp(min=1e-30))
-    exact = ((weight @ inputs.square) * weight).sum()
-    return float(((error @ inputs.square) * error).sum() / exact.clamp(min=1e-30))
+    square = inputs.known("square")
+    exact = ((weight @ square) * weight).sum()
+    return float(((error @ square) * error).sum() / exact.clamp(min=1e-30))

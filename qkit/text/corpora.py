@@ -80,7 +80,7 @@ def python_docs() -> str:
 def wikitext_2() -> str:
     """The test split of wikitext-2-raw, as GPTQ's and most later papers evaluate it."""
     try:
-        from datasets import load_dataset
+        from datasets import load_dataset  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             "text 'wikitext-2' needs the package datasets, which is not installed; pip install 'qkit[wikitext]', "

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import nn
-from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4GroupedLinear
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.models.llama4.modeling_llama4 import Llama4Router
 from transformers.pytorch_utils import Conv1D
@@ -12,6 +11,13 @@ from qkit.model.linear import is_linear, output_axis, weight_of, why_not
 from tiny import falcon
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+class Grouped(nn.Linear):
+    """Takes groups of tokens, as transformers' DeepseekV4GroupedLinear does."""
+
+    def forward(self, x):
+        return torch.bmm(x, self.weight.reshape(4, -1, self.in_features).mT)
 
 
 class Same(nn.Linear):
@@ -83,7 +89,7 @@ def test_subclasses_that_compute_the_same_are_linear_layers(dtype, bias):
         (Remembering(8, 8), "computes something else"),
         (Reversed(8, 8), "Reversed, a subclass of Conv1D: it computes something else"),
         (Adapted(), "Adapted, a subclass of Linear: it holds b beside a weight and a bias"),
-        (DeepseekV4GroupedLinear(8, 8, 4), "it takes other inputs than x [..., in] (RuntimeError)"),
+        (Grouped(8, 8), "it takes other inputs than x [..., in] (RuntimeError)"),
         (nn.LazyLinear(8), "its weight is no parameter [out, in] of its own"),
         (nn.utils.spectral_norm(nn.Linear(8, 8)), "Linear: it holds weight_orig, weight_u, weight_v beside"),
         (nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), "holds parametrizations.weight.original0"),

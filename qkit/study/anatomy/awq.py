@@ -6,13 +6,13 @@ from torch import Tensor, nn
 from qkit.engine.scaling import LayerScale
 from qkit.methods.awq import awq_scale, relative_magnitude
 from qkit.model.folding import Fold
-from qkit.model.linear import weight_of
+from qkit.model.linear import matrix_of
 from qkit.numerics.mapping import GroupSize
 
 
 def stacked_weight(block: nn.Module, fold: Fold) -> Tensor:
     """The weights of the layers that `fold` scales, one below the other, float32 [out, in]."""
-    return torch.cat([weight_of(block.get_submodule(name)).detach().float() for name in fold.consumers])
+    return torch.cat([matrix_of(block.get_submodule(name)).detach().float() for name in fold.consumers])
 
 
 def consumers_weight(model: nn.Module, one: LayerScale) -> Tensor:
@@ -42,11 +42,11 @@ def scale_at(weight: Tensor, one: LayerScale, alpha: float | None, group_size: G
     if alpha is None:
         return torch.ones(len(index))
     count = torch.bincount(index, minlength=one.fold.width)
-    means = [
+    x_mean, w_mean = (
         torch.bincount(index, weights=values.double(), minlength=one.fold.width).div(count).float()
         for values in (one.salience, relative_magnitude(weight, group_size))
-    ]
-    return awq_scale(*means, alpha)[index]
+    )
+    return awq_scale(x_mean, w_mean, alpha)[index]
 
 
 def losses_by_alpha(one: LayerScale) -> dict[float | None, float]:

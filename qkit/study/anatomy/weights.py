@@ -17,11 +17,6 @@ from qkit.numerics.stored import StoredWeight
 BINS = 200
 
 
-def reaches(q: StoredWeight) -> Tensor:
-    """What the levels of each group are stretched by, float32: the scales [rows, groups], or the absmax of blocks [1, blocks]."""
-    return q.scales.float() if q.table() is None else q.absmax()[None]
-
-
 def levels(q: StoredWeight, row: int, group: int) -> np.ndarray:
     """The real numbers that one group of `q` can hold, float64, ascending, each once: 2^bits of them, or those of a table."""
     return np.unique(q.levels(row, group).double().cpu().numpy())
@@ -37,15 +32,16 @@ def is_even(grid: np.ndarray) -> bool:
 
 def group_by_scale(q: StoredWeight, quantile: float) -> tuple[int, int]:
     """(row, group) of the scale at `quantile` among all: 1 is the widest group, 0.5 the median one."""
-    stretch = reaches(q)
+    stretch = q.stretch()
     index = int(stretch.flatten().argsort()[round(quantile * (stretch.numel() - 1))])
     return divmod(index, stretch.shape[1])
 
 
 def members(values: Tensor, q: StoredWeight, row: int, group: int) -> Tensor:
     """Those of `values` [out, in] that belong to one group of `q`; the last block of a codebook may be short."""
-    stretch = reaches(q)
-    size = {None: q.shape[1], "tensor": values.numel()}.get(q.group_size, q.group_size)
+    stretch = q.stretch()
+    shared = q.shape[1] if q.group_size is None else q.group_size
+    size = values.numel() if shared == "tensor" else shared
     start = (row * stretch.shape[1] + group) * size
     return values.reshape(-1)[start : start + size]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import qkit
-from qkit.study.anatomy.weights import group_by_scale, group_errors, histogram, levels, members, plain_weight, reaches
+from qkit.study.anatomy.weights import group_by_scale, group_errors, histogram, levels, members, plain_weight
 
 SCHEMES = {
     "tensor": qkit.RTN(3, "tensor"),
@@ -60,7 +60,7 @@ def any_weight(request):
 
 def test_every_weight_is_in_one_group_and_on_one_of_its_levels(any_weight, scheme):
     q = qkit.quantize_tensor(any_weight, scheme)
-    rows, groups = reaches(q).shape
+    rows, groups = q.stretch().shape
     places = torch.arange(any_weight.numel()).reshape(any_weight.shape)
     seen = []
     for row in range(rows):
@@ -78,7 +78,7 @@ def test_the_widest_group_is_the_one_with_the_widest_range(any_weight, scheme):
     widest, median = (levels(q, *group_by_scale(q, quantile)) for quantile in (1.0, 0.5))
     assert np.ptp(widest) >= np.ptp(median)
     row, group = group_by_scale(q, 1.0)
-    assert reaches(q)[row, group] == reaches(q).max()
+    assert q.stretch()[row, group] == q.stretch().max()
 
 
 def test_errors_lie_under_the_sawtooth_and_within_the_bound(any_weight, scheme):
