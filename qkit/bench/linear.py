@@ -11,7 +11,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import qkit
 from qkit.bench.child import answer, ask
@@ -20,6 +19,7 @@ from qkit.bench.peers import PEERS
 from qkit.bench.record import LinearRecord, Measurement, Roof, core_count, describe_machine, merged
 from qkit.bench.timing import Rotation, Timing, interleave
 from qkit.checkpoints.files import line_of
+from qkit.engine.progress import progress_bar
 from qkit.engine.quantize import quantize_tensor
 from qkit.methods.codebook import NF4
 from qkit.methods.int8 import int8_rows
@@ -160,7 +160,7 @@ def measure(
     unsettled = 0
     for shape in shapes:
         weight, layers = draw_weight(shape), {}
-        for contender in tqdm(contenders, desc=f"{spell(shape)}: packing", disable=_hidden(progress), leave=False):
+        for contender in progress_bar(progress, f"{spell(shape)}: packing", over=contenders, leave=False):
             try:
                 built = fill(contender, weight, working_set)
                 checked_error(contender, built[0], draw_inputs(1, shape[1]), weight)
@@ -187,7 +187,7 @@ def _time(
     calls = {c: Rotation([layer.call for layer in built], c.native(x)) for c, built in layers.items()}
     block, rounds = block_of(tokens), rounds_of(tokens, rounds)
     words = f"{spell(tuple(weight.shape))}: M = {tokens}, {torch.get_num_threads()} threads"
-    with tqdm(total=rounds * len(calls), desc=words, disable=_hidden(progress), leave=False) as bar:
+    with progress_bar(progress, words, total=rounds * len(calls), leave=False) as bar:
         return interleave(calls, rounds, block, min(WARM, block), bar.update), errors
 
 
@@ -206,10 +206,6 @@ def _measurement(
         cores=round(timing.cores, 2),
         milliseconds=tuple(round(1e3 * seconds, 5) for seconds in timing.seconds),
     )
-
-
-def _hidden(progress: bool | None) -> bool | None:
-    return None if progress is None else not progress
 
 
 def run(

@@ -9,6 +9,7 @@ from qkit.engine.plan import Plan, check_plan, needs_calibration, plan_name
 from qkit.engine.prepare import check_model, model_ids
 from qkit.engine.quantize import quantize
 from qkit.engine.report import QuantizationReport
+from qkit.engine.warm import warm_up
 from qkit.methods.awq import AWQ
 from qkit.methods.codebook import FP4, NF4
 from qkit.methods.gptq import GPTQ
@@ -108,6 +109,7 @@ def compare(
     copies: dict[str, nn.Module] = {"FP32": model}
     reports: dict[str, QuantizationReport] = {}
     for scheme in schemes:
+        warm_up(scheme)  # the seconds of a row are those of its method, not of the compiler
         copies[plan_name(scheme)] = copy = clone(model)
         reports[plan_name(scheme)] = quantize(copy, scheme, calibration=calibration, progress=progress)
     evaluations = evaluate(copies, tokenizer, text, max_chunks, progress)
