@@ -23,7 +23,7 @@ def warm_up(plan: Plan) -> None:
         inputs.add(x, x)
         inputs.add(x[:1], x[:1])
         for outputs in OUTPUTS:
-            weight = torch.linspace(-1, 1, outputs * features, dtype=torch.float32).reshape(outputs, features)
+            weight = torch.linspace(-1, 1, features, dtype=torch.float32).repeat(outputs, 1)  # scales that 16 bits hold
             solved = solve_layer(weight, None, scheme, inputs, "a layer to warm up with")
             ops.dequantize(solved.q)
             solved.q.codes()
