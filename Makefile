@@ -59,9 +59,11 @@ lessons: .venv/installed-lab
 claims: .venv/created
 	$(BIN)/python tests/support/claims.py
 
-# The reference, from the docstrings: static pages that load nothing from elsewhere.
+# The reference, from the docstrings: static pages that load nothing from elsewhere. Every file is named, for a room that says
+# what it exports shows no more by itself; the others are then named twice, which pdoc mentions.
 docs: .venv/installed-dev
-	$(BIN)/python -m pdoc --docformat google --output-directory out/docs qkit qkit_kernels
+	$(BIN)/python -W "ignore:The module specification" -m pdoc --docformat google --output-directory out/docs $(subst /,.,$(patsubst %/__init__,%,$(basename \
+		$(wildcard qkit/*.py qkit/*/*.py qkit/*/*/*.py)) qkit_kernels))
 	@echo "out/docs/index.html"
 
 lint: .venv/installed-dev

@@ -18,6 +18,7 @@ def test_the_held_out_text_is_every_third_topic_by_sha1():
     assert texts("python-docs-heldout") == expected
 
 
+@pytest.mark.exhaustive
 def test_the_two_texts_do_not_overlap():
     calibration = texts("python-docs")
     long_lines = [line.strip() for line in texts("python-docs-heldout").splitlines() if len(line.strip()) > 60]
@@ -86,6 +87,7 @@ def test_the_calibration_text_does_not_depend_on_the_locale(tmp_path):
     assert ascii(sentence.strip())[1:-1] in shown.stdout
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="another minor version ships other words")
 def test_as_much_of_the_held_out_text_was_trained_on_as_the_docstring_says():
     seen, words = texts("python-docs").split(), texts("python-docs-heldout").split()
