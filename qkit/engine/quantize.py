@@ -108,7 +108,8 @@ def quantize(
                     if kept:
                         kept.keep(block)
         solutions = {name: solution for block in blocks for name, solution in block.solutions.items()}
-        solutions |= _solve_outside([t for t in targets if t.name not in solutions], schemes, bar.update)
+        twins = {id(t.module): solutions[t.name] for t in targets if t.name in solutions}
+        solutions |= _solve_outside([t for t in targets if t.name not in solutions], schemes, twins, bar.update)
     seconds = time.perf_counter() - start
 
     weights = {name: weight for block in blocks for name, weight in block.weights.items()}
@@ -143,11 +144,14 @@ def quantize(
 
 
 def _solve_outside(
-    targets: list[Target], schemes: Mapping[str, Scheme], on_layer: Callable[[], object]
+    targets: list[Target], schemes: Mapping[str, Scheme], twins: dict[int, SolvedLayer], on_layer: Callable[[], object]
 ) -> dict[str, SolvedLayer]:
-    """The layers that no block holds, or all of them when no scheme needs data: by their weights alone."""
+    """The layers that no block holds, or all of them when no scheme needs data: by their weights alone.
+
+    Args:
+        twins: modules that are solved already under another name, by their id; what is solved here is added.
+    """
     solutions: dict[str, SolvedLayer] = {}
-    twins: dict[int, SolvedLayer] = {}  # a module that the model uses under two names is quantized once
     for target in targets:
         if id(target.module) not in twins:
             solution = solve_layer(target.weight, bias_of(target.module), schemes[target.name], None, target.name)

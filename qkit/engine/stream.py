@@ -7,8 +7,9 @@ of the attention's and of the MLP's last layer. In a Llama that makes five to si
 model itself is not touched: all work is done on copies of its blocks that share every tensor they do not replace.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ def solve_blocks(
     on_layer: Callable[[], object] = lambda: None,
     finished: Mapping[str, SolvedBlock] | None = None,
 ) -> Iterator[SolvedBlock]:
-    """Solve one block after the other.
+    """Solve one block after the other. A layer that the model uses under several names is solved once, where it first stands.
 
     Args:
         model: in eval mode; it is left as it is.
@@ -58,9 +59,10 @@ def solve_blocks(
     """
     drifts = any("drift" in scheme.wants for scheme in schemes.values())
     original_hidden = capture(model, batches_of(ids))[1] if drifts else []
+    twins = _Twins(model, list(schemes))
     for stop in walk(model, ids, list(schemes)):
         block = stop.block
-        mine = {name: schemes[f"{block.name}.{name}"] for name in stop.names(list(schemes))}
+        mine = {name: schemes[f"{block.name}.{name}"] for name in twins.own(stop)}
         copy = stop.replay = Replay(block, clone(block.module), stop.hidden)
         original = Replay(block, clone(block.module), original_hidden, fixed=True)
         if finished and block.name in finished:
@@ -69,7 +71,12 @@ def solve_blocks(
             for _ in solved.solutions:
                 on_layer()
         else:
-            solved = _BlockSolver(stop, copy, original, mine, on_layer).solve()
+            swap(copy.module, {name: solution.layer for name, (solution, *_) in twins.known(stop).items()})
+            solved = _BlockSolver(stop, copy, original, mine, twins.names(stop), on_layer).solve()
+            solved = twins.complete(stop, solved)
+            for _ in range(len(solved.solutions) - len(mine)):
+                on_layer()
+        twins.note(solved)
         yield solved
         if not stop.last:
             # Folding rounds. What the original hands on is what it puts out as it is.
@@ -81,6 +88,55 @@ def _install(copy: nn.Module, solved: SolvedBlock) -> None:
     for name, parameter in solved.parameters.items():
         set_parameter(copy, name.removeprefix(prefix), parameter)
     swap(copy, {name.removeprefix(prefix): solution.layer for name, solution in solved.solutions.items()})
+
+
+class _Twins:
+    """Names that speak of one module: what is solved under the first stands under all."""
+
+    def __init__(self, model: nn.Module, layers: list[str]) -> None:
+        first: dict[int, str] = {}
+        self.layers = layers
+        self.first = {name: first.setdefault(id(model.get_submodule(name)), name) for name in layers}
+        self.several = {name for name, uses in Counter(self.first.values()).items() if uses > 1}
+        self.solved: dict[str, tuple[SolvedLayer, Tensor, int]] = {}  # with its weight, and how many tokens it saw
+
+    def own(self, stop: Stop) -> list[str]:
+        """The layers that are solved in this block, as they are called within it."""
+        return list(self.names(stop))
+
+    def names(self, stop: Stop) -> dict[str, list[str]]:
+        """Each of them with all its names within the block."""
+        groups: dict[str, list[str]] = {}
+        for name in stop.names(self.layers):
+            groups.setdefault(self.first[f"{stop.block.name}.{name}"], []).append(name)
+        return {names[0]: names for first, names in groups.items() if first not in self.solved}
+
+    def known(self, stop: Stop) -> dict[str, tuple[SolvedLayer, Tensor, int]]:
+        """The layers of this block that were solved in one before it."""
+        full = {name: self.first[f"{stop.block.name}.{name}"] for name in stop.names(self.layers)}
+        return {name: self.solved[first] for name, first in full.items() if first in self.solved}
+
+    def complete(self, stop: Stop, block: SolvedBlock) -> SolvedBlock:
+        """The block with what is known of the other names of its layers."""
+        prefix = f"{block.name}."
+        again = {prefix + name: solved for name, solved in self.known(stop).items()}
+        for name, others in self.names(stop).items():
+            first = prefix + name
+            solved = block.solutions[first], block.weights[first], block.tokens[first]
+            again |= {prefix + other: solved for other in others[1:]}
+        solutions, weights, tokens = ({name: part[i] for name, part in again.items()} for i in range(3))
+        return replace(
+            block,
+            solutions={**block.solutions, **solutions},
+            weights={**block.weights, **weights},
+            tokens={**block.tokens, **tokens},
+        )
+
+    def note(self, block: SolvedBlock) -> None:
+        """Remember what became of the layers of a block that have more names; nothing of any other is kept."""
+        for name, solution in block.solutions.items():
+            if (first := self.first[name]) in self.several:
+                self.solved.setdefault(first, (solution, block.weights[name], block.tokens[name]))
 
 
 @dataclass(eq=False)
@@ -95,6 +151,7 @@ class _BlockSolver:
     copy: Replay
     original: Replay
     schemes: dict[str, Scheme]
+    names: dict[str, list[str]]  # of each of its layers: all that it has in this block
     on_layer: Callable[[], object]
 
     def solve(self) -> SolvedBlock:
@@ -177,4 +234,4 @@ class _BlockSolver:
             solutions[name].layer.train(layer.training)
             tokens[name] = inputs[name].tokens if name in inputs else 0
             self.on_layer()
-        swap(self.copy.module, {name: solutions[name].layer for name in names})
+        swap(self.copy.module, {other: solutions[name].layer for name in names for other in self.names[name]})

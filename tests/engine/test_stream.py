@@ -513,3 +513,59 @@ def test_memory_does_not_grow_with_depth(make_model, scheme, tokens, monkeypatch
         gc.unfreeze()
     assert peaks[1] - peaks[0] < 6 * 4096  # of six more blocks; the codes and scales of one alone are 27 kB
     assert peaks[0] > 2 * tokens.numel() * 48 * 4  # the two streams at least: the count does see them
+
+
+# --- one module under several names -------------------------------------------------------------------------------------
+
+
+def share_mlp(model):
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+
+
+def share_a_layer(model):
+    model.model.layers[1].self_attn.o_proj = model.model.layers[0].self_attn.o_proj
+
+
+def share_within(model):
+    model.model.layers[0].mlp.up_proj = model.model.layers[0].mlp.gate_proj
+
+
+def share_outside(model):
+    model.twin = model.model.layers[1].mlp.down_proj
+
+
+SHARED = {
+    share_mlp: ("model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"),
+    share_a_layer: ("model.layers.0.self_attn.o_proj", "model.layers.1.self_attn.o_proj"),
+    share_within: ("model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"),
+    share_outside: ("model.layers.1.mlp.down_proj", "twin"),
+}
+
+
+@pytest.mark.parametrize("share", SHARED, ids=lambda share: share.__name__)
+@pytest.mark.parametrize(
+    "scheme", [RTN(4, 4), GPTQ(4, 4), AWQ(4, 4), W8A8("per-tensor"), SmoothQuant(rounding=GPTQ(8, None, True))], **named
+)
+def test_a_module_of_two_names_is_solved_once_and_reported_as_it_is(
+    make_model, share, scheme, tokens, ids, logits, tmp_path
+):
+    model, again = make_model("llama"), make_model("llama")
+    for one in (model, again):
+        share(one)
+    expected = logits(model, ids)
+    every = {"include": ["*_proj", "twin"]} if share is share_outside else {}  # at the top it would be taken for a head
+    report = quantize(model, scheme, calibration=tokens, resume=tmp_path, **every)
+    first, second = SHARED[share]
+    assert model.get_submodule(first) is model.get_submodule(second)
+    rows = {row.name: row for row in report.layers}
+    assert (first in rows) != (second in rows)
+    if not scheme.scales:  # scales change the weight, and the report is about the scaled one
+        row = rows.get(first) or rows[second]
+        weight = weight_of(again.get_submodule(first))
+        assert row.error == error_statistics(weight.detach(), model.get_submodule(first).weight)
+    found = logits(model, ids)
+    assert (found - expected).norm() < 0.3 * expected.norm()
+    resumed = make_model("llama")
+    share(resumed)
+    quantize(resumed, scheme, calibration=tokens, resume=tmp_path, **every)
+    assert torch.equal(logits(resumed, ids), found)
