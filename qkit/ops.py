@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from qkit.dispatch import select
 from qkit.numerics.activations import (
@@ -46,7 +47,31 @@ __all__ = [
 
 def dequantize(q: StoredWeight, backend: str | None = None) -> Tensor:
     """ŵ, float32 [out, in]; every backend returns the same bits."""
-    return select(f"dequantize_{q.kind}", backend, q.packed.device.type)(q)
+    kernel = select(f"dequantize_{q.kind}", backend, q.packed.device.type)
+    return _Constant.apply(kernel, q) if _transformed() else kernel(q)
+
+
+class _Constant(torch.autograd.Function):
+    """What a kernel makes of a weight. Inside a transform of torch.func tensors have no memory that a kernel could read, and
+    the forward of a function is the one place outside.
+    """
+
+    @staticmethod
+    def forward(kernel: Callable[[StoredWeight], Tensor], q: StoredWeight) -> Tensor:
+        return kernel(q)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info, dims: tuple, kernel: Callable[[StoredWeight], Tensor], q: StoredWeight) -> tuple[Tensor, None]:
+        return _Constant.apply(kernel, q), None
+
+
+def _transformed() -> bool:
+    """Whether this runs inside torch.func: grad, jvp, vmap, or what is made of them."""
+    return torch._C._are_functorch_transforms_active()
 
 
 @torch.no_grad()
@@ -91,10 +116,18 @@ def gptq_columns(
 
 
 def _not_compiled(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """torch.compile does not look into this operation: kernels are compiled already. It goes on behind it with a new graph."""
+    """torch.compile does not look into this operation: kernels are compiled already. It goes on behind it with a new graph.
+
+    What writes a whole model down instead (torch.jit.trace, torch.export) cannot: that is said in one sentence.
+    """
 
     @wraps(operation)
     def call(*args: Any, **kwargs: Any) -> Tensor:
+        if torch.jit.is_tracing() or _exporting():
+            raise TypeError(
+                "a quantized layer is computed by kernels, which torch.jit.trace and torch.export cannot write down; "
+                "use torch.compile, or write down the model in float"
+            )
         if torch.compiler.is_compiling():  # asked for only then: to import the compiler takes seconds
             return cast(Callable[..., Tensor], torch.compiler.disable(operation))(*args, **kwargs)
         return operation(*args, **kwargs)
@@ -102,17 +135,43 @@ def _not_compiled(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
+def _exporting() -> bool:
+    return torch.compiler.is_compiling() and getattr(torch.compiler, "is_exporting", bool)()  # from torch 2.7
+
+
+Product = Callable[[Tensor], Tensor]  # x [..., in] -> [..., out]
+
+
 class _StraightThrough(torch.autograd.Function):
-    """`y` going forward; going back, the gradient of x ŵᵀ."""
+    """`product(x)`, with the derivatives of x ŵᵀ: backward, forward, and for each of several x."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor, q: StoredWeight) -> Tensor:
-        ctx.q = q
-        return y.view_as(y)
+    def forward(x: Tensor, product: Product, q: StoredWeight) -> Tensor:
+        return product(x.detach()).clone(
+            memory_format=torch.contiguous_format
+        )  # a tangent has to lie as its value does
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.q = inputs[2]
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         return gradient @ dequantize(ctx.q).to(gradient.dtype), None, None
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, *_: None) -> Tensor:  # type: ignore[override]
+        return tangent @ dequantize(ctx.q).to(tangent.dtype).T
+
+    @staticmethod
+    def vmap(info, dims: tuple[int, None, None], x: Tensor, product: Product, q: StoredWeight) -> tuple[Tensor, int]:
+        return _StraightThrough.apply(x.movedim(dims[0], 0), product, q), 0
+
+
+def _learnable(x: Tensor, product: Product, q: StoredWeight) -> Tensor:
+    """`product(x)`; where somebody asks for derivatives, straight through."""
+    asked = (x.requires_grad and torch.is_grad_enabled()) or _transformed() or unpack_dual(x).tangent is not None
+    return _StraightThrough.apply(x, product, q) if asked else product(x.detach())
 
 
 @_not_compiled
@@ -141,10 +200,8 @@ def linear(
     _check_linear(x, q, bias)
     if not (activations is None or isinstance(activations, Activations)):
         activations = activations_from(activations, ("int8",))
-    learns = x.requires_grad and torch.is_grad_enabled()
-    y = select("linear", backend, q.packed.device.type)(x.detach() if learns else x, q, activations)
-    if learns:
-        y = _StraightThrough.apply(x, y, q)
+    kernel = select("linear", backend, q.packed.device.type)
+    y = _learnable(x, lambda x: kernel(x, q, activations), q)
     return y if bias is None else y + bias.to(x.dtype)
 
 
@@ -191,14 +248,16 @@ def int8_linear(
     """
     _check_linear(x, q, bias)
     check_int8_weight(q)
-    tokens = x.detach().reshape(-1, q.shape[1])
-    outliers = outlier_columns(tokens, threshold) if threshold else None
-    if outliers is not None and not outliers.any():
-        outliers = None
-    y = select("int8_linear", backend, q.packed.device.type)(tokens, q, input_scale, outliers)
-    y = y.reshape(*x.shape[:-1], q.shape[0])
-    if x.requires_grad and torch.is_grad_enabled():
-        y = _StraightThrough.apply(x, y, q)
+    kernel = select("int8_linear", backend, q.packed.device.type)
+
+    def product(x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, q.shape[1])
+        outliers = outlier_columns(tokens, threshold) if threshold else None
+        if outliers is not None and not outliers.any():
+            outliers = None
+        return kernel(tokens, q, input_scale, outliers).reshape(*x.shape[:-1], q.shape[0])
+
+    y = _learnable(x, product, q)
     if bias is not None:
         y = y + bias.float()
     return y.to(x.dtype)

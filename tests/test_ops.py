@@ -4,6 +4,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from products import off, off_int8, values, weight
 from qkit import RTN, W8A8, LLMInt8, QLinear, SmoothQuant, linear, ops, quantize_tensor
@@ -388,6 +389,51 @@ def test_what_is_computed_does_not_depend_on_whether_a_gradient_is_asked_for(sch
         expected = layer(x)
     assert torch.equal(layer(x.clone().requires_grad_()).detach(), expected)
     assert not layer.requires_grad_(False)(x).requires_grad
+
+
+def squares(module):
+    return lambda x: module(x).square().sum()
+
+
+TRANSFORMS = {
+    "grad": lambda module: torch.func.grad(squares(module)),
+    "vmap": torch.func.vmap,
+    "grad of each": lambda module: torch.func.vmap(torch.func.grad(squares(module))),
+    "jvp": lambda module: lambda x: torch.func.jvp(module, (x,), (x.flip(0),))[1],
+    "jacrev": torch.func.jacrev,
+    "jacfwd": torch.func.jacfwd,
+    "hessian": lambda module: torch.func.hessian(squares(module)),
+}
+
+
+@pytest.mark.parametrize("scheme", LAYERS, ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_transforms_of_torch_see_the_derivatives_of_the_float_layer(transform, scheme):
+    layer, plain = a_layer(scheme)
+    x = normal(3, 48, seed=1)
+    found, expected = transform(layer)(x), transform(plain)(x)
+    assert found.shape == expected.shape
+    assert (found - expected).norm() <= 0.05 * expected.norm()  # INT8 activations err by a percent or two
+    assert torch.equal(layer(x), torch.func.vmap(layer, in_dims=1, out_dims=1)(x[:, None])[:, 0])
+
+
+@pytest.mark.parametrize("scheme", LAYERS, ids=lambda scheme: scheme.name)
+def test_tangents_go_through_in_forward_mode(scheme):
+    layer, plain = a_layer(scheme)
+    x, tangent = normal(3, 48, seed=1), normal(3, 48, seed=2)
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent)))
+    torch.testing.assert_close(found.tangent, tangent @ plain.weight.T)
+    assert torch.equal(found.primal, layer(x))
+
+
+@pytest.mark.parametrize("record", [torch.jit.trace, lambda m, x: torch.export.export(m, (x,))], ids=["jit", "export"])
+@pytest.mark.parametrize("scheme", LAYERS, ids=lambda scheme: scheme.name)
+@pytest.mark.filterwarnings("ignore")
+def test_what_writes_a_model_down_is_refused(record, scheme):
+    layer, _ = a_layer(scheme)
+    with pytest.raises(TypeError, match=r"computed by kernels.*cannot write down; use torch\.compile"):
+        record(layer.requires_grad_(False), normal(3, 48))
 
 
 @pytest.mark.parametrize("learns", [False, True])
