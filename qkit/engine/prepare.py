@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qkit.engine.plan import Plan, assign, check_plan
 from qkit.methods.scheme import Scheme
 from qkit.model.facts import check_ids, chunk_length
-from qkit.model.hooks import evaluating
+from qkit.model.hooks import evaluating, uncompiled
 from qkit.model.surgery import Globs, Target, find_targets
 from qkit.text.tokens import CHUNKS, calibration_chunks
 
@@ -96,9 +96,11 @@ def model_ids(
 
 @contextmanager
 def calibrating(model: nn.Module) -> Iterator[None]:
-    """Inside, dropout is off; afterwards every module has the mode it had. Memory that runs out is said in one sentence."""
+    """Inside, dropout is off and nothing is compiled; afterwards every module has the mode it had. Memory that runs out is
+    said in one sentence.
+    """
     try:
-        with evaluating(model):
+        with evaluating(model), uncompiled():
             yield
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise MemoryError(

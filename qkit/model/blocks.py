@@ -37,7 +37,7 @@ class Block:
     def run(self, hidden: Tensor, batch: int, module: nn.Module | None = None) -> Tensor:
         """The block (or a copy of it) on `hidden` [sequences, length, width], called as the model calls it on `batch`."""
         args, kwargs = self.calls[batch]
-        return first((module or self.module)(hidden, *args, **kwargs))
+        return first((self.module if module is None else module)(hidden, *args, **kwargs))
 
 
 def first(output: Any) -> Tensor:

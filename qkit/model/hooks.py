@@ -1,12 +1,24 @@
 """What is done to a model for a while, and is undone whatever happens: listening, another forward, evaluation mode."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Hook = Callable[..., object]
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Inside, what torch.compile has made runs as it was written: compiled code calls no hooks that came later."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and to import the compiler takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager
@@ -23,6 +35,7 @@ def listening(hooks: Iterable[tuple[nn.Module, Hook]], after: bool = False) -> I
             register = module.register_forward_hook if after else module.register_forward_pre_hook
             handle = register(lambda *heard, hook=hook: (hook(*heard), None)[1], with_kwargs=True)
             handles.callback(handle.remove)
+        handles.enter_context(uncompiled())
         yield
 
 

@@ -31,10 +31,17 @@ def reserved(model: nn.Module) -> dict[str, str]:
     A quantized layer can be read by those who do not call it (`QLinear.weight`), but nobody can write into it.
     """
     reasons: dict[str, str] = {}
+    held = _held_elsewhere(model)
     for name, module in model.named_modules(remove_duplicate=False):
+        if module in held:
+            reasons[name] = f"{held[module]} holds it outside its modules as well, and would go on with what it was"
         if isinstance(module, nn.MultiheadAttention):
             why = "its weight is read by MultiheadAttention, which does not call it"
             reasons[_join(name, "out_proj")] = why
+        if hasattr(module, "dynamo_ctx"):  # torch.compile's OptimizedModule
+            reasons[_join(name, "_orig_mod")] = (
+                "torch.compile holds on to it; quantize the layer first, then compile it"
+            )
         if hasattr(module, "layers_are_rescaled"):  # RWKV, whose half precision overflows otherwise
             written = (n for n, m in module.named_modules() if n.endswith(("attention.output", "feed_forward.value")))
             reasons |= {
@@ -49,6 +56,21 @@ def reserved(model: nn.Module) -> dict[str, str]:
                     for inner, _ in inside
                 }
     return reasons
+
+
+def _held_elsewhere(model: nn.Module) -> dict[nn.Module, str]:
+    """Modules that stand in a plain attribute of a module, or in a list, tuple or dictionary there, and the class of that one.
+
+    What is replaced in the tree of modules is not replaced there.
+    """
+    held: dict[nn.Module, str] = {}
+    for module in model.modules():
+        for key, value in vars(module).items():
+            if key.startswith("_"):  # the tree itself; what is private to torch and to transformers
+                continue
+            parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+            held |= {part: type(module).__name__ for part in parts if isinstance(part, nn.Module)}
+    return held
 
 
 def _is_adapter(name: str, siblings: dict[str, nn.Module]) -> bool:

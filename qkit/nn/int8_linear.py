@@ -59,6 +59,6 @@ class Int8Linear(QLinear):
         """What the layer was made with besides weight, bias and input scale, for JSON."""
         return {"activations": cast(Activations, self.activations).granularity, "threshold": self.threshold}
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out], in the dtype of `x`."""
-        return ops.int8_linear(x, self.qtensor, self.bias, self.input_scale, self.threshold)
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in] -> [..., out], in the dtype of `input`."""
+        return ops.int8_linear(input, self.qtensor, self.bias, self.input_scale, self.threshold)

@@ -67,9 +67,9 @@ class QLinear(nn.Module):
         """What the layer was made with besides weight and bias, for JSON."""
         return {"activations": "int8"} if self.activations else {}
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out], in the dtype of `x`."""
-        return ops.linear(x, self.qtensor, self.bias, activations=self.activations)
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in] -> [..., out], in the dtype of `input`, which is called as in nn.Linear."""
+        return ops.linear(input, self.qtensor, self.bias, activations=self.activations)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         exact = dict(self.named_buffers(recurse=False))

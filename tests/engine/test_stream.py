@@ -569,3 +569,22 @@ def test_a_module_of_two_names_is_solved_once_and_reported_as_it_is(
     share(resumed)
     quantize(resumed, scheme, calibration=tokens, resume=tmp_path, **every)
     assert torch.equal(logits(resumed, ids), found)
+
+
+def compile_parts(model, parts):
+    """Every module of these names is compiled by itself; their layers have hooks that compiled code does not call."""
+    for name in [name for name, _ in model.named_modules() if name.rpartition(".")[2] in parts]:
+        model.set_submodule(name, torch.compile(model.get_submodule(name), backend="eager"))
+
+
+@pytest.mark.parametrize("scheme", [GPTQ(4, 4), AWQ(4, 4), SmoothQuant(), W8A8("per-tensor")], **named)
+@pytest.mark.parametrize("parts", [("0", "1"), ("self_attn", "mlp")], ids=["blocks", "parts of blocks"])
+def test_a_model_of_compiled_parts_is_quantized_as_if_they_were_not(make_model, tokens, logits, scheme, parts):
+    torch.compiler.reset()
+    plain, model = make_model("llama"), make_model("llama")
+    compile_parts(model, parts)
+    logits(model, tokens)
+    quantize(plain, scheme, calibration=tokens)
+    report = quantize(model, scheme, calibration=tokens)
+    assert {layer.tokens for layer in report.layers} == {tokens.numel()}
+    assert torch.equal(logits(model, tokens), logits(plain, tokens))

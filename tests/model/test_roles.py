@@ -73,6 +73,43 @@ def test_a_projection_that_attention_reads_without_calling_it_stays():
     assert dict(skipped)["layers.1.self_attn.out_proj"].startswith("its weight is read by MultiheadAttention")
 
 
+class Listed(nn.Module):
+    """It calls its layers by lists of its own."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(8, 8) for _ in range(3))
+        self.order = keep(self.a, self.b)
+
+    def forward(self, x):
+        parts = self.order.values() if isinstance(self.order, dict) else self.order
+        for part in parts:
+            x = part(x)
+        return self.c(x)
+
+
+@pytest.mark.parametrize("keep", [lambda *m: list(m), lambda *m: m, lambda *m: dict(enumerate(m))])
+@pytest.mark.parametrize("include", [None, "*"])
+def test_layers_that_are_called_from_elsewhere_than_the_tree_stay(keep, include):
+    torch.manual_seed(0)
+    model, x = Listed(keep), torch.randn(3, 8)
+    report = quantize(model, RTN(2), include=include)
+    assert [layer.name for layer in report.layers] == ["c"]
+    assert dict(report.skipped)["a"].startswith("Listed holds it outside its modules as well")
+    q = model.c.qtensor.dequantize()
+    torch.testing.assert_close(model(x) - model.c.bias, (q @ model.b(model.a(x)).T).T)
+
+
+def test_layers_that_are_compiled_by_themselves_stay():
+    torch.manual_seed(0)
+    model = nn.Sequential(torch.compile(nn.Linear(8, 8), backend="eager"), nn.Linear(8, 8))
+    report = quantize(model, RTN(4))
+    assert [layer.name for layer in report.layers] == ["1"]
+    assert dict(report.skipped)["0._orig_mod"] == (
+        "torch.compile holds on to it; quantize the layer first, then compile it"
+    )
+
+
 def test_weights_that_the_model_itself_writes_into_stay(ids, logits):
     torch.manual_seed(0)
     config = T.RwkvConfig(vocab_size=97, hidden_size=48, num_hidden_layers=7, attention_hidden_size=48)

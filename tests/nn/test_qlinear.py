@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qkit import RTN, QLinear, linear, quantize_tensor
+from qkit import RTN, LLMInt8, QLinear, linear, quantize, quantize_tensor
 from qkit.methods.codebook import FP4, NF4, codebook_quantize
 from qkit.methods.int8 import int8_rows
 from qkit.nn.int8_linear import Int8Linear
@@ -76,6 +76,13 @@ def test_forward_is_ops_linear_with_the_bias_of_the_source(bias):
     x = torch.randn(2, 3, 12)
     assert module.bias is source.bias
     assert torch.equal(module(x), linear(x, q, source.bias))
+
+
+@pytest.mark.parametrize("scheme", [RTN(4), LLMInt8()])
+def test_it_is_called_by_name_as_a_linear_layer_is(scheme):
+    layer, x = nn.Sequential(nn.Linear(12, 5)), torch.randn(3, 12)
+    quantize(layer, scheme)
+    assert torch.equal(layer[0](input=x), layer[0](x))
 
 
 def test_the_qtensor_shares_memory_with_the_buffers():
