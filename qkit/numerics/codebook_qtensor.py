@@ -20,6 +20,11 @@ from qkit.numerics.stored import StoredWeight, require
 from qkit_kernels.formats import NESTED_BLOCK
 
 
+def on_device(table: Tensor, beside: Tensor) -> Tensor:
+    """A table of the CPU where `beside` is; asked first, because a product of one token asks each time."""
+    return table if beside.is_cpu else table.to(beside.device)
+
+
 @dataclass(frozen=True, eq=False, slots=True, repr=False)
 class CodebookQTensor(StoredWeight):
     """A weight [out, in] quantized to a table of 16 numbers.
@@ -89,14 +94,14 @@ class CodebookQTensor(StoredWeight):
 
     def table(self) -> Tensor:
         """The numbers of the codebook, float32 [16]."""
-        return codebook(self.codebook).to(self.packed.device)
+        return on_device(codebook(self.codebook), self.packed)
 
     def grid(self) -> tuple[Tensor | None, ...]:
         """(absmax [out, blocks of a row], None, None), or with double quantization (codes, map, nested scales, offset)."""
         scales = self.scales.reshape(self.shape[0], -1)
         if self.nested_scales is None or self.scale_offset is None:
             return scales, None, None
-        return scales, dynamic_map().to(scales.device), self.nested_scales, self.scale_offset.reshape(1)
+        return scales, on_device(dynamic_map(), scales), self.nested_scales, self.scale_offset.reshape(1)
 
     def levels(self, row: int, group: int) -> Tensor:
         """The 16 numbers that a block can hold, in the order of the codes; `group` counts the blocks of all rows, `row` is 0."""

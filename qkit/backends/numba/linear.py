@@ -59,7 +59,7 @@ def _geometry(bits: int, features: int, groups: int) -> tuple[np.ndarray, np.nda
 
 def _floats(tensor: Tensor) -> np.ndarray:
     """A float32, float16 or bfloat16 tensor as the kernels see it, a copy only if it has gaps: see `vector.as_float`."""
-    tensor = tensor.detach().contiguous()
+    tensor = (tensor.detach() if tensor.requires_grad else tensor).contiguous()
     if tensor.dtype == torch.float16:
         tensor = tensor.view(torch.uint16)
     elif tensor.dtype == torch.bfloat16:
