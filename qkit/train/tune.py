@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from qkit.engine.prepare import check_model, model_ids
 from qkit.engine.progress import progress_bar
 from qkit.model.calibration import batches_of
+from qkit.model.facts import check_ids, why_no_text
 from qkit.model.hooks import evaluating
 from qkit.model.linear import weight_of
 from qkit.model.surgery import clone, set_parameter, swap
@@ -93,7 +94,7 @@ class _Tunable(nn.Module):
         super().__init__()
         q = layer.qtensor
         rows, groups = q.scales.shape
-        self.shape, self.q, self.bias = q.shape, q, layer.bias
+        self.shape, self.q, self.bias, self.dtype = q.shape, q, layer.bias, layer.dtype
         self.start = q.codes().reshape(rows, groups, -1).float()
         self.zeros = q.zeros()[..., None]
         self.offsets = 0.0 if q.offsets is None else q.offsets.float()[..., None]
@@ -123,9 +124,14 @@ class _Tunable(nn.Module):
         codes = _straight_through(self.u, self.u.round().clamp(0, 2**self.q.bits - 1))
         return torch.where(self.empty, self.start, codes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
+        """ŵ as it is now, [out, in]: Mamba and others multiply with the weight of a layer themselves."""
         weight = self.scales()[..., None] * (self.codes() - self.zeros) + self.offsets
-        return F.linear(x, weight.reshape(self.shape).to(x.dtype), self.bias)
+        return weight.reshape(self.shape).to(self.dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.to(input.dtype), self.bias)
 
     @torch.no_grad()
     def learned(self) -> QTensor:
@@ -164,10 +170,26 @@ def tune(
         code_rate: the same for the latent codes, in steps of the grid.
 
     Raises:
-        ValueError: nothing in the model can be tuned, or the loss is not finite.
+        ValueError: nothing in the model can be tuned; `original` is not what it was made from; or the loss, or what was
+            learned, is not finite.
     """
     check_model(model)
     check_model(original)
+    if torch.is_inference_mode_enabled():
+        raise ValueError("inside torch.inference_mode nothing can learn; call tune outside of it")
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"epochs={epochs!r} is no number of passes over the text; use 12")
+    for name, rate in (("learning_rate", learning_rate), ("code_rate", code_rate)):
+        if not isinstance(rate, int | float) or not 0 <= rate < math.inf:
+            raise ValueError(f"{name}={rate!r} is no rate to learn at; use 2e-3")
+    for one in (model, original):
+        if any(tensor.is_inference() for tensor in (*one.parameters(), *one.buffers())):
+            raise ValueError(
+                f"the {type(one).__name__} was made inside torch.inference_mode, where nothing can learn from it; make it "
+                f"under torch.no_grad"
+            )
+        if (why := why_no_text(one)) is not None:
+            raise ValueError(f"{type(one).__name__} cannot be asked for the next token: {why}; tune a decoder of text")
     if original is model:
         raise ValueError(
             "original is the quantized model itself; give the model that it was made from, or another copy"
@@ -179,11 +201,12 @@ def tune(
             f"layers cannot); quantize it with one that stores scales first, e.g. qkit.RTN(4, 128)"
         )
     ids = model_ids(model, calibration, tokenizer, max_chunks)
+    check_ids(original, ids)
     copy = clone(model).eval()
-    tunables = {layer: _Tunable(layer, codes, _weight(original, name)) for name, layer in layers.items()}
+    tunables = {layer: _Tunable(layer, codes, _weight(original, name, layer)) for name, layer in layers.items()}
     swap(copy, {name: tunables[layer] for name, layer in layers.items()})  # one layer under two names stays one
     vectors = _own_vectors(copy, set(tunables.values()))
-    parameters = [*vectors.values(), *(tunable.t for tunable in tunables.values())]
+    parameters = [*dict.fromkeys(vectors.values()), *(tunable.t for tunable in tunables.values())]
     latents = [tunable.u for tunable in tunables.values() if tunable.u is not None]
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -191,11 +214,17 @@ def tune(
     rates = [{"params": parameters, "lr": learning_rate}]
     if latents:
         rates.append({"params": latents, "lr": code_rate})
-    with evaluating(original):
-        losses = _descend(copy, original, rates, ids, epochs, progress)
+    used = " and ".join(f"{rate['lr']:g}" for rate in rates)  # at first: they fall to 0
+    with evaluating(original), torch.enable_grad():
+        losses = _descend(copy, original, rates, ids, used, epochs, progress)
 
     finished = {layer: _finished(layer, tunable) for layer, tunable in tunables.items()}
-    moved = {name: nn.Parameter(parameter.detach(), requires_grad=False) for name, parameter in vectors.items()}
+    scales = {name: finished[layer].qtensor.tensors()["scales"] for name, layer in layers.items()}
+    for name, numbers in {**scales, **vectors}.items():
+        if not numbers.isfinite().all():
+            raise ValueError(f"{name} has learned NaN or infinity; use smaller learning rates than {used}")
+    own = {parameter: nn.Parameter(parameter.detach(), requires_grad=False) for parameter in vectors.values()}
+    moved = {name: own[parameter] for name, parameter in vectors.items()}
     changed = sum(tunable.changed() for tunable in tunables.values())
     swap(model, {name: finished[layer] for name, layer in layers.items()})
     for name, parameter in moved.items():
@@ -204,12 +233,18 @@ def tune(
     return TuneReport(tuple(losses), sum(p.numel() for p in parameters), sum(u.numel() for u in latents), changed)
 
 
-def _weight(original: nn.Module, name: str) -> Tensor | None:
+def _weight(original: nn.Module, name: str, layer: QLinear) -> Tensor | None:
     """The weight of the layer before it was quantized, where `original` has it as floats."""
     try:
-        return weight_of(original.get_submodule(name))
+        weight = weight_of(original.get_submodule(name))
     except AttributeError:
         return None
+    if weight is not None and weight.shape != (layer.out_features, layer.in_features):
+        raise ValueError(
+            f"{name} is {tuple(weight.shape)} in the original and {layer.out_features, layer.in_features} in the model; "
+            f"give the model that it was made from"
+        )
+    return weight
 
 
 def _finished(layer: QLinear, tunable: _Tunable) -> QLinear:
@@ -222,18 +257,23 @@ def _has_scales(layer: QLinear) -> bool:
 
 
 def _own_vectors(copy: nn.Module, tunables: set[nn.Module]) -> dict[str, nn.Parameter]:
-    """Gains and biases: every floating parameter with one axis, replaced by one of the copy's own; the rest is frozen."""
-    own = {}
-    for name, parameter in list(copy.named_parameters()):
+    """Gains and biases: every floating parameter with one axis, replaced by one of the copy's own; the rest is frozen.
+
+    A parameter that has several names, a tied embedding for one, is replaced under all of them: else the model's own would
+    be learning.
+    """
+    own, replacements = {}, {}
+    for name, parameter in list(copy.named_parameters(remove_duplicate=False)):
         owner, _, leaf = name.rpartition(".")
         if leaf in ("t", "u") and copy.get_submodule(owner) in tunables:
             continue
         vector = parameter.dim() == 1 and parameter.is_floating_point()
-        data = parameter.detach().clone() if vector else parameter.detach()
-        replacement = nn.Parameter(data, requires_grad=False)
-        set_parameter(copy, name, replacement)
+        if parameter not in replacements:
+            data = parameter.detach().clone() if vector else parameter.detach()
+            replacements[parameter] = nn.Parameter(data, requires_grad=False)
+        set_parameter(copy, name, replacements[parameter])
         if vector:
-            own[name] = replacement
+            own[name] = replacements[parameter]
     return own
 
 
@@ -242,11 +282,11 @@ def _descend(
     original: nn.Module,
     rates: list[dict],
     ids: Tensor,
+    used: str,
     epochs: int,
     progress: bool | None,
 ) -> list[float]:
     batches = batches_of(ids)
-    used = " and ".join(f"{rate['lr']:g}" for rate in rates)
     optimizer = torch.optim.Adam(rates)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=epochs * len(batches))
     device = rates[0]["params"][0].device

@@ -3,12 +3,14 @@ from importlib import import_module
 
 import pytest
 import torch
+import transformers
 
 import qkit
 from qkit.model.surgery import clone
 from qkit.nn.layers import quantized_layers
 from qkit.train.own_text import own_text
 from qkit.train.tune import _Tunable, _unfolded
+from tiny import t5
 
 SCHEMES = [qkit.RTN(2, 12), qkit.RTN(3, 4, include_zero=False), qkit.RTN(3, symmetric=True)]
 
@@ -56,6 +58,78 @@ def test_tied_embeddings_stay_tied_and_frozen(make_model, ids):
     qkit.quantize(model, qkit.RTN(3))
     qkit.tune(model, original, calibration=ids, epochs=1)
     assert model.lm_head.weight is model.transformer.wte.weight is original.transformer.wte.weight
+    assert all(parameter.grad is None for one in (model, original) for parameter in one.parameters())
+
+
+def test_tied_gains_stay_tied(llama, ids):
+    first, second = (layer.input_layernorm for layer in llama.model.layers)
+    second.weight = first.weight
+    original = copy.deepcopy(llama)
+    qkit.quantize(llama, qkit.RTN(3))
+    qkit.tune(llama, original, calibration=ids, epochs=1)
+    assert second.weight is first.weight and not torch.equal(
+        first.weight, original.model.layers[0].input_layernorm.weight
+    )
+
+
+@pytest.mark.parametrize("outside", [torch.no_grad, torch.enable_grad])
+def test_it_learns_wherever_it_is_called(llama, ids, outside):
+    original = copy.deepcopy(llama)
+    qkit.quantize(llama, qkit.RTN(3))
+    with outside():
+        report = qkit.tune(llama, original, calibration=ids, epochs=2)
+    assert report.losses[1] < report.losses[0]
+
+
+def test_a_model_that_multiplies_with_the_weights_of_its_layers_itself(ids):
+    config = transformers.MambaConfig(vocab_size=97, hidden_size=48, num_hidden_layers=2, state_size=8)
+    original = transformers.MambaForCausalLM(config).eval()
+    model = clone(original)
+    qkit.quantize(model, qkit.RTN(3))
+    report = qkit.tune(model, original, calibration=ids, epochs=2)
+    assert report.losses[1] < report.losses[0] and isinstance(model.backbone.layers[0].mixer.x_proj, qkit.QLinear)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"epochs": 0}, "epochs=0 is no number of passes"),
+        ({"epochs": 1.5}, r"epochs=1\.5 is no number of passes"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan is no rate"),
+        ({"code_rate": -1.0}, r"code_rate=-1\.0 is no rate"),
+        (
+            {"learning_rate": 1e9, "epochs": 1},
+            r"has learned NaN or infinity; use smaller learning rates than 1e\+09 and",
+        ),
+    ],
+)
+def test_rates_that_cannot_be_are_refused_and_what_they_make_is_not_kept(llama, ids, options, match):
+    original = copy.deepcopy(llama)
+    qkit.quantize(llama, qkit.RTN(3))
+    state = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
+    with pytest.raises(ValueError, match=match):
+        qkit.tune(llama, original, calibration=ids, **options)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in llama.state_dict().items())
+
+
+def test_another_original_is_refused(make_model, llama, ids):
+    qkit.quantize(llama, qkit.RTN(3))
+    with pytest.raises(ValueError, match=r"token id \d+ is not in the vocabulary of LlamaForCausalLM, 0 to 49"):
+        qkit.tune(llama, make_model("llama", vocab_size=50), calibration=ids)
+    with pytest.raises(ValueError, match=r"q_proj is \(48, 96\) in the original and \(48, 48\) in the model"):
+        qkit.tune(llama, make_model("llama", hidden_size=96), calibration=ids)
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration cannot be asked for the next token: an encoder"):
+        qkit.tune(llama, t5(), calibration=ids)
+
+
+def test_what_was_made_in_inference_mode_cannot_learn(make_model, ids):
+    original, model = make_model("llama"), make_model("llama")
+    with torch.inference_mode():
+        qkit.quantize(model, qkit.RTN(3))
+        with pytest.raises(ValueError, match=r"nothing can learn; call tune outside"):
+            qkit.tune(model, original, calibration=ids)
+    with pytest.raises(ValueError, match=r"was made inside torch\.inference_mode"):
+        qkit.tune(model, original, calibration=ids)
 
 
 def test_an_interrupt_leaves_the_model_as_it_was(llama, ids, monkeypatch):
