@@ -33,4 +33,4 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     rows_a, rows_b = (max(17 - m, 0), -n % 8) if a.is_cuda else (0, 0)
     a = F.pad(a, (0, columns, 0, rows_a)) if columns or rows_a else a
     b = F.pad(b, (0, columns, 0, rows_b)) if columns or rows_b else b
-    return torch._int_mm(a, b.T)[:m, :n]  # pyright: ignore[reportPrivateImportUsage]
+    return torch._int_mm(a, b.T)[:m, :n]
