@@ -15,6 +15,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TypedDict
 
+from qkit.text.resources import expanded
+
 try:
     import fcntl
 except ImportError:  # Windows has none: drafts of the dead then stay until somebody removes them
@@ -73,13 +75,14 @@ def line_of(error: BaseException, number: int) -> str:
 
 def make_folder(folder: str | os.PathLike) -> Path:
     """The folder, made if need be, with "~" expanded; an OSError of the same kind, in one sentence, if that cannot be."""
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        in_the_way = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+        in_the_way = next((path for path in (folder, *folder.parents) if path.is_symlink() or path.exists()), folder)
+        what = "a file" if in_the_way.exists() else "a link to nothing"
         raise type(error)(
-            error.errno, f"{in_the_way} is a file; give a folder, or a name that is still free"
+            error.errno, f"{in_the_way} is {what}; give a folder, or a name that is still free"
         ) from error
     except OSError as error:
         raise OSError(

@@ -42,7 +42,7 @@ def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
         folder = resources.folder("data") / name
         check_sha256(folder / "model.safetensors", EMBEDDED[name])
         return _from_transformers(folder)
-    folder = Path(name).expanduser()
+    folder = resources.expanded(name)
     if (folder / MANIFEST).is_file():
         return load_checkpoint(folder)
     if (folder / "config.json").is_file():

@@ -66,13 +66,15 @@ def save(model: nn.Module, folder: str | os.PathLike, tokenizer=None) -> Path:
         raise ValueError(
             f"{name} is no class of transformers, so load could not build it again; save its state_dict instead"
         )
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise TypeError(
+            f"tokenizer is a {type(tokenizer).__name__}; give one of transformers: model, tokenizer = qkit.load(name)"
+        )
     tensors, description = _describe(model)
     try:  # what load will do; what it could not do is better known now
-        _fill(
-            _skeleton(type(model), seal(description)),
-            {name: tensor.detach() for name, tensor in tensors.items()},
-            description,
-        )
+        again = _skeleton(type(model), seal(description))
+        _fill(again, {name: tensor.detach() for name, tensor in tensors.items()}, description)
+        _check_constants(model, again)
     except Exception as error:
         raise ValueError(
             f"load could not build this {name} from its config again ({line_of(error, -1)}); "
@@ -130,6 +132,24 @@ def _describe(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "widened": {},
         "derived": sorted(derived),  # buffers that a state dict leaves out (rotary frequencies), in the dtype they had
     }
+
+
+def _check_constants(model: nn.Module, again: nn.Module) -> None:
+    """Refuse a model whose modules compute with other numbers than those that its config makes: an epsilon, a scaling.
+
+    They are no tensors, so no file would hold them. How much is dropped does not count, a loaded model drops nothing.
+    """
+    own = dict(model.named_modules(remove_duplicate=False))  # what is shared here may be twice there
+    for name, made in again.named_modules(remove_duplicate=False):
+        module = own[name]
+        for key, value in vars(module).items():
+            other = vars(made).get(key)
+            if isinstance(value, float) and isinstance(other, float) and value != other and not _drops(module, key):
+                raise ValueError(f"{name}.{key} is {value:g}, and its config makes it {other:g}")
+
+
+def _drops(module: nn.Module, key: str) -> bool:
+    return isinstance(module, nn.modules.dropout._DropoutNd) or "drop" in key
 
 
 def _memory(tensor: Tensor) -> Any:

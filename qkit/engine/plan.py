@@ -18,6 +18,9 @@ def check_plan(plan: Plan) -> None:
                 f"scheme={scheme!r} is not a scheme; give one such as qkit.RTN(bits=4, group_size=128), "
                 f'or several by layer: {{"*.down_proj": qkit.RTN(8), "*": qkit.GPTQ(4)}}'
             )
+    if isinstance(plan, Mapping) and not all(isinstance(glob, str) for glob in plan):
+        odd = next(glob for glob in plan if not isinstance(glob, str))
+        raise TypeError(f"{odd!r} is no glob on layer names; give schemes by globs: {{'*.down_proj': scheme}}")
     if not schemes:
         raise ValueError("the mapping of schemes is empty; give at least {'*': scheme}")
 

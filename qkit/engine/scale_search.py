@@ -80,7 +80,7 @@ def search_scales(
     Arguments as for `qkit.quantize`. The scales are searched on the inputs that the original model gives.
 
     Raises:
-        ValueError: a scheme that folds no scales.
+        ValueError: a scheme that folds no scales, or no layer that could be scaled.
     """
     work = prepare(model, scheme, calibration, tokenizer, max_chunks, include, exclude)
     flat = next((one for one in work.schemes.values() if not one.scales), None)
@@ -90,8 +90,14 @@ def search_scales(
     if work.ids is None:
         raise TypeError("scales are searched on data, and no scheme here asks for any")
     found: list[LayerScale] = []
+    left: dict[str, str] = {}
     with calibrating(model):
         for stop in walk(model, work.ids, list(work.schemes)):
             mine = {name: work.schemes[f"{stop.block.name}.{name}"] for name in stop.names(list(work.schemes))}
-            found += scale_block(stop, clone(stop.block.module), clone(stop.block.module), mine)[0]
+            scales, _, why = scale_block(stop, clone(stop.block.module), clone(stop.block.module), mine)
+            found += scales
+            left |= {f"{stop.block.name}.{name}": reason for name, reason in why.items()}
+    if not found:
+        name, reason = next(iter(left.items()), (work.targets[0].name, "it stands in no block"))
+        raise ValueError(f"no layer of {type(model).__name__} can be scaled: {name}, for one, because {reason}")
     return Scaling(tuple(found))

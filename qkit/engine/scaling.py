@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from qkit.checkpoints.tensors import read_tensors, write_tensors
 from qkit.model.folding import Fold, fold
 from qkit.model.surgery import clone, set_parameter
+from qkit.text.resources import expanded
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,7 @@ class Scaling:
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write one safetensors file, whole or not at all."""
-        path = Path(path).expanduser()
+        path = expanded(path)
         write_tensors(path, *pack_scales(self.scales))
         return path
 
@@ -99,7 +100,7 @@ class Scaling:
             ValueError: the file is damaged, or holds no scales.
         """
         mend = "give a file that Scaling.save wrote"
-        return cls(unpack_scales(*read_tensors(Path(path).expanduser(), "scales", mend, older="qkit.scaling")))
+        return cls(unpack_scales(*read_tensors(expanded(path), "scales", mend, older="qkit.scaling")))
 
 
 def pack_scales(scales: Sequence[LayerScale]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

@@ -129,7 +129,13 @@ def read(model: nn.Module, ids: Tensor) -> Any:
     """What the model puts out for token ids [sequences, length], wherever they are. No cache is made.
 
     `use_cache` is left out where the model has no such option.
+
+    Raises:
+        TypeError: a module that takes no token ids by that name.
     """
     options = inspect.signature(model.forward).parameters
-    caches = "use_cache" in options or any(p.kind is p.VAR_KEYWORD for p in options.values())
+    anything = any(p.kind is p.VAR_KEYWORD for p in options.values())
+    if "input_ids" not in options and not anything:
+        raise TypeError(f"{type(model).__name__} takes no input_ids; give a model of transformers that reads text")
+    caches = "use_cache" in options or anything
     return model(input_ids=ids.to(device_of(model)), **({"use_cache": False} if caches else {}))

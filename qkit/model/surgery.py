@@ -51,8 +51,15 @@ class Target:
 
 
 def as_list(globs: Globs) -> list[str]:
-    """One glob, several, or None, as a list."""
-    return [globs] if isinstance(globs, str) else list(globs or ())
+    """One glob, several, or None, as a list.
+
+    Raises:
+        TypeError: what is no word.
+    """
+    some = [globs] if isinstance(globs, str) else globs or ()
+    if not isinstance(some, list | tuple | set) or not all(isinstance(glob, str) for glob in some):
+        raise TypeError(f"{globs!r} is neither a glob nor a list of globs on layer names; give e.g. '*.down_proj'")
+    return list(some)
 
 
 def find_targets(
@@ -74,6 +81,8 @@ def select_layers(
 ) -> tuple[list[Target], list[tuple[str, str]]]:
     """`find_targets` for a model whose parameters may have a shape and no data yet."""
     layers = {name: m for name, m in model.named_modules(remove_duplicate=False) if name and is_linear(m)}
+    if include is not None and not as_list(include):
+        raise ValueError(f"include={include!r} names no layer; leave it out for the rule, or give e.g. '*.down_proj'")
     include, exclude = as_list(include), as_list(exclude)
     for role, globs in (("include", include), ("exclude", exclude)):
         for glob in globs:

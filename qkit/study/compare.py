@@ -1,6 +1,6 @@
 """One table: what each scheme costs in perplexity and saves in bytes, on one model and one text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from qkit.methods.codebook import FP4, NF4
 from qkit.methods.gptq import GPTQ
 from qkit.methods.llm_int8 import LLMInt8
 from qkit.methods.rtn import RTN
+from qkit.methods.scheme import Scheme
 from qkit.methods.smoothquant import SmoothQuant
 from qkit.methods.w8a8 import W8A8
 from qkit.model.surgery import clone
@@ -92,6 +93,8 @@ def compare(
         progress: show bars; None: on a terminal only.
     """
     title = name or (model if isinstance(model, str) else type(model).__name__)
+    if isinstance(schemes, Scheme | Mapping):
+        raise TypeError(f"schemes is {plan_name(schemes)} alone; give a list of schemes, [scheme, ...]")
     for scheme in schemes:
         check_plan(scheme)
     names = [plan_name(scheme) for scheme in schemes]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qkit.engine.prepare import check_model
 from qkit.engine.progress import progress_bar
 from qkit.model.facts import check_ids, chunk_length, read, vocabulary_size, why_no_text
 from qkit.model.hooks import evaluating
@@ -73,6 +74,8 @@ def evaluate(
     Raises:
         ValueError: the text is shorter than a chunk, a model that predicts no tokens, or one whose output is not finite.
     """
+    for model in models.values():
+        check_model(model)
     length = min(chunk_length(model) for model in models.values())
     ids = token_chunks(text, tokenizer, length, max_chunks)
     vocabulary = max(vocabulary_size(m) or 1 for m in models.values())
@@ -89,6 +92,11 @@ def evaluate(
             for name, model in models.items():
                 log_p = _log_probabilities(model, batch, name)
                 original = log_p if original is None else original
+                if log_p.shape != original.shape:
+                    raise ValueError(
+                        f"model {name!r} gives probabilities to {log_p.shape[-1]} tokens, {next(iter(models))!r} to "
+                        f"{original.shape[-1]}; their divergence needs models of one vocabulary"
+                    )
                 nll[name] -= float(log_p.gather(-1, batch[:, 1:, None].to(log_p.device)).double().sum())
                 if log_p is not original:
                     kl[name] += float((original.exp() * (original - log_p.to(original.device))).sum(-1).double().sum())

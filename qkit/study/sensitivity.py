@@ -95,6 +95,8 @@ def sensitivity(
     """
     if measure not in MEASURES:
         raise ValueError(f"measure={measure!r} is not one of {', '.join(MEASURES)}; use 'error'")
+    if isinstance(schemes, Scheme):
+        raise TypeError(f"schemes is {schemes.name} alone; give a list of schemes, [scheme, ...]")
     if not schemes:
         raise ValueError("there are no schemes to try; give at least one, e.g. [qkit.RTN(4, 128)]")
     for scheme in schemes:

@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 
+from qkit.text.resources import expanded
+
 NAMES = ("python-docs", "python-docs-heldout", "wikitext-2")
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "idlelib", "lib2to3", "__pycache__", "pydoc_data"}
 
@@ -38,7 +40,7 @@ def texts(name_or_path: str | os.PathLike) -> str:
         return "\n\n".join(text.strip() for topic, text in sorted(topics.items()) if held_out(topic))
     if name_or_path == "wikitext-2":
         return wikitext_2()
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     if not path.is_file():
         raise ValueError(
             f"text {str(name_or_path)!r} is no file and none of {', '.join(NAMES)}; check the path or use a name"

@@ -26,13 +26,14 @@ def token_chunks(
     Raises:
         ValueError: the text is shorter than one chunk.
     """
-    if max_chunks is not None and max_chunks < 1:
-        raise ValueError(f"max_chunks={max_chunks} leaves nothing to read; give at least 1, or None for all")
+    if max_chunks is not None:
+        check_count("max_chunks", max_chunks, "read", ", or None for all")
     if isinstance(text, Tensor):
         return check_ids(text)[:max_chunks]
     text = check_text(text, "text")
     if tokenizer is None:
         raise ValueError("a text needs a tokenizer; give tokenizer=, or token ids instead of the text")
+    check_tokenizer(tokenizer)
     whole = text if isinstance(text, str) else "\n\n".join(text)
     ids = tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"]
     count = len(ids) // length
@@ -52,6 +53,7 @@ def calibration_chunks(
     They are spread evenly over each text, and several texts get equal shares, so that neither the first pages nor the
     longest text decide alone. The same arguments give the same chunks. Token ids [sequences, length] are taken as they are.
     """
+    check_count("max_chunks", max_chunks, "read")
     if isinstance(calibration, Tensor):
         return token_chunks(calibration)
     calibration = check_text(calibration, "calibration")
@@ -60,8 +62,6 @@ def calibration_chunks(
         raise ValueError(
             "calibration is empty; give a text of the kind the model will read, e.g. qkit.texts('python-docs')"
         )
-    if max_chunks < 1:
-        raise ValueError(f"max_chunks={max_chunks} leaves nothing to read; give at least 1")
     if len(texts) > max_chunks:
         texts = ["\n\n".join(texts)]  # many short samples: one text
     share = [max_chunks // len(texts) + (i < max_chunks % len(texts)) for i in range(len(texts))]
@@ -93,12 +93,31 @@ def check_text(text: object, name: str) -> str | list[str]:
     )
 
 
+def check_count(name: str, count: object, verb: str, other: str = "") -> None:
+    """Refuse what is no whole number from 1, of things to `verb`; `other` is what else may be given."""
+    if not isinstance(count, int):
+        raise TypeError(f"{name}={count!r} is no whole number; give at least 1{other}")
+    if count < 1:
+        raise ValueError(f"{name}={count!r} leaves nothing to {verb}; give at least 1{other}")
+
+
+def check_tokenizer(tokenizer: object) -> None:
+    """Refuse what is no tokenizer of transformers: its name, one of another library, a model in its place."""
+    if not hasattr(tokenizer, "bos_token_id"):
+        raise TypeError(
+            f"tokenizer is a {type(tokenizer).__name__}; give one of transformers: model, tokenizer = qkit.load(name)"
+        )
+
+
 def check_ids(ids: Tensor) -> Tensor:
     """Token ids [sequences, length] as int64; whether a model knows them, `qkit.model.facts.check_ids` says.
 
     Raises:
-        ValueError: another shape, or a dtype that is no whole number.
+        ValueError: another shape, a dtype that is no whole number, or numbers that are not there one beside the other.
     """
+    if ids.is_nested or ids.is_meta or ids.is_quantized or ids.layout != torch.strided:
+        form = "nested" if ids.is_nested else "without data" if ids.is_meta else "sparse or quantized"
+        raise ValueError(f"token ids are a tensor that is {form}; give a plain tensor of integers [sequences, length]")
     whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
     if not whole or ids.dim() != 2 or len(ids) < 1 or ids.shape[1] < 2:
         raise ValueError(
@@ -109,6 +128,7 @@ def check_ids(ids: Tensor) -> Tensor:
 
 def begin_token(tokenizer) -> int:
     """The id put before each chunk: BOS, or EOS in families that part documents with it (Qwen)."""
+    check_tokenizer(tokenizer)
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token

@@ -185,9 +185,9 @@ def test_a_loaded_model_generates_and_can_be_trained_further(saved, ids):
 
 def test_the_configs_come_back(llama, tmp_path):
     llama.generation_config.max_new_tokens = 7
-    llama.config.rms_norm_eps = 1e-3
+    llama.config.initializer_range = 0.5
     loaded, _ = load(save(llama, tmp_path))
-    assert loaded.config.rms_norm_eps == 1e-3
+    assert loaded.config.initializer_range == 0.5
     assert loaded.generation_config.max_new_tokens == 7
 
 
@@ -342,12 +342,62 @@ def test_scales_that_are_no_numbers_are_refused(llama, bad, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def change_epsilon(model):
+    model.model.norm.variance_epsilon = 0.5
+
+
+def change_config(model):
+    model.config.rms_norm_eps = 0.5
+
+
+@pytest.mark.parametrize("change", [change_epsilon, change_config])
+def test_a_model_that_computes_with_other_numbers_than_its_config_says_is_refused(llama, tmp_path, change):
+    change(llama)
+    with pytest.raises(
+        ValueError, match=r"from its config again \(\S+\.variance_epsilon is \S+, and its config makes it"
+    ):
+        save(llama, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_how_much_a_model_drops_is_no_matter(make_model, tmp_path, ids, logits):
+    model = make_model("gpt2")
+    model.transformer.drop.p = 0.0
+    assert torch.equal(logits(load(save(model, tmp_path))[0], ids), logits(model, ids))
+
+
 def test_weights_without_numbers_are_refused(llama, tmp_path):
     llama.model.layers[1].to("meta")
     with pytest.raises(
         ValueError, match=r"model\.layers\.1\.\S+ has no numbers, it is on the device meta; load all of"
     ):
         save(llama, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("below", ["", "a"])
+def test_saving_onto_a_link_to_nothing_is_refused(llama, tmp_path, below):
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(FileExistsError, match="link is a link to nothing; give a folder"):
+        save(llama, tmp_path / "link" / below)
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+@pytest.mark.parametrize(
+    ("path", "why"), [("~no such user/a", "names no user who has a home here"), ("a\udcff", "is not UTF-8")]
+)
+def test_a_path_that_cannot_be_is_refused(llama, monkeypatch, tmp_path, path, why):
+    monkeypatch.chdir(tmp_path)
+    for door in (load, lambda path: save(llama, path)):
+        with pytest.raises(ValueError, match=f"{why}; give another"):
+            door(path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", 5])
+def test_what_is_no_tokenizer_is_not_saved(llama, tmp_path, tokenizer):
+    with pytest.raises(TypeError, match=r"tokenizer is a \w+; give one of transformers"):
+        save(llama, tmp_path / "out", tokenizer=tokenizer)
     assert not (tmp_path / "out").exists()
 
 

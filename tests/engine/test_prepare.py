@@ -184,3 +184,43 @@ def test_the_share_of_all_weights_stands_in_every_report(llama):
         and f"{share:.0%} of all weights" in report._repr_html_()
     )
     assert any("of all weights are quantized" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize("globs", [5, b"*", ["*", 5]])
+@pytest.mark.parametrize("role", ["include", "exclude"])
+def test_what_are_no_globs_is_a_type_error(llama, role, globs):
+    for door in (
+        lambda: qkit.quantize(llama, AWQ, calibration=IDS, **{role: globs}),
+        lambda: qkit.sensitivity(llama, [AWQ], calibration=IDS, **{role: globs}),
+        lambda: qkit.search_scales(llama, AWQ, calibration=IDS, **{role: globs}),
+    ):
+        with pytest.raises(TypeError, match="is neither a glob nor a list of globs on layer names; give"):
+            door()
+
+
+def test_to_include_nothing_is_not_to_include_by_the_rule(llama):
+    with pytest.raises(ValueError, match=r"include=\[\] names no layer; leave it out for the rule"):
+        qkit.quantize(llama, qkit.RTN(4), include=[])
+    assert not quantized_layers(llama)
+
+
+def test_a_key_of_a_plan_that_is_no_glob_is_a_type_error(llama):
+    with pytest.raises(TypeError, match="5 is no glob on layer names; give schemes by globs"):
+        qkit.quantize(llama, {"*.q_proj": qkit.RTN(4), 5: qkit.RTN(8)})
+
+
+@pytest.mark.parametrize(
+    "door", [lambda m, s: qkit.compare(m, s, IDS), lambda m, s: qkit.sensitivity(m, s, calibration=IDS)]
+)
+def test_one_scheme_where_several_are_asked_for_is_a_type_error(llama, door):
+    with pytest.raises(
+        TypeError, match=r"schemes is RTN W4 per channel alone; give a list of schemes, \[scheme, \.\.\.\]"
+    ):
+        door(llama, qkit.RTN(4))
+
+
+def test_a_search_that_finds_no_scale_says_why(llama):
+    with pytest.raises(
+        ValueError, match=r"no layer of LlamaForCausalLM can be scaled: model\.layers\.0\.self_attn\.q_proj"
+    ):
+        qkit.search_scales(llama, AWQ, calibration=IDS, include="*.q_proj")

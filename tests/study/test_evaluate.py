@@ -230,3 +230,23 @@ def test_a_model_that_predicts_no_tokens_is_refused(make, why):
 def test_ids_beyond_the_vocabulary_are_refused(llama):
     with pytest.raises(ValueError, match=r"token id 97 is not in the vocabulary of LlamaForCausalLM, 0 to 96"):
         perplexity(llama, None, torch.full((2, 5), 97))
+
+
+def test_models_of_different_vocabularies_have_no_divergence(make_model, llama, ids):
+    with pytest.raises(ValueError, match=r"model 'model' gives probabilities to 50 tokens, 'original' to 97; their"):
+        kl_divergence(llama, make_model("llama", vocab_size=50), None, ids.clamp(max=40))
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        ("bookworm-14m", r"model is a str; give a module: model, tokenizer = qkit\.load"),
+        (None, "model is a NoneType"),
+        (torch.nn.Sequential(torch.nn.Linear(3, 3)), "Sequential takes no input_ids; give a model of transformers"),
+    ],
+)
+def test_what_is_no_model_of_text_is_a_type_error(llama, ids, model, match):
+    with pytest.raises(TypeError, match=match):
+        perplexity(model, None, ids)
+    with pytest.raises(TypeError, match=match):
+        kl_divergence(llama, model, None, ids)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from qkit.text.tokens import begin_token, token_chunks
+from qkit.text.tokens import begin_token, calibration_chunks, token_chunks
 
 
 @pytest.fixture
@@ -79,3 +79,36 @@ def test_eos_stands_in_where_there_is_no_bos(word_tokenizer):
 def test_a_tokenizer_with_neither_is_refused(word_tokenizer):
     with pytest.raises(ValueError, match=r"neither a BOS nor an EOS token; set tokenizer\.bos_token"):
         begin_token(word_tokenizer())
+
+
+PLAIN = torch.zeros(2, 4, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("ids", "form"),
+    [
+        (PLAIN.to("meta"), "without data"),
+        (PLAIN.to_sparse(), "sparse or quantized"),
+        (torch.quantize_per_tensor(PLAIN.float(), 1.0, 0, torch.quint8), "sparse or quantized"),
+        (torch.nested.nested_tensor([PLAIN[0], PLAIN[1, :2]]), "nested"),
+    ],
+    ids=["meta", "sparse", "quantized", "nested"],
+)
+def test_ids_that_are_no_plain_tensor_are_refused(ids, form):
+    with pytest.raises(ValueError, match=f"token ids are a tensor that is {form}; give a plain tensor of integers"):
+        token_chunks(ids)
+
+
+@pytest.mark.parametrize("no_tokenizer", ["gpt2", 5, object(), lambda text: text], ids=lambda it: type(it).__name__)
+@pytest.mark.parametrize("chunks", [token_chunks, calibration_chunks])
+def test_what_is_no_tokenizer_is_a_type_error(chunks, no_tokenizer):
+    with pytest.raises(TypeError, match=r"tokenizer is a \w+; give one of transformers: model, tokenizer = qkit\.load"):
+        chunks("a text", no_tokenizer)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, "3", float("nan")])
+@pytest.mark.parametrize("text", ["a text", PLAIN], ids=["text", "ids"])
+@pytest.mark.parametrize("chunks", [token_chunks, calibration_chunks])
+def test_a_count_of_chunks_that_is_none_is_refused_for_texts_and_ids_alike(chunks, text, count):
+    with pytest.raises((ValueError, TypeError), match=rf"max_chunks={count!r} (leaves nothing to read|is no whole nu)"):
+        chunks(text, max_chunks=count)

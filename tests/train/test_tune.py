@@ -285,3 +285,34 @@ def test_a_model_that_cannot_write_is_refused(llama):
     llama.model.norm.weight.data[0] = float("nan")
     with pytest.raises(ValueError, match="NaN or infinite"):
         own_text(llama, Tokenizer(), 1)
+
+
+WRITER = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (t5, "T5ForConditionalGeneration cannot write: an encoder has to read before it"),
+        (
+            lambda: transformers.LlamaModel(transformers.LlamaConfig(**WRITER)),
+            "LlamaModel does not predict tokens from",
+        ),
+        (lambda: transformers.BertForMaskedLM(transformers.BertConfig(**WRITER)), "BertForMaskedLM does not predict"),
+        (lambda: torch.nn.Linear(3, 3), "Linear does not predict tokens from a cache of keys and values"),
+    ],
+)
+def test_what_cannot_write_is_refused(word_tokenizer, make, match):
+    with pytest.raises(ValueError, match=match):
+        own_text(make(), word_tokenizer(bos_token="w00"), 1)
+
+
+def test_a_tokenizer_of_another_model_cannot_begin(make_model, word_tokenizer):
+    with pytest.raises(ValueError, match="token id 9 is not in the vocabulary of LlamaForCausalLM, 0 to 4"):
+        own_text(make_model("llama", vocab_size=5), word_tokenizer(bos_token="w09"), 1)
