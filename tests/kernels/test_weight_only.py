@@ -9,6 +9,7 @@ from qkit import FP4, NF4, RTN, quantize_tensor
 from qkit.backends.numba import linear as cpu
 from qkit.methods.codebook import codebook_quantize
 from qkit.numerics.codebook_qtensor import CodebookQTensor
+from qkit.numerics.packing import pack
 from qkit_kernels.numba.streams import UNIT
 from qkit_kernels.numba.tiles import BAND_ROWS, FLOATS, PANEL_ROWS, TOKENS
 
@@ -191,7 +192,7 @@ def test_a_codebook_weight_is_multiplied_to_rounding(scheme):
 
 @pytest.mark.parametrize("code", range(16))
 def test_every_number_of_a_table_is_found(code):
-    q = CodebookQTensor.from_codes(torch.full((3, 64), code), torch.tensor([[1.0, 2.0, 4.0]]), 4)
+    q = CodebookQTensor(pack(torch.full((3, 64), code), 4), torch.tensor([[1.0, 2.0, 4.0]]), 4, (3, 64))
     for tokens in (1, 2):
         x = whole(tokens, 64)
         assert off(product(x, q), x, q) < 1
