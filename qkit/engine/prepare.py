@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from qkit.engine.plan import Plan, assign, check_plan
 from qkit.methods.scheme import Scheme
-from qkit.model.facts import check_ids, chunk_length
+from qkit.model.facts import check_data, check_ids, chunk_length, device_of
 from qkit.model.hooks import evaluating, uncompiled
 from qkit.model.surgery import Globs, Target, find_targets
+from qkit.numerics.mapping import check_finite
 from qkit.text.tokens import CHUNKS, calibration_chunks
 
 
@@ -56,6 +57,9 @@ def prepare(
     targets = [target for target in targets if target.name in schemes]
     for target in targets:
         schemes[target.name].check(target.weight, target.name)
+        if (bias := target.module.bias) is not None:
+            check_data(f"the bias of {target.name}", bias)
+            check_finite(bias, f"the bias of {target.name}")
     ids = calibration_ids(model, list(schemes.values()), calibration, tokenizer, max_chunks)
     return Work(targets, schemes, skipped + unmatched, ids)
 
@@ -96,11 +100,14 @@ def model_ids(
 
 @contextmanager
 def calibrating(model: nn.Module) -> Iterator[None]:
-    """Inside, dropout is off and nothing is compiled; afterwards every module has the mode it had. Memory that runs out is
-    said in one sentence.
+    """Inside, dropout is off, nothing is compiled, and what is computed does not depend on where one is called from: autocast
+    would sum Hessians in 16 bits, and tensors of inference mode do not say whether they were written into.
+
+    Afterwards every module has the mode it had. Memory that runs out is said in one sentence.
     """
+    plain = torch.autocast(device_of(model).type, enabled=False)
     try:
-        with evaluating(model), uncompiled():
+        with evaluating(model), uncompiled(), plain, torch.inference_mode(False), torch.no_grad():
             yield
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise MemoryError(

@@ -9,11 +9,11 @@ is overheard from the model itself.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from qkit.model.facts import check_data, check_ids, read, text_decoder, why_no_text
 from qkit.model.hooks import Hook, instead, listening
@@ -157,18 +157,24 @@ def _forms(model: nn.Module, blocks: list[tuple[str, nn.Module]], ids: Tensor) -
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise _unknown(model, f"a model that runs on token ids alone, and on two of them found {why}") from error
     order = [index for index, *_ in seen]
-    if order != list(range(len(blocks))) or not all(_continues(a[3], *b[1:3]) for a, b in pairwise(seen)):
-        raise _unknown(
-            model,
-            f"blocks that run once each, every one on the output of the one before; found {len(blocks)} blocks called in "
-            f"the order {order}",
-        )
+    looked_for = "blocks that run once each, every one on the output of the one before"
+    if order != list(range(len(blocks))):
+        raise _unknown(model, f"{looked_for}; found {len(blocks)} blocks called in the order {order}")
+    for (name, _), (*_, output) in zip(blocks, seen, strict=True):
+        if not (
+            isinstance(output, Tensor)
+            or (isinstance(output, tuple | list) and output and isinstance(output[0], Tensor))
+        ):
+            raise _unknown(model, f"{looked_for}; found that {name} puts out a {type(output).__name__}")
+    for (name, _), a, b in zip(blocks[1:], seen, seen[1:], strict=False):
+        if not _continues(a[3], *b[1:3]):
+            raise _unknown(model, f"{looked_for}; found that {name} is given something else, or more")
     return [None if isinstance(output, Tensor) else len(output) - 1 for *_, output in seen]
 
 
 def _continues(output: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Whether a block that is called so takes the hidden state that the one before put out, and nothing else of it."""
-    rest = [] if isinstance(output, Tensor) else [part for part in output[1:] if isinstance(part, Tensor)]
+    """Whether a block that is called so takes the hidden state that the one before put out, once, and nothing else of it."""
     hidden = args[0] if args else kwargs.get("hidden_states")
     others = [*args[1:], *(value for name, value in kwargs.items() if args or name != "hidden_states")]
-    return first(output) is hidden and not any(part is other for part in rest for other in others)
+    parts = [part for part in tree_leaves(output) if isinstance(part, Tensor)]
+    return first(output) is hidden and not any(part is other for part in parts for other in tree_leaves(others))

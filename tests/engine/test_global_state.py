@@ -1,4 +1,4 @@
-"""What somebody else has set for the whole process changes no code and no number: the default dtype, a device context."""
+"""What somebody else has set changes no code and no number: the default dtype, a device context, autocast, inference mode."""
 
 import pytest
 import torch
@@ -63,6 +63,38 @@ def test_the_default_dtype_changes_no_measure(llama, default_dtype):
     expected = measured()
     torch.set_default_dtype(default_dtype)
     assert measured() == expected
+
+
+AROUND = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "gradients": torch.enable_grad,
+}
+
+
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+@pytest.mark.parametrize("scheme", VARIANTS, **named)
+def test_where_one_quantizes_changes_nothing(llama, scheme, around):
+    ids = torch.randint(0, 97, (4, 16), generator=torch.Generator().manual_seed(0))
+    expected, found = clone(llama), clone(llama)
+    report = qkit.quantize(expected, scheme, calibration=ids)
+    with around():
+        assert qkit.quantize(found, scheme, calibration=ids).to_dict()["layers"] == report.to_dict()["layers"]
+    state = found.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.state_dict().items())
+
+
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+def test_where_one_searches_changes_nothing(llama, around):
+    ids = torch.randint(0, 97, (4, 16), generator=torch.Generator().manual_seed(0))
+
+    def searched():
+        found = qkit.sensitivity(llama, [qkit.RTN(4), qkit.GPTQ(4, None)], calibration=ids).to_dict()
+        return found, [one.losses for one in qkit.search_scales(llama, qkit.AWQ(4, 4), calibration=ids)]
+
+    expected = searched()
+    with around():
+        assert searched() == expected
 
 
 @pytest.mark.parametrize("scheme", VARIANTS, **named)

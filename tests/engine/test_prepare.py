@@ -224,3 +224,13 @@ def test_a_search_that_finds_no_scale_says_why(llama):
         ValueError, match=r"no layer of LlamaForCausalLM can be scaled: model\.layers\.0\.self_attn\.q_proj"
     ):
         qkit.search_scales(llama, AWQ, calibration=IDS, include="*.q_proj")
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_broken_bias_is_named_in_the_same_words(make_model, bad):
+    model = make_model("qwen2")
+    with torch.no_grad():
+        model.model.layers[1].self_attn.k_proj.bias[2] = bad
+    said = said_by(DOORS, model, IDS)
+    assert len(set(said.values())) == 1, said
+    assert said["quantize"].startswith("ValueError: the bias of model.layers.1.self_attn.k_proj holds")

@@ -161,20 +161,37 @@ def changed_between(model, x):
 
 
 @pytest.mark.parametrize(
-    ("wire", "order"),
+    ("wire", "found"),
     [
-        (skip_one, r"\[1\]"),
-        (twice, r"\[0, 0, 1\]"),
-        (side_by_side, r"\[0, 1\]"),
-        (changed_between, r"\[0, 1\]"),
-        (lambda m, x: m.layers[0](m.layers[1](x)), r"\[1, 0\]"),
+        (skip_one, r"2 blocks called in the order \[1\]"),
+        (twice, r"2 blocks called in the order \[0, 0, 1\]"),
+        (lambda m, x: m.layers[0](m.layers[1](x)), r"2 blocks called in the order \[1, 0\]"),
+        (side_by_side, r"that layers\.1 is given something else, or more"),
+        (changed_between, r"that layers\.1 is given something else, or more"),
+        (lambda m, x: m.layers[1](x := m.layers[0](x), x), r"that layers\.1 is given something else, or more"),
+        (lambda m, x: m.layers[1](x := m.layers[0](x), gain=[x]), r"that layers\.1 is given something else, or more"),
     ],
 )
-def test_blocks_that_are_no_chain_are_refused(ids, wire, order):
+def test_blocks_that_are_no_chain_are_refused(ids, wire, found):
     model = Decoder([Layer(), Layer()], wire)
-    with pytest.raises(ValueError, match=rf"Decoder is an unknown architecture.*found 2 blocks .* {order}.*qkit\.RTN"):
+    if found.endswith("or more"):
+        model.layers[1].forward = lambda hidden_states, shift=0.0, *, gain=1.0: model.layers[1].linear(hidden_states)
+    with pytest.raises(ValueError, match=rf"Decoder is an unknown architecture.*found {found}.*qkit\.RTN"):
         capture(model, [ids])
+    vars(model.layers[1]).pop("forward", None)
     assert not any("forward" in vars(m) or m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"), [(lambda x: {"hidden": x}, "dict"), (lambda x: (None, x), "tuple"), (lambda x: [], "list")]
+)
+def test_blocks_that_put_out_no_hidden_state_are_refused(ids, form, kind):
+    class Odd(Layer):
+        def forward(self, hidden_states):
+            return form(self.linear(hidden_states))
+
+    with pytest.raises(ValueError, match=rf"unknown architecture.*found that layers\.0 puts out a {kind}"):
+        capture(Decoder([Odd(), Layer()], lambda m, x: (m.layers[0](x), m.layers[1](x))[1]), [ids])
 
 
 def test_one_module_in_two_places_is_refused(ids):
@@ -217,7 +234,9 @@ def test_blocks_that_hand_on_more_than_the_hidden_state_are_refused(ids):
         x, bias = model.layers[0](x)
         return model.layers[1](x, bias=bias)[0]
 
-    with pytest.raises(ValueError, match=r"unknown architecture.*found 2 blocks called in the order \[0, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"unknown architecture.*found that layers\.1 is given something else, or more"
+    ):
         capture(Decoder([WithBias(), WithBias()], wire), [ids])
 
 
