@@ -56,6 +56,8 @@ def read_tensors(path: Path, what: str, mend: str, older: str | None = None) -> 
     Raises:
         ValueError: the file is truncated, altered, or of something else.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder and holds no {what}; {mend}")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

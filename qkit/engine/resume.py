@@ -92,6 +92,8 @@ def _read(path: Path, name: str, fingerprint: str, model: nn.Module) -> SolvedBl
         raise ValueError(
             f"{path} was made by other work (another scheme, calibration, model, or qkit); give another folder, or empty this"
         )
+    if strange := next((layer for layer in record["layers"] if not layer.startswith(f"{name}.")), None):
+        raise ValueError(f"{path} holds {strange}, which is another block's: files were renamed; empty the folder")
     device = next(model.parameters()).device
     tensors = {key: tensor.to(device) for key, tensor in tensors.items()}
     weights = _under(tensors, "weight.")

@@ -6,6 +6,7 @@
 >>> scaling.apply(model)          # the same function; now every rounding loses less
 """
 
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qkit.checkpoints.files import make_folder
 from qkit.checkpoints.tensors import read_tensors, write_tensors
+from qkit.engine.prepare import check_model
 from qkit.model.folding import Fold, fold
 from qkit.model.surgery import clone, set_parameter
+from qkit.nn.layers import quantized_layers
 from qkit.text.resources import expanded
 
 
@@ -73,10 +77,14 @@ class Scaling:
         """Fold all scales into `model`, in place, or none: its function stays what it is, to rounding.
 
         Raises:
-            ValueError: a module is missing, or has another shape than where the scales were found.
+            ValueError: a module is missing, is quantized, or has another shape than where the scales were found.
         """
+        check_model(model)
         copy = clone(model)
         for one in self:
+            names = [f"{one.block}.{name}" for name in (one.fold.producer, *one.fold.consumers)]
+            if done := next((name for name in names if name in quantized_layers(model)), None):
+                raise ValueError(f"{done} is quantized already; apply scales to the model in float, then quantize it")
             try:
                 fold(copy.get_submodule(one.block), one.fold, one.scale.to(next(model.parameters()).device))
             except (AttributeError, IndexError, RuntimeError) as error:
@@ -87,8 +95,11 @@ class Scaling:
                 set_parameter(model, name, parameter)
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write one safetensors file, whole or not at all."""
+        """Write one safetensors file, whole or not at all; its folder is made if need be."""
         path = expanded(path)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, f"{path} is a folder; give the name of a file")
+        make_folder(path.parent)
         write_tensors(path, *pack_scales(self.scales))
         return path
 

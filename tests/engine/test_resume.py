@@ -253,3 +253,21 @@ def test_a_file_that_is_not_whole_is_refused(make_model, tokens, tmp_path, damag
 def test_a_scheme_without_data_needs_no_folder(llama, tmp_path):
     quantize(llama, RTN(4), resume=tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
+
+
+def test_blocks_under_each_others_names_are_refused(make_model, tokens, tmp_path):
+    quantize(make_model("llama"), GPTQ(4, 4), calibration=tokens, resume=tmp_path)
+    first, second = sorted(tmp_path.iterdir())
+    first.rename(tmp_path / "aside")
+    second.rename(first)
+    (tmp_path / "aside").rename(second)
+    with pytest.raises(
+        ValueError, match=r"layers\.0\.safetensors holds model\.layers\.1\.\S+, which is another block's"
+    ):
+        quantize(make_model("llama"), GPTQ(4, 4), calibration=tokens, resume=tmp_path)
+
+
+def test_a_folder_in_the_place_of_a_block_is_refused(make_model, tokens, tmp_path):
+    (tmp_path / "model.layers.1.safetensors").mkdir()
+    with pytest.raises(ValueError, match=r"layers\.1\.safetensors is a folder and holds no finished block; delete it"):
+        quantize(make_model("llama"), GPTQ(4, 4), calibration=tokens, resume=tmp_path)

@@ -114,3 +114,24 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"holds no scales; give a file that Scaling\.save wrote"):
         Scaling.load(tmp_path / "other.safetensors")
+
+
+def test_what_is_quantized_cannot_be_scaled_and_stays(make_model, tokens):
+    scaling = search_scales(make_model("llama"), AWQ(4, 4), calibration=tokens)
+    model = make_model("llama")
+    quantize(model, AWQ(4, 4), calibration=tokens)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"q_proj is quantized already; apply scales to the model in float, then"):
+        scaling.apply(model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    with pytest.raises(TypeError, match="model is a str; give a module"):
+        scaling.apply("bookworm-14m")
+
+
+def test_they_are_saved_with_their_folder_and_never_onto_one(make_model, tokens, tmp_path):
+    scaling = search_scales(make_model("llama"), AWQ(4, 4), calibration=tokens)
+    assert len(Scaling.load(scaling.save(tmp_path / "a" / "scales"))) == len(scaling)
+    with pytest.raises(IsADirectoryError, match="a is a folder; give the name of a file"):
+        scaling.save(tmp_path / "a")
+    with pytest.raises(ValueError, match="a is a folder and holds no scales; give a file that"):
+        Scaling.load(tmp_path / "a")
