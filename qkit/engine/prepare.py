@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from qkit.engine.plan import Plan, assign, check_plan
 from qkit.methods.scheme import Scheme
 from qkit.model.facts import check_data, check_ids, chunk_length, device_of
-from qkit.model.hooks import evaluating, uncompiled
+from qkit.model.hooks import evaluating
+from qkit.model.linear import bias_of, uncompiled
 from qkit.model.surgery import Globs, Target, find_targets
 from qkit.numerics.mapping import check_finite
 from qkit.text.tokens import CHUNKS, calibration_chunks
@@ -57,7 +58,7 @@ def prepare(
     targets = [target for target in targets if target.name in schemes]
     for target in targets:
         schemes[target.name].check(target.weight, target.name)
-        if (bias := target.module.bias) is not None:
+        if (bias := bias_of(target.module)) is not None:
             check_data(f"the bias of {target.name}", bias)
             check_finite(bias, f"the bias of {target.name}")
     ids = calibration_ids(model, list(schemes.values()), calibration, tokenizer, max_chunks)
