@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from qkit.engine.plan import Plan, assign, check_plan
 from qkit.methods.scheme import Scheme
 from qkit.model.facts import check_data, check_ids, chunk_length, device_of
-from qkit.model.hooks import evaluating
-from qkit.model.linear import bias_of, uncompiled
+from qkit.model.hooks import evaluating, uncompiled
+from qkit.model.linear import bias_of
 from qkit.model.surgery import Globs, Target, find_targets
 from qkit.numerics.mapping import check_finite
 from qkit.text.tokens import CHUNKS, calibration_chunks
