@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import qkit
+from qkit.checkpoints.files import check_folder, write_bytes
 from qkit.engine.report import QuantizationReport
 from qkit.methods.registry import parse_scheme, spellings
 from qkit.methods.scheme import Scheme
@@ -62,6 +63,8 @@ def compare(
 ) -> None:
     """Quantize a model by several schemes and put all of them in one table."""
     schemes = [parse_scheme(one) for one in scheme] if scheme else ALL if every else TOUR
+    if out is not None:
+        check_folder(out)
     network, tokenizer = qkit.load(model)
     if planted is not None:
         qkit.plant_outliers(network, OUTLIER_CHANNELS, planted)
@@ -103,6 +106,7 @@ def quantize(
 ) -> None:
     """Quantize a model and save it."""
     chosen = parse_scheme(scheme)
+    check_folder(folder)
     network, tokenizer = qkit.load(model)
     report = qkit.quantize(
         network,
@@ -171,9 +175,10 @@ def bench_cpu(
     """Time one linear layer in every format, beside torch, onnxruntime and bitsandbytes where they are installed."""
     from qkit.bench import linear, tables, write_json
     from qkit.bench.record import core_count
-    from qkit.checkpoints.files import write_bytes
     from qkit.plots.roofline import roofline
 
+    if out is not None:
+        check_folder(out)
     usual = [count for count in linear.THREADS if count <= core_count()]
     record = linear.run(
         [linear.parse_shape(text) for text in shape] if shape else linear.QUICK_SHAPES if quick else linear.SHAPES,
@@ -208,6 +213,8 @@ def bench_model(
     """Time whole models, reading a prompt and writing, and the memory that they take."""
     from qkit.bench import generation, tables, write_json
 
+    if out is not None:
+        check_folder(out)
     record = generation.run(
         params or generation.MODELS, scheme or generation.ROWS, threads=threads, prompt=prompt, new=new
     )

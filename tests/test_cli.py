@@ -101,6 +101,28 @@ def test_an_error_is_one_sentence_on_stderr_and_status_2(arguments, words, monke
     assert captured.out == "" and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["quantize", "bookworm-14m", "FOLDER"],
+        ["compare", "--out", "FOLDER"],
+        ["bench", "cpu", "--out", "FOLDER"],
+        ["bench", "model", "--out", "FOLDER"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(arguments, monkeypatch, tmp_path):
+    def work(*_args, **_kwargs):
+        raise AssertionError("the work has begun")
+
+    for place in ("qkit.load", "qkit.bench.linear.run", "qkit.bench.generation.run"):
+        monkeypatch.setattr(place, work)
+    (tmp_path / "file").touch()
+    arguments = [str(tmp_path / "file") if word == "FOLDER" else word for word in arguments]
+    with pytest.raises(FileExistsError, match="file is a file; give a folder"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
 def test_lab_opens_a_copy_of_the_lessons_and_never_overwrites_it(run, tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr(subprocess, "call", lambda command: opened.append(command) or 0)

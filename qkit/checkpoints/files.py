@@ -5,6 +5,7 @@ already. It is flushed to the disk and then renamed; the drafts of a process tha
 writes there. Two processes never share a draft, and none is removed whose owner still lives: the owner holds a lock on it.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -79,16 +80,38 @@ def make_folder(folder: str | os.PathLike) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        in_the_way = next((path for path in (folder, *folder.parents) if path.is_symlink() or path.exists()), folder)
-        what = "a file" if in_the_way.exists() else "a link to nothing"
-        raise type(error)(
-            error.errno, f"{in_the_way} is {what}; give a folder, or a name that is still free"
-        ) from error
+        raise type(error)(error.errno, _in_the_way(_nearest(folder))) from error
     except OSError as error:
-        raise OSError(
-            error.errno, f"{folder} cannot be made ({error.strerror}); give a folder you may write"
-        ) from error
+        raise _not_made(folder, error) from error
     return folder
+
+
+def check_folder(folder: str | os.PathLike) -> None:
+    """Refuse now what `make_folder` would refuse when the work is done, in the same words. Nothing is made that stays."""
+    folder = expanded(folder)
+    nearest = _nearest(folder)
+    if not nearest.is_dir():
+        raise FileExistsError(errno.EEXIST, _in_the_way(nearest))
+    try:
+        with draft_folder(nearest):
+            pass
+    except OSError as error:
+        raise _not_made(folder, error) from error
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or what of the way to it there is already."""
+    return next((path for path in (folder, *folder.parents) if path.is_symlink() or path.exists()), folder)
+
+
+def _in_the_way(path: Path) -> str:
+    return (
+        f"{path} is {'a file' if path.exists() else 'a link to nothing'}; give a folder, or a name that is still free"
+    )
+
+
+def _not_made(folder: Path, error: OSError) -> OSError:
+    return OSError(error.errno, f"{folder} cannot be made ({error.strerror}); give a folder you may write")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 
 from qkit.bench import write_json
 from qkit.checkpoints import files
-from qkit.checkpoints.files import alone, draft_folder, make_folder, publish, write_bytes
+from qkit.checkpoints.files import alone, check_folder, draft_folder, make_folder, publish, write_bytes
 
 
 def names(folder: Path) -> list[str]:
@@ -142,3 +142,31 @@ def test_a_folder_that_may_not_be_made(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     with pytest.raises(PermissionError, match=r"x cannot be made \(Permission denied\); give a folder you may write"):
         make_folder(tmp_path / "x")
+
+
+@pytest.mark.parametrize("below", ["", "a", "a/b"])
+def test_a_folder_that_cannot_be_is_refused_before_the_work_in_the_same_words(tmp_path, below):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for in_the_way in ("file", "link"):
+        with pytest.raises(OSError) as early:
+            check_folder(tmp_path / in_the_way / below)
+        with pytest.raises(OSError) as late:
+            make_folder(tmp_path / in_the_way / below)
+        assert early.value.strerror == late.value.strerror
+    assert names(tmp_path) == ["file", "link"]
+
+
+def test_a_folder_that_can_be_is_not_made_yet(tmp_path):
+    check_folder(tmp_path / "a" / "b")
+    assert names(tmp_path) == []
+    check_folder(tmp_path)
+
+
+def test_a_folder_without_rights_is_refused_before_the_work(tmp_path, monkeypatch):
+    def forbidden(*_args, **_kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files.tempfile, "mkdtemp", forbidden)
+    with pytest.raises(PermissionError, match=r"a cannot be made \(Permission denied\); give a folder you may write"):
+        check_folder(tmp_path / "a")
