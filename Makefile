@@ -14,7 +14,7 @@ LESSONS := $(wildcard lessons/*.ipynb)
 # lesson's kernel. What one process compiles, the others read from Numba's cache.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-all test-exhaustive test-oldest test-browser test-peers bench lab lessons claims docs lint clean
+.PHONY: demo test test-all test-exhaustive test-oldest test-browser test-peers test-gpu bench lab lessons claims docs lint clean
 
 demo: .venv/installed
 	$(BIN)/qkit compare bookworm-14m --out out
@@ -41,6 +41,10 @@ test-browser: .venv/installed-browser
 
 test-peers: .venv/installed-peers
 	$(BIN)/python -m pytest -m peers
+
+# On a machine with a card, by a Python that has torch, triton and pytest already: PYTHON=python3 make test-gpu
+test-gpu:
+	TRITON_INTERPRET=0 PYTHONPATH=.:kernels $(PYTHON) -m pytest --noconftest -m gpu tests/gpu
 
 # Layers and models beside other libraries, on a machine that does nothing else; a quarter of an hour.
 bench: .venv/installed-peers

@@ -60,8 +60,10 @@ TABLE = (  # of one operation, the fastest first
     Kernel("gptq_columns", "numba", ("cpu",), "qkit.backends.numba.codes:gptq_columns"),
     Kernel("gptq_columns", "torch", ANY, "qkit.backends.torch:gptq_columns"),
     Kernel("linear", "numba", ("cpu",), "qkit.backends.numba.linear:linear"),
+    Kernel("linear", "triton", ("cuda",), "qkit.backends.triton.linear:linear"),
     Kernel("linear", "torch", ANY, "qkit.backends.torch:linear"),
     Kernel("int8_linear", "numba", ("cpu",), "qkit.backends.numba.linear:int8_linear"),
+    Kernel("int8_linear", "triton", ("cuda",), "qkit.backends.triton.integer:int8_linear"),
     Kernel("int8_linear", "torch", ANY, "qkit.backends.torch:int8_linear"),
 )
 

@@ -7,6 +7,7 @@ Gradients pass through rounding as if it had slope 1 (straight through, Bengio e
 rounds on its way, going back it is the product with ŵ. Nothing is ever cut off the graph without a word.
 """
 
+import json
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, cast
@@ -24,6 +25,7 @@ from qkit.numerics.activations import (
     quantize_activations_int8,
 )
 from qkit.numerics.integers import INT8_MAX_FEATURES, check_int8_weight, int8_codes, int8_matmul
+from qkit.numerics.kinds import stored_from
 from qkit.numerics.mapping import integer_range
 from qkit.numerics.qtensor import QTensor
 from qkit.numerics.stored import StoredWeight
@@ -37,6 +39,7 @@ __all__ = [
     "int8_codes",
     "int8_linear",
     "int8_matmul",
+    "layer",
     "linear",
     "outlier_columns",
     "quantize_activations",
@@ -119,11 +122,12 @@ def _not_compiled(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """torch.compile does not look into this operation: kernels are compiled already. It goes on behind it with a new graph.
 
     What writes a whole model down instead (torch.jit.trace, torch.export) cannot: that is said in one sentence.
+    On a GPU, where a graph that breaks cannot be replayed as a whole, layers put `layer` into it instead.
     """
 
     @wraps(operation)
     def call(*args: Any, **kwargs: Any) -> Tensor:
-        if torch.jit.is_tracing() or _exporting():
+        if torch.jit.is_tracing() or exporting():
             raise TypeError(
                 "a quantized layer is computed by kernels, which torch.jit.trace and torch.export cannot write down; "
                 "use torch.compile, or write down the model in float"
@@ -135,8 +139,11 @@ def _not_compiled(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
-def _exporting() -> bool:
-    return torch.compiler.is_compiling() and getattr(torch.compiler, "is_exporting", bool)()  # from torch 2.7
+def exporting() -> bool:
+    """Whether torch.export is looking, which writes a model down. (`torch.compiler.is_exporting` reads the same flag, but up to
+    torch 2.11 the compiler takes it for True wherever it looks.)
+    """
+    return torch.compiler.is_compiling() and bool(getattr(torch.compiler, "_is_exporting_flag", False))
 
 
 Product = Callable[[Tensor], Tensor]  # x [..., in] -> [..., out]
@@ -170,8 +177,14 @@ class _StraightThrough(torch.autograd.Function):
 
 def _learnable(x: Tensor, product: Product, q: StoredWeight) -> Tensor:
     """`product(x)`; where somebody asks for derivatives, straight through."""
-    asked = (x.requires_grad and torch.is_grad_enabled()) or _transformed() or unpack_dual(x).tangent is not None
-    return _StraightThrough.apply(x, product, q) if asked else product(x.detach())
+    return _StraightThrough.apply(x, product, q) if _learns(x) else product(x.detach())
+
+
+def _learns(*tensors: Tensor | None) -> bool:
+    """Whether somebody asks for derivatives by one of them."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+    return recorded or _transformed() or any(unpack_dual(tensor).tangent is not None for tensor in given)
 
 
 @_not_compiled
@@ -250,14 +263,49 @@ def int8_linear(
     check_int8_weight(q)
     kernel = select("int8_linear", backend, q.packed.device.type)
 
-    def product(x: Tensor) -> Tensor:
+    def product(x: Tensor, bias: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         tokens = x.reshape(-1, q.shape[1])
-        outliers = outlier_columns(tokens, threshold) if threshold else None
-        if outliers is not None and not outliers.any():
-            outliers = None
-        return kernel(tokens, q, input_scale, outliers).reshape(*x.shape[:-1], q.shape[0])
+        return kernel(tokens, q, input_scale, threshold, bias, dtype).reshape(*x.shape[:-1], q.shape[0])
 
+    if not _learns(x, bias):
+        return product(x.detach(), bias, x.dtype)  # a kernel may add the bias itself
     y = _learnable(x, product, q)
-    if bias is not None:
-        y = y + bias.float()
-    return y.to(x.dtype)
+    return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+@torch.library.custom_op("qkit::layer", mutates_args=())
+def layer(
+    x: Tensor,
+    parts: list[Tensor],
+    record: str,
+    bias: Tensor | None = None,
+    activations: str | None = None,
+    input_scale: Tensor | None = None,
+    threshold: float = 0.0,
+) -> Tensor:
+    """What a quantized layer computes, as one operation of a compiled graph; it has no gradient.
+
+    Args:
+        x: float [..., in].
+        parts: the tensors of the stored weight.
+        record: their names and what else makes the weight, JSON; see `qkit.nn.QLinear`.
+        bias: [out] or None.
+        activations: of `linear`; "integers": the layer multiplies integers (`int8_linear`).
+        input_scale, threshold: of `int8_linear`.
+    """
+    q = _stored(parts, record)
+    if activations == "integers":
+        y = int8_linear(x, q, bias, input_scale, threshold)  # type: ignore[arg-type]
+    else:
+        y = linear(x, q, bias, activations=activations)
+    return y.contiguous()
+
+
+@layer.register_fake
+def _(x, parts, record, bias=None, activations=None, input_scale=None, threshold=0.0):
+    return x.new_empty(*x.shape[:-1], json.loads(record)["shape"][0])
+
+
+def _stored(parts: list[Tensor], record: str) -> StoredWeight:
+    meta = json.loads(record)
+    return stored_from(dict(zip(meta.pop("parts"), parts, strict=True)), meta)

@@ -7,6 +7,7 @@ if (
     "PYTEST_XDIST_WORKER" in os.environ
 ):  # one core a worker; read by torch when it is imported, and by what a test starts
     os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("TRITON_INTERPRET", "1")  # on the CPU, and before anything imports it; `make test-gpu` sets 0
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import numpy as np

@@ -72,10 +72,12 @@ def test_every_operation_has_a_specification_that_runs_anywhere():
         assert last.backend == "torch" and last.devices == () and callable(last.load())
 
 
-@pytest.mark.parametrize("backend", ["triton", "cuda", ""])
+@pytest.mark.parametrize("backend", ["cuda", "triton2", ""])
 def test_a_backend_that_does_not_exist_is_refused_with_those_that_do(backend):
     q = quantize_tensor(normal(2, 8), bits=4)
-    with pytest.raises(ValueError, match=rf"backend='{backend}' cannot be used: .* use one of: torch, numba, or None"):
+    with pytest.raises(
+        ValueError, match=rf"backend='{backend}' cannot be used: .* use one of: torch, triton, numba, or None"
+    ):
         linear(normal(1, 8), q, backend=backend)
 
 
@@ -434,6 +436,29 @@ def test_what_writes_a_model_down_is_refused(record, scheme):
     layer, _ = a_layer(scheme)
     with pytest.raises(TypeError, match=r"computed by kernels.*cannot write down; use torch\.compile"):
         record(layer.requires_grad_(False), normal(3, 48))
+
+
+def test_a_backend_of_another_device_is_refused():
+    with pytest.raises(
+        ValueError, match="backend='triton' cannot be used: it runs on CUDA devices and the weight is on cpu"
+    ):
+        linear(normal(1, 8), quantize_tensor(normal(2, 8), bits=4), backend="triton")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", LAYERS, ids=lambda scheme: scheme.name)
+def test_a_layer_as_one_operation_of_a_graph_that_does_not_break(scheme):
+    """What a layer puts into a compiled graph on a GPU; the operation itself runs anywhere."""
+    torch.compiler.reset()
+    layer, _ = a_layer(scheme)
+    x = normal(2, 3, 48, seed=1)
+    integers = type(layer) is not QLinear
+    word = "integers" if integers else "int8" if layer.activations else None
+    rest = (layer.input_scale, layer.threshold) if integers else (None, 0.0)
+    compiled = torch.compile(lambda x: layer.operation(x, word, *rest), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), layer(x))
+    parts = [getattr(layer, name) for name in layer.parts]
+    torch.library.opcheck(torch.ops.qkit.layer.default, (x, parts, layer.record, layer.bias, word, *rest))
 
 
 @pytest.mark.parametrize("learns", [False, True])

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qkit.numerics.activations import Activations, quantize_activations, quantize_activations_int8
+from qkit.numerics.activations import Activations, outlier_columns, quantize_activations, quantize_activations_int8
 from qkit.numerics.integers import int8_codes, int8_matmul
 from qkit.numerics.mapping import dequantize as dequantize_codes
 from qkit.numerics.mapping import quantize
@@ -68,12 +68,22 @@ def linear(x: Tensor, q: StoredWeight, activations: Activations | None) -> Tenso
     return F.linear(x, q.dequantize().to(x.dtype))
 
 
-def int8_linear(x: Tensor, q: QTensor, input_scale: Tensor | None, outliers: Tensor | None) -> Tensor:
-    """`qkit.ops.int8_linear` without its checks and bias: float32 [tokens, out]."""
+def int8_linear(
+    x: Tensor, q: QTensor, input_scale: Tensor | None, threshold: float, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """`qkit.ops.int8_linear` without its checks and gradient, [tokens, out] in `dtype`."""
     tokens, weight, weight_scales = x.float(), int8_codes(q), q.scales.float().reshape(1, -1)
     floats = 0.0
+    outliers = some_outliers(x, threshold)
     if outliers is not None:
         floats = tokens[:, outliers] @ (weight[:, outliers].float() * weight_scales.T).T
         tokens = tokens.masked_fill(outliers, 0)
     codes, scales = quantize_activations_int8(tokens, input_scale)
-    return int8_matmul(codes, weight).float() * scales * weight_scales + floats
+    y = int8_matmul(codes, weight).float() * scales * weight_scales + floats
+    return (y if bias is None else y + bias.float()).to(dtype)
+
+
+def some_outliers(x: Tensor, threshold: float) -> Tensor | None:
+    """`outlier_columns` where there are any; None, also with threshold 0."""
+    outliers = outlier_columns(x, threshold) if threshold else None
+    return outliers if outliers is not None and outliers.any() else None

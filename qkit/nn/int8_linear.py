@@ -61,4 +61,7 @@ class Int8Linear(QLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the dtype of `input`."""
-        return ops.int8_linear(input, self.qtensor, self.bias, self.input_scale, self.threshold)
+        scale = cast(Tensor | None, self.input_scale)
+        if self.is_operation(input):
+            return self.operation(input, "integers", scale, self.threshold)
+        return ops.int8_linear(input, self.qtensor, self.bias, scale, self.threshold)

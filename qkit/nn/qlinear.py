@@ -1,5 +1,6 @@
 """QLinear: a Linear layer that holds a quantized weight as buffers."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,7 @@ class QLinear(nn.Module):
         self.bits = q.bits
         self.meta = {"kind": q.kind, **q.meta()}
         self.parts = tuple(q.tensors())
+        self.record = json.dumps({**self.meta, "parts": self.parts})
         self.dtype = dtype
         for name, tensor in q.tensors().items():
             self.register_buffer(name, tensor)
@@ -69,7 +71,24 @@ class QLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the dtype of `input`, which is called as in nn.Linear."""
+        if self.is_operation(input):
+            return self.operation(input, "int8" if self.activations else None)
         return ops.linear(input, self.qtensor, self.bias, activations=self.activations)
+
+    def is_operation(self, x: Tensor) -> bool:
+        """Whether torch.compile is looking, on a GPU and with nothing to learn: the layer is then one operation of its graph."""
+        if not torch.compiler.is_compiling() or ops.exporting() or not self.packed.is_cuda:
+            return False
+        return not torch.is_grad_enabled() or not (
+            x.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        )
+
+    def operation(
+        self, x: Tensor, activations: str | None, scale: Tensor | None = None, threshold: float = 0.0
+    ) -> Tensor:
+        """`qkit.ops.layer` with the parts of this one."""
+        parts = [getattr(self, name) for name in self.parts]
+        return ops.layer(x, parts, self.record, self.bias, activations, scale, threshold)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         exact = dict(self.named_buffers(recurse=False))

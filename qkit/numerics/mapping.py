@@ -182,7 +182,10 @@ def choose_offset(lo: Tensor, hi: Tensor, bits: int, scale_dtype: torch.dtype = 
     where that number is 0, the middle code stands for it, as in `choose_scale`.
     """
     steps, middle = integer_range(bits)[1], 2 ** (bits - 1)
-    zero, alone = (lo == 0) & (hi == 0), (lo.float().abs() / steps).clamp(min=torch.finfo(torch.float16).tiny)
+    zero, alone = (
+        (lo == 0) & (hi == 0),
+        (lo.float().abs() / lo.new_full((), steps, dtype=torch.float32)).clamp(min=torch.finfo(torch.float16).tiny),
+    )
     alone = torch.where(zero, 1.0, alone)
     scale, offset = _stored_scale(lo.float(), hi.float(), steps, scale_dtype, alone), lo.float()
     if scale.dtype == torch.float16 and offset.abs().max() < 0.99 * torch.finfo(torch.float16).max:
@@ -195,7 +198,12 @@ def choose_offset(lo: Tensor, hi: Tensor, bits: int, scale_dtype: torch.dtype = 
 
 def _stored_scale(lo: Tensor, hi: Tensor, steps: int, dtype: torch.dtype, alone: Tensor | float = 1.0) -> Tensor:
     """(hi - lo) / steps in the dtype it is stored in: never denormal, and `alone` where the range is empty."""
-    span = hi - lo
-    scale = torch.where(span.isinf(), hi / steps - lo / steps, span / steps)  # the difference of huge numbers overflows
+    span, divisor = (
+        hi - lo,
+        lo.new_full((), steps),
+    )  # by a Python number CUDA does not divide: it multiplies with 1 / steps
+    scale = torch.where(
+        span.isinf(), hi / divisor - lo / divisor, span / divisor
+    )  # the difference of huge numbers overflows
     scale = torch.where(scale > 0, scale.clamp(min=torch.finfo(torch.float32).tiny), alone)
     return round_up(scale, dtype)

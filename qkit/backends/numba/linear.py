@@ -15,6 +15,7 @@ from torch import Tensor
 from qkit.backends import torch as plain
 from qkit.dispatch import select
 from qkit.numerics.activations import Activations, quantize_activations
+from qkit.numerics.qtensor import QTensor
 from qkit.numerics.stored import StoredWeight
 from qkit_kernels.numba import integer, streams, tiles, weight_only
 from qkit_kernels.numba.threads import run, thread_count
@@ -200,8 +201,12 @@ def linear(x: Tensor, q: StoredWeight, activations: Activations | None) -> Tenso
     return y.to(x.dtype).reshape(*x.shape[:-1], q.shape[0])
 
 
-def int8_linear(x: Tensor, q: StoredWeight, input_scale: Tensor | None, outliers: Tensor | None) -> Tensor:
-    """`qkit.ops.int8_linear` without its checks and bias: float32 [tokens, out]."""
-    x = x.float() if x.dtype == torch.float64 else x
-    run = integer_linear if fits_integers(q) else plain.int8_linear
-    return run(x, q, input_scale, outliers)
+def int8_linear(
+    x: Tensor, q: QTensor, input_scale: Tensor | None, threshold: float, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """`qkit.ops.int8_linear` without its checks and gradient, [tokens, out] in `dtype`."""
+    if not fits_integers(q):
+        return plain.int8_linear(x, q, input_scale, threshold, bias, dtype)
+    outliers = plain.some_outliers(x, threshold)
+    y = integer_linear(x.float() if x.dtype == torch.float64 else x, q, input_scale, outliers)
+    return (y if bias is None else y + bias.float()).to(dtype)

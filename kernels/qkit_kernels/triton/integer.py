@@ -1,0 +1,243 @@
+"""INT8 activations times INT8 weights: whole numbers on the tensor cores, exact in int32, scales at the end.
+
+    y[m, n] = s_x[m] s_w[n] sum_k xq[m, k] wq[n, k]  (+ sum over outliers j of x[m, j] s_w[n] wq[n, j])  (+ bias[n])
+    xq = clamp(round(x / s_x), -127, 127),   s_x = absmax / 127 of the token, or one step for all
+
+LLM.int8() (2208.07339, eq. 8) takes columns with any |x| >= threshold out of the integers. How many there are is known on the
+card only, and stays there: the last kernel loops up to a count that it reads from memory. The host never waits, the number of
+launches is fixed, and a CUDA graph can hold them.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rounded(x, scale):
+    """round(x / scale) to the nearest even within -127 .. 127, int8; the division is the exact one. NaN becomes 0."""
+    q = tl.math.div_rn(x, scale)
+    q = tl.where(q == q, tl.minimum(tl.maximum(q, -127.0), 127.0), 0.0)
+    return ((q + 12582912.0) - 12582912.0).to(tl.int8)  # 1.5 2^23: its last bit is worth 1
+
+
+@triton.jit
+def quantize_tokens(
+    x_ptr, codes_ptr, token_scale_ptr, scale_ptr, K, KP, stride_xm, STATIC: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """One token: codes int8 [M, KP] with zeros behind K, and its scale float32 [M]; NaN where a code could not say it.
+
+    Args:
+        x_ptr: [M, K].
+        scale_ptr: float32 [1], with STATIC.
+        WIDTH: a power of two, at least KP.
+    """
+    m, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    x = tl.load(x_ptr + m * stride_xm + k, mask=k < K, other=0.0).to(tl.float32)
+    if STATIC:
+        bad = tl.max((x != x).to(tl.int32), 0)
+        scale = tl.load(scale_ptr)
+    else:
+        size = tl.abs(x)
+        bad = tl.max((size < float("inf")).to(tl.int32) ^ 1, 0)
+        scale = tl.math.div_rn(tl.max(size, 0), 127.0)
+        scale = tl.where(scale > 0, scale, 1.0)
+    tl.store(codes_ptr + m * KP + k, rounded(x, scale), mask=k < KP)
+    tl.store(token_scale_ptr + m, tl.where(bad > 0, float("nan"), scale))
+
+
+@triton.jit
+def outlier_columns(x_ptr, flags_ptr, M, K, stride_xm, threshold, TOKENS: tl.constexpr, WIDTH: tl.constexpr):
+    """flags int32 [K], zeros before: 1 where a column holds any |x| >= threshold. Who says so first does not matter."""
+    m = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    k = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    live = (m < M)[:, None] & (k < K)[None, :]
+    x = tl.load(x_ptr + m.to(tl.int64)[:, None] * stride_xm + k[None, :], mask=live, other=0.0).to(tl.float32)
+    found = tl.max((tl.abs(x) >= threshold).to(tl.int32), 0)
+    tl.atomic_or(flags_ptr + k, found, mask=(k < K) & (found > 0))
+
+
+@triton.jit
+def split_tokens(
+    x_ptr, flags_ptr, codes_ptr, token_scale_ptr, scale_ptr, wild_ptr, columns_ptr, count_ptr, K, KP, stride_xm, threshold,
+    FLAGGED: tl.constexpr, STATIC: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """`quantize_tokens` of the columns that are no outliers; those that are, one after another, into wild [M, K].
+
+    A running sum over the flags gives each outlier its place, the same in every program. The first program writes which
+    columns they are, int32 [K], and how many, int32 [1]. Without FLAGGED there is one token, which
+    needs no flags.
+    """
+    m, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    raw = tl.load(x_ptr + m * stride_xm + k, mask=k < K, other=0.0)
+    x = raw.to(tl.float32)
+    if FLAGGED:
+        out = tl.load(flags_ptr + k, mask=k < K, other=0)
+    else:
+        out = (tl.abs(x) >= threshold).to(tl.int32)
+    place = tl.cumsum(out, 0) - 1
+    x = tl.where(out > 0, 0.0, x)
+    if STATIC:
+        bad = tl.max((x != x).to(tl.int32), 0)
+        scale = tl.load(scale_ptr)
+    else:
+        size = tl.abs(x)
+        bad = tl.max((size < float("inf")).to(tl.int32) ^ 1, 0)
+        scale = tl.math.div_rn(tl.max(size, 0), 127.0)
+        scale = tl.where(scale > 0, scale, 1.0)
+    tl.store(codes_ptr + m * KP + k, rounded(x, scale), mask=k < KP)
+    tl.store(token_scale_ptr + m, tl.where(bad > 0, float("nan"), scale))
+    tl.store(wild_ptr + m * K + place, raw, mask=out > 0)
+    if m == 0:
+        tl.store(columns_ptr + place, k, mask=out > 0)
+        tl.store(count_ptr, tl.sum(out, 0))
+
+
+@triton.jit
+def gather_columns(weight_ptr, columns_ptr, count_ptr, gathered_ptr, N, KP, ROOM: tl.constexpr, R: tl.constexpr):
+    """The first ROOM outlier columns of the weight side by side, int8 [N, ROOM]: each tile of tokens would fetch them anew, a
+    byte out of every sector of 32.
+    """
+    row, j = tl.program_id(0) * R + tl.arange(0, R), tl.arange(0, ROOM)
+    count = tl.load(count_ptr)
+    if count > 0:
+        column = tl.load(columns_ptr + j, mask=j < count, other=0)
+        live = (row < N)[:, None] & (j < count)[None, :]
+        w = tl.load(weight_ptr + row.to(tl.int64)[:, None] * KP + column[None, :], mask=live, other=0)
+        tl.store(gathered_ptr + row[:, None] * ROOM + j[None, :], w, mask=(row < N)[:, None])
+
+
+@triton.jit
+def few_integers(
+    codes_ptr, token_scale_ptr, weight_ptr, rows_ptr, bias_ptr, wild_ptr, columns_ptr, count_ptr, y_ptr,
+    M, N, K, KP, stride_ym,
+    WARPS: tl.constexpr, TOKENS: tl.constexpr, STEPS: tl.constexpr, TURNS: tl.constexpr, RAGGED: tl.constexpr,
+    BIAS: tl.constexpr, WILD: tl.constexpr,
+):  # fmt: skip
+    """Rows 16 pid .. 16 pid + 15 of y for up to 16 tokens: the weight on the left, as in `few`; blocks of 64 columns.
+
+    A lane of `mma.m16n8k32` wants four neighbours of every 16 columns of rows g and g + 8; it takes 16 neighbours of every 64,
+    four instructions' worth, in one load, and so it does of x.
+    """
+    first = tl.program_id(0) * 16
+    g4, b4, r4 = (
+        tl.arange(0, 8)[:, None, None, None],
+        tl.arange(0, WARPS)[None, :, None, None],
+        tl.arange(0, 2)[None, None, :, None],
+    )
+    token, b3, c3 = tl.arange(0, 8)[:, None, None], tl.arange(0, WARPS)[None, :, None], tl.arange(0, 64)[None, None, :]
+    row, column = first + tl.arange(0, 16), tl.arange(0, TOKENS)
+    source = tl.minimum(first + r4 * 8 + g4, N - 1)
+    weights = weight_ptr + source.to(tl.int64) * KP + b4 * 64 + tl.arange(0, 64)[None, None, None, :]
+    low = codes_ptr + tl.minimum(token, M - 1) * KP + b3 * 64 + c3
+    high = codes_ptr + tl.minimum(token + 8, M - 1) * KP + b3 * 64 + c3
+    factor = tl.load(rows_ptr + row, mask=row < N, other=0.0)
+    acc = tl.zeros((WARPS, 16, TOKENS), tl.int32)
+    for turn in tl.range(0, TURNS, num_stages=1):
+        w = ()
+        for u in tl.static_range(STEPS):
+            further = (turn * STEPS + u) * (WARPS * 64)
+            if RAGGED:
+                found = tl.load(weights + further, mask=further + b4 * 64 < KP, other=0, eviction_policy="evict_first")
+            else:
+                found = tl.load(weights + further, eviction_policy="evict_first")
+            w = w + (found,)
+        for u in tl.static_range(STEPS):
+            further = (turn * STEPS + u) * (WARPS * 64)
+            if RAGGED:
+                further = tl.minimum(further + b3 * 64, KP - 64) - b3 * 64
+            x = tl.load(low + further)  # token block (t s j)
+            x = tl.reshape(
+                tl.permute(tl.reshape(x, (8, WARPS, 4, 4, 4)), (1, 3, 2, 4, 0)), (WARPS, 64, 8)
+            )  # block, s t j, token
+            if TOKENS == 16:
+                more = tl.load(high + further)
+                more = tl.reshape(tl.permute(tl.reshape(more, (8, WARPS, 4, 4, 4)), (1, 3, 2, 4, 0)), (WARPS, 64, 8))
+                x = tl.reshape(tl.permute(tl.join(x, more), (0, 1, 3, 2)), (WARPS, 64, 16))
+            left = tl.permute(tl.reshape(w[u], (8, WARPS, 2, 4, 4, 4)), (1, 2, 0, 4, 3, 5))  # block, r g, s t j
+            acc = tl.dot(tl.reshape(left, (WARPS, 16, 64)), x, acc, out_dtype=tl.int32)
+    y = tl.sum(acc, 0).to(tl.float32) * tl.load(token_scale_ptr + column, mask=column < M, other=0.0)[None, :]
+    if WILD:
+        count = tl.load(count_ptr)
+        for start in tl.range(0, count, 32, num_stages=1):
+            j = start + tl.arange(0, 32)
+            k = tl.load(columns_ptr + j, mask=j < count, other=0)
+            live = (column < M)[:, None] & (j < count)[None, :]
+            x = tl.load(wild_ptr + column[:, None] * K + j[None, :], mask=live, other=0.0)
+            outlying = tl.load(weight_ptr + tl.minimum(row, N - 1).to(tl.int64)[:, None] * KP + k[None, :])
+            y = tl.dot(outlying.to(x.dtype), x.T, y)
+    y *= factor[:, None]
+    if BIAS:
+        y += tl.load(bias_ptr + row, mask=row < N, other=0.0).to(tl.float32)[:, None]
+    live = (column < M)[None, :] & (row < N)[:, None]
+    tl.store(y_ptr + column[None, :] * stride_ym + row[:, None], y.to(y_ptr.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def many_integers(
+    codes_ptr, weight_ptr, token_scale_ptr, rows_ptr, bias_ptr, wild_ptr, bytes_ptr, gathered_ptr, columns_ptr, count_ptr, y_ptr,
+    M, N, K, KP, stride_ym,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TOGETHER: tl.constexpr, STAGES: tl.constexpr, SWAP: tl.constexpr,
+    BIAS: tl.constexpr, WILD: tl.constexpr, ROOM: tl.constexpr,
+):  # fmt: skip
+    """One tile of y, BM tokens by BN rows of the weight.
+
+    Args:
+        codes_ptr, weight_ptr: tensor descriptors of int8 [M, KP] and [N, KP], in blocks [BM, BK] and [BN, BK].
+        bytes_ptr: the weight again, for outliers that `gather_columns` had no room for.
+        SWAP: the weight is the left operand, which is at least 64 high; the tokens may then be as few as 8.
+    """
+    pid, across, along = tl.program_id(0), tl.cdiv(N, BN), tl.cdiv(M, BM)
+    band = pid // (TOGETHER * across)
+    size = min(along - band * TOGETHER, TOGETHER)
+    m = band * TOGETHER + (pid % (TOGETHER * across)) % size
+    n = (pid % (TOGETHER * across)) // size
+    if SWAP:
+        acc = tl.zeros((BN, BM), tl.int32)
+    else:
+        acc = tl.zeros((BM, BN), tl.int32)
+    for k in tl.range(0, KP, BK, num_stages=STAGES):
+        x = codes_ptr.load([m * BM, k])
+        w = weight_ptr.load([n * BN, k])
+        if SWAP:
+            acc = tl.dot(w, x.T, acc, out_dtype=tl.int32)
+        else:
+            acc = tl.dot(x, w.T, acc, out_dtype=tl.int32)
+    token, row = m * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN)
+    at, of = token.to(tl.int64), tl.minimum(row, N - 1).to(tl.int64)
+    s_x = tl.load(token_scale_ptr + token, mask=token < M, other=0.0)
+    s_w = tl.load(rows_ptr + row, mask=row < N, other=0.0)
+    if SWAP:
+        y = acc.to(tl.float32) * s_x[None, :]
+    else:
+        y = acc.to(tl.float32) * s_x[:, None]
+    if WILD:
+        count = tl.load(count_ptr)
+        for start in tl.range(0, count, 32, num_stages=1):
+            j = start + tl.arange(0, 32)
+            live = (token < M)[:, None] & (j < count)[None, :]
+            x = tl.load(wild_ptr + at[:, None] * K + j[None, :], mask=live, other=0.0)
+            if start < ROOM:
+                w = tl.load(gathered_ptr + of[:, None] * ROOM + j[None, :])
+            else:
+                column = tl.load(columns_ptr + j, mask=j < count, other=0)
+                w = tl.load(bytes_ptr + of[:, None] * KP + column[None, :])
+            if SWAP:
+                y = tl.dot(w.to(x.dtype), x.T, y)
+            else:
+                y = tl.dot(x, w.to(x.dtype).T, y)
+    if SWAP:
+        y *= s_w[:, None]
+    else:
+        y *= s_w[None, :]
+    if BIAS:
+        b = tl.load(bias_ptr + row, mask=row < N, other=0.0).to(tl.float32)
+        if SWAP:
+            y += b[:, None]
+        else:
+            y += b[None, :]
+    if SWAP:
+        live = (token < M)[None, :] & (row < N)[:, None]
+        tl.store(y_ptr + at[None, :] * stride_ym + row[:, None], y.to(y_ptr.dtype.element_ty), mask=live)
+    else:
+        live = (token < M)[:, None] & (row < N)[None, :]
+        tl.store(y_ptr + at[:, None] * stride_ym + row[None, :], y.to(y_ptr.dtype.element_ty), mask=live)

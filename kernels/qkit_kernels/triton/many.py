@@ -1,0 +1,114 @@
+"""y = x ŵᵀ for more tokens than a tensor core takes at once: the codes become floats in registers, on their way into the product.
+
+    y[m, n] = r[n] sum_k x[m, k] ŵ[n, k]
+
+A program makes a tile of y, BN rows of the weight by BM tokens. Hopper's `wgmma` takes its left operand, the weight, from
+registers, in another order of columns than `mma`; so x is put in that order first, by `reorder`. Where there are too few tiles
+for the card, the columns are shared among programs, and `add_up` adds their sums, always in the same order.
+"""
+
+import triton
+import triton.language as tl
+
+from qkit_kernels.triton.words import grid_at, load_grid, load_plane, plane_at, quarter, table_bytes, values
+
+
+@triton.jit
+def reorder(x_ptr, out_ptr, K, stride_xm, BLOCK: tl.constexpr):
+    """x [M, K] with each 32 columns, i t h u l as words hold them, in the order i h u t l in which wgmma meets them."""
+    m = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    source = (k // 32) * 32 + ((k // 2) % 4) * 8 + ((k // 8) % 4) * 2 + k % 2
+    tl.store(out_ptr + m * K + k, tl.load(x_ptr + m * stride_xm + source, mask=k < K, other=0.0), mask=k < K)
+
+
+@triton.jit
+def drained(w):
+    """w, when no wgmma is on its way any more.
+
+    Triton (3.6) splits a product with its left operand in registers into eight instructions and leaves seven of them running
+    over the end of the loop's body, where the next weights are written into the registers that they still read: a race, whose
+    result is wrong for some tiles and right by luck for others. Tied to the words by data flow, so that it cannot move.
+    """
+    return tl.inline_asm_elementwise(
+        "{ wgmma.wait_group.sync.aligned 0; mov.b32 $0, $1; }", "=r,r", [w], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def many(
+    x_ptr, words_ptr, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr, M, N, N8, KB, share, stride_ym,
+    A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, S: tl.constexpr, SPAN: tl.constexpr, BIAS: tl.constexpr,
+    OFFSET: tl.constexpr, TABLE: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr,
+    WARPS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr, TOGETHER: tl.constexpr, DRAIN: tl.constexpr,
+):  # fmt: skip
+    """One tile of y.
+
+    Args:
+        x_ptr: a tensor descriptor of x [M, 128 KB] as `reorder` leaves it, in blocks [BM, 128].
+        BN: a multiple of 16 WARPS, at most 128.
+        TOGETHER: rows of tiles that are worked on together, so that what they share of x is still in the cache.
+        share: blocks of 128 columns that a program sums; program_id(1) counts the shares, each with a y of its own.
+        DRAIN: the card has wgmma (sm_90); see `drained`.
+    The others are those of `few`.
+    """
+    R: tl.constexpr = BN // (8 * WARPS)
+    pid, across, along = tl.program_id(0), tl.cdiv(N, BN), tl.cdiv(M, BM)
+    band = pid // (TOGETHER * along)
+    size = min(across - band * TOGETHER, TOGETHER)
+    n = band * TOGETHER + (pid % (TOGETHER * along)) % size
+    m = (pid % (TOGETHER * along)) // size
+    g, b, r = (
+        tl.arange(0, 8)[:, None, None, None],
+        tl.arange(0, WARPS)[None, :, None, None],
+        tl.arange(0, R)[None, None, :, None],
+    )
+    row8 = n * (BN // 8) + (r // 2) * (2 * WARPS) + b * 2 + r % 2
+    second = words_ptr + N8 * KB * 32 * A
+    place = row8 * (KB * 8) + g
+    p0, p1, p2 = (
+        plane_at(words_ptr, place, A),
+        plane_at(second, place, B),
+        plane_at(second + N8 * KB * 32 * B, place, C),
+    )
+    scales_at, offsets_at = grid_at(grid_ptr, row8, 0, g, KB, S, SPAN), grid_at(off_ptr, row8, 0, g, KB, S, SPAN)
+    start = tl.program_id(1) * share
+    low, high = table_bytes(table_ptr, g, TABLE)
+    acc = tl.zeros((BN, BM), tl.float32)
+    for block in tl.range(start, tl.minimum(start + share, KB), num_stages=STAGES):
+        w0 = load_plane(p0, block, A, "")
+        w1 = load_plane(p1, block, B, "")
+        w2 = load_plane(p2, block, C, "")
+        x = x_ptr.load([m * BM, block * 128])
+        if DRAIN:
+            w0 = drained(w0)
+        quarters = ()
+        for i in tl.static_range(4):
+            grid = load_grid(scales_at, 0, block, i, S, SPAN)
+            off = grid
+            if OFFSET:
+                off = load_grid(offsets_at, 0, block, i, S, SPAN)
+            w = values(
+                quarter(w0, i, A), quarter(w1, i, B), quarter(w2, i, C), grid, off,
+                low, high, A, B, C, BIAS, OFFSET, TABLE, BF16, PTX,
+            )  # fmt: skip
+            quarters = quarters + (w,)
+        w = tl.join(tl.join(quarters[0], quarters[2]), tl.join(quarters[1], quarters[3]))  # g b r t l u h i1 i0
+        w = tl.reshape(w, (8, WARPS, R // 2, 2, 4, 2, 2, 2, 2, 2))  # g b r1 r0 t l u h i1 i0
+        w = tl.reshape(tl.permute(w, (2, 1, 3, 0, 8, 9, 7, 6, 4, 5)), (BN, 128))  # r1 b r0 g, i h u t l
+        acc = tl.dot(w, x.T, acc)
+    column, row = m * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN)
+    y = acc * tl.load(rows_ptr + row, mask=row < N, other=0.0)[:, None]
+    live = (column < M)[None, :] & (row < N)[:, None]
+    y_ptr += tl.program_id(1).to(tl.int64) * M * stride_ym
+    tl.store(y_ptr + column.to(tl.int64)[None, :] * stride_ym + row[:, None], y.to(y_ptr.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def add_up(parts_ptr, y_ptr, n, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """y [n] = the sum of float32 [PARTS, n], first to last."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.load(parts_ptr + i, mask=i < n, other=0.0)
+    for part in tl.static_range(1, PARTS):
+        total += tl.load(parts_ptr + part * n + i, mask=i < n, other=0.0)
+    tl.store(y_ptr + i, total.to(y_ptr.dtype.element_ty), mask=i < n)

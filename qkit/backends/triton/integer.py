@@ -1,0 +1,111 @@
+"""INT8 layers on a GPU: chooses how, allocates, launches. Nothing here waits for the card.
+
+Launches: 2 (activations, product); with a threshold 2 for one token, 4 up to 16 (zeros and flags), and 5 for more (columns that
+are gathered).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from qkit.backends import torch as plain
+from qkit.backends.triton import tiles
+from qkit.backends.triton.layout import BLOCK, KIND, kept
+from qkit.numerics.integers import int8_codes
+from qkit.numerics.qtensor import QTensor
+from qkit_kernels.triton import integer as kernels
+
+STRETCH = 64  # tokens that look for outliers together
+ROOM = 64  # outliers that are gathered side by side; more are fetched one by one
+
+
+@dataclass(frozen=True, eq=False)
+class Bytes:
+    """An INT8 weight as the kernels read it.
+
+    Attributes:
+        codes: int8 [N, K filled up with zeros].
+        rows: float32 [N], the scales.
+    """
+
+    codes: Tensor
+    rows: Tensor
+
+
+def lay(q: QTensor) -> Bytes:
+    """The signed codes and a scale for each row."""
+    codes = F.pad(int8_codes(q), (0, -q.shape[1] % BLOCK)).contiguous()
+    return Bytes(codes, q.scales.float().reshape(-1).expand(q.shape[0]).contiguous())
+
+
+def int8_linear(
+    x: Tensor, q: QTensor, input_scale: Tensor | None, threshold: float, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """`qkit.ops.int8_linear` without its checks and gradient, [tokens, out] in `dtype`."""
+    if x.dtype not in KIND:
+        return plain.int8_linear(x, q, input_scale, threshold, bias, dtype)
+    y = torch.empty(len(x), q.shape[0], dtype=dtype, device=x.device)
+    if y.numel():
+        x = x if x.stride(1) == 1 else x.contiguous()
+        launch(x, kept(q, "int8", lay), input_scale, threshold, bias, y, tiles.card(x.device.index))
+    return y
+
+
+def launch(
+    x: Tensor, weight: Bytes, input_scale: Tensor | None, threshold: float, bias: Tensor | None, y: Tensor, card: tiles.Card
+) -> None:  # fmt: skip
+    """y [M, N] of x [M, K]."""
+    (tokens, features), (rows, filled) = x.shape, weight.codes.shape
+    new = {"device": x.device}
+    codes = torch.empty(tokens, filled, dtype=torch.int8, **new)
+    scales = torch.empty(tokens, dtype=torch.float32, **new)
+    width, static = triton.next_power_of_2(filled), input_scale is not None
+    fixed = input_scale if static else scales
+    wild = columns = count = gathered = codes  # pointers that nobody reads
+    if threshold:
+        flags = torch.zeros(features, dtype=torch.int32, **new) if tokens > 1 else codes
+        wild = torch.empty(tokens, features, dtype=x.dtype, **new)
+        columns, count = (torch.empty(n, dtype=torch.int32, **new) for n in (features, 1))
+        limit = float(threshold)
+        if tokens > 1:
+            height = min(STRETCH, triton.next_power_of_2(tokens))
+            kernels.outlier_columns[(triton.cdiv(features, 64), triton.cdiv(tokens, height))](
+                x, flags, tokens, features, x.stride(0), limit, TOKENS=height, WIDTH=64, num_warps=4
+            )
+        kernels.split_tokens[(tokens,)](
+            x, flags, codes, scales, fixed, wild, columns, count, features, filled, x.stride(0), limit,
+            FLAGGED=tokens > 1, STATIC=static, WIDTH=width, num_warps=8,
+        )  # fmt: skip
+    else:
+        kernels.quantize_tokens[(tokens,)](
+            x, codes, scales, fixed, features, filled, x.stride(0), STATIC=static, WIDTH=width, num_warps=8
+        )
+    shift = weight.rows if bias is None else bias
+    if tokens <= tiles.TOKENS:
+        cut = tiles.few_integers(rows, filled // 64, card.units)
+        kernels.few_integers[(triton.cdiv(rows, 16),)](
+            codes, scales, weight.codes, weight.rows, shift, wild, columns, count, y,
+            tokens, rows, features, filled, y.stride(0),
+            WARPS=cut.warps, TOKENS=8 if tokens <= 8 else 16, STEPS=cut.steps, TURNS=cut.turns,
+            RAGGED=cut.warps * cut.steps * cut.turns * 64 != filled, BIAS=bias is not None, WILD=bool(threshold),
+            num_warps=cut.warps, num_stages=1,
+        )  # fmt: skip
+        return
+    if threshold:
+        gathered = torch.empty(rows, ROOM, dtype=torch.int8, **new)
+        kernels.gather_columns[(triton.cdiv(rows, 64),)](
+            weight.codes, columns, count, gathered, rows, filled, ROOM=ROOM, R=64, num_warps=4
+        )
+    cut = tiles.many_integers(tokens, rows, card)
+    kernels.many_integers[(triton.cdiv(tokens, cut.bm) * triton.cdiv(rows, cut.bn),)](
+        TensorDescriptor(codes, [tokens, filled], [filled, 1], [cut.bm, cut.bk]),
+        TensorDescriptor(weight.codes, [rows, filled], [filled, 1], [cut.bn, cut.bk]),
+        scales, weight.rows, shift, wild, weight.codes, gathered, columns, count, y,
+        tokens, rows, features, filled, y.stride(0),
+        BM=cut.bm, BN=cut.bn, BK=cut.bk, TOGETHER=8, STAGES=cut.stages, SWAP=cut.swap,
+        BIAS=bias is not None, WILD=bool(threshold), ROOM=ROOM, num_warps=cut.warps,
+    )  # fmt: skip

@@ -1,0 +1,129 @@
+"""Quantized linear layers on a GPU: chooses how, allocates, launches.
+
+up to 16 tokens      `few`: bound by reading the weight
+up to 1023           `many`: codes become floats in registers on their way into the tensor core
+more                 `floats`, then cuBLAS: made floats once, used by all
+"""
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from qkit.backends import torch as plain
+from qkit.backends.triton import tiles
+from qkit.backends.triton.layout import BLOCK, KIND, Laid, fits, laid
+from qkit.numerics.activations import Activations, quantize_activations
+from qkit.numerics.stored import StoredWeight
+from qkit_kernels.triton import assembly
+from qkit_kernels.triton import few as few_kernels
+from qkit_kernels.triton import floats as floats_kernels
+from qkit_kernels.triton import many as many_kernels
+
+MOST = 1024  # tokens from which the weight is made floats first
+TOGETHER = 8
+
+
+def constants(weight: Laid, ptx: bool) -> dict[str, object]:
+    """What of a weight a kernel is compiled for."""
+    kind, table, offset = KIND[weight.dtype], weight.table is not None, weight.off is not None
+    text = assembly.table(kind) if table else assembly.affine(weight.bits, kind, offset)
+    a, b, c = (*assembly.PLANES[weight.bits], 0, 0)[:3]
+    return {
+        "A": a,
+        "B": b,
+        "C": c,
+        "S": weight.grid.shape[2],
+        "SPAN": weight.span,
+        "BIAS": assembly.bias(weight.bits, kind),
+        "OFFSET": offset,
+        "TABLE": table,
+        "BF16": kind == "bf16",
+        "PTX": text if ptx else "",
+    }
+
+
+def _parts(weight: Laid) -> tuple[Tensor, ...]:
+    """The pointers that every kernel takes; one that it does not read stands for one that is not there."""
+    off, table = (weight.grid if part is None else part for part in (weight.off, weight.table))
+    return weight.words, weight.grid, off, weight.rows, table
+
+
+def _sizes(weight: Laid) -> tuple[int, ...]:
+    return weight.grid.shape[0], weight.blocks
+
+
+def aligned(x: Tensor) -> Tensor:
+    """x [tokens, K] with K filled up to whole blocks and rows that begin at multiples of 16 bytes."""
+    if x.shape[1] % BLOCK:
+        x = F.pad(x, (0, -x.shape[1] % BLOCK))
+    fine = x.stride(1) == 1 and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
+    return x if fine else x.clone(memory_format=torch.contiguous_format)
+
+
+def few(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Few, ptx: bool = True) -> None:
+    """y [M, N] of aligned x, M up to 16."""
+    rows = weight.shape[0]
+    few_kernels.few[(triton.cdiv(rows, 16),)](
+        x, *_parts(weight), y, len(x), rows, *_sizes(weight), x.stride(0), y.stride(0),
+        **constants(weight, ptx), WARPS=cut.warps, TOKENS=8 if len(x) <= 8 else 16, STEPS=cut.steps, UNROLL=cut.unroll,
+        TURNS=cut.turns, RAGGED=cut.warps * cut.steps * cut.unroll * cut.turns != weight.blocks,
+        num_warps=cut.warps, num_stages=1,
+    )  # fmt: skip
+
+
+def many(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Many, ptx: bool = True, drain: bool = True) -> None:
+    """y [M, N] of aligned x."""
+    tokens, rows, features = len(x), weight.shape[0], x.shape[1]
+    ordered = torch.empty(tokens, features, dtype=x.dtype, device=x.device)
+    many_kernels.reorder[(tokens, triton.cdiv(features, 2048))](x, ordered, features, x.stride(0), BLOCK=2048)
+    described = TensorDescriptor(ordered, [tokens, features], [features, 1], [cut.bm, BLOCK])
+    share = triton.cdiv(weight.blocks, cut.parts)
+    parts = triton.cdiv(weight.blocks, share)
+    out = y if parts == 1 else torch.empty(parts, tokens, rows, dtype=torch.float32, device=x.device)
+    many_kernels.many[(triton.cdiv(rows, cut.bn) * triton.cdiv(tokens, cut.bm), parts)](
+        described, *_parts(weight), out, tokens, rows, *_sizes(weight), share, rows, **constants(weight, ptx),
+        WARPS=cut.warps, BN=cut.bn, BM=cut.bm, STAGES=cut.stages, TOGETHER=TOGETHER, DRAIN=drain,
+        num_warps=cut.warps,
+    )  # fmt: skip
+    if parts > 1:
+        many_kernels.add_up[(triton.cdiv(y.numel(), 1024),)](out, y, y.numel(), PARTS=parts, BLOCK=1024)
+
+
+def floats(weight: Laid, ptx: bool = True) -> Tensor:
+    """ŵ [N, K] in the dtype of x."""
+    rows, features = weight.shape
+    out = torch.empty(rows, features, dtype=weight.dtype, device=weight.words.device)
+    floats_kernels.floats[(weight.blocks, triton.cdiv(rows, 64))](
+        *_parts(weight), out, rows, features, *_sizes(weight), **constants(weight, ptx), WARPS=4, num_warps=4
+    )
+    return out
+
+
+def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
+    """x ŵᵀ [M, N] of x [M, K], in its dtype; into `y` where it is given."""
+    y = torch.empty(len(x), weight.shape[0], dtype=x.dtype, device=x.device) if y is None else y
+    if not len(x):
+        return y
+    if len(x) >= MOST:
+        return torch.mm(x, floats(weight).T, out=y)
+    x, card = aligned(x), tiles.card(x.device.index)
+    if len(x) <= tiles.TOKENS:
+        few(x, weight, y, tiles.few(weight.shape[0], weight.blocks, card.units))
+        return y
+    # A last tile of 256 tokens that is at most half full costs as much as a full one: what is left over is a product of its own
+    over = len(x) % 256 if len(x) > 256 and len(x) % 256 <= 128 else 0
+    for part, out in zip(x.split([len(x) - over, over]), y.split([len(x) - over, over]), strict=True):
+        if len(part):
+            many(part, weight, out, tiles.many(len(part), weight, card), drain=card.major == 9)
+    return y
+
+
+def linear(x: Tensor, q: StoredWeight, activations: Activations | None) -> Tensor:
+    """`qkit.ops.linear` without its checks, bias and gradient."""
+    if x.dtype not in KIND or not fits(q):  # for what has no kernel the weight becomes floats
+        return plain.linear(x, q, activations)
+    x = x if activations is None else quantize_activations(x)
+    y = product(x.reshape(-1, q.shape[1]), laid(q, x.dtype))
+    return y.reshape(*x.shape[:-1], q.shape[0])

@@ -1,0 +1,148 @@
+"""How the work is cut for a card: a small table, with reasons, by numbers of tokens, rows and blocks and the card's size."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+
+from qkit.backends.triton.layout import Laid
+
+TOKENS = 16  # up to so many are the narrow side of one instruction of the tensor core
+
+
+@dataclass(frozen=True)
+class Card:
+    """What of a card decides how work is cut.
+
+    Attributes:
+        units: multiprocessors.
+        shared: bytes of shared memory that one program may have.
+        major: the first number of its compute capability; 9 is Hopper.
+    """
+
+    units: int
+    shared: int
+    major: int
+
+
+@cache
+def card(device: int) -> Card:
+    """The card called `device`, asked when first used."""
+    found = torch.cuda.get_device_properties(device)
+    return Card(found.multi_processor_count, found.shared_memory_per_block_optin, found.major)
+
+
+@dataclass(frozen=True)
+class Few:
+    """How `qkit_kernels.triton.few` is launched; see there."""
+
+    warps: int
+    steps: int
+    unroll: int
+    turns: int
+
+
+@dataclass(frozen=True)
+class Many:
+    """How `qkit_kernels.triton.many` is launched; see there."""
+
+    bn: int
+    bm: int
+    warps: int
+    stages: int
+    parts: int = 1
+
+
+def few(rows: int, blocks: int, units: int) -> Few:
+    """Warps enough to keep every multiprocessor reading: about twelve on each, and at least four to a program."""
+    warps, programs = 4, -(-rows // 16)
+    while warps < 16 and programs * warps < 12 * units and 2 * warps <= blocks:
+        warps *= 2
+    stretches = -(-blocks // warps)
+    turns = -(-stretches // 8)  # eight are written out: the compiler loads the next while it computes with the last
+    return Few(warps, 1, -(-stretches // turns), turns)
+
+
+def many(tokens: int, weight: Laid, card: Card) -> Many:
+    """Tiles as tall as the tokens are, up to 256: a weight that has become floats is used for all of them.
+
+    Where that leaves more than a quarter of the multiprocessors without a tile, they are 128 tall; where it leaves half of them,
+    the columns are shared among several programs.
+    """
+    rows, blocks = weight.shape[0], weight.blocks
+    bn, bm, warps, stages = next(cut for limit, cut in _MANY if tokens <= limit)
+    if bm == 256 and -(-rows // bn) * -(-tokens // bm) < 0.75 * card.units:
+        bn, bm, warps, stages = 128, 128, 4, 4
+    programs = -(-rows // bn) * -(-tokens // bm)
+    parts = 1
+    while parts < 4 and 2 * programs * parts <= card.units and blocks >= 8 * parts:
+        parts *= 2
+    while stages > 2 and _shared(weight, bn, bm, stages) > card.shared:
+        stages -= 1
+    while bm > 32 and _shared(weight, bn, bm, stages) > card.shared:
+        bm //= 2
+    return Many(bn, bm, warps, stages, parts)
+
+
+_MANY = (  # up to so many tokens: rows and tokens of a tile, warps, stages
+    (32, (64, 32, 4, 5)),
+    (64, (64, 64, 4, 5)),
+    (128, (128, 128, 4, 4)),
+    (2**62, (128, 256, 8, 3)),
+)
+
+
+def _shared(weight: Laid, bn: int, bm: int, stages: int) -> int:
+    """Bytes of shared memory: x of every stage, words and scales of all but the one that is worked on."""
+    grids = (
+        bn * 4 * (1 if weight.span == 0 else 16 if weight.grid.shape[2] == 8 else 4 if weight.grid.shape[2] > 1 else 1)
+    )
+    return (
+        stages * bm * 256
+        + (stages - 1) * (bn * 16 * weight.bits + grids * (1 + (weight.off is not None)))
+        + 64 * stages
+    )
+
+
+@dataclass(frozen=True)
+class Integers:
+    """How `qkit_kernels.triton.integer.many_integers` is launched; see there."""
+
+    bm: int
+    bn: int
+    bk: int
+    warps: int
+    stages: int
+    swap: bool
+
+
+def few_integers(rows: int, blocks: int, units: int) -> Few:
+    """As `few`, in blocks of 64 columns."""
+    warps, programs = 4, -(-rows // 16)
+    while warps < 16 and programs * warps < 12 * units and 4 * warps <= blocks:
+        warps *= 2
+    return Few(warps, 1, 1, -(-blocks // warps))
+
+
+def many_integers(tokens: int, rows: int, card: Card) -> Integers:
+    """Up to 128 tokens are the narrow side of the product, and the weight fills the tensor core; small products, small tiles."""
+    if tokens > 32 and -(-rows // 128) * -(-tokens // 128) * 2 < card.units:
+        cut = _SMALL
+    elif tokens > 128 and -(-rows // 256) * -(-tokens // 128) < 0.75 * card.units:
+        cut = _MEDIUM
+    else:
+        cut = next(cut for limit, cut in _INTEGERS if tokens <= limit)
+    stages = cut.stages
+    while stages > 2 and stages * (cut.bm + cut.bn) * cut.bk + 1024 > card.shared:
+        stages -= 1
+    return replace(cut, stages=stages)
+
+
+_SMALL = Integers(64, 64, 256, 4, 4, True)
+_MEDIUM = Integers(128, 128, 128, 8, 4, False)
+_INTEGERS = (
+    (32, Integers(32, 64, 128, 4, 5, True)),
+    (64, Integers(64, 64, 128, 4, 5, True)),
+    (128, Integers(64, 128, 128, 4, 4, True)),
+    (2**62, Integers(128, 256, 128, 8, 4, False)),
+)
