@@ -21,14 +21,14 @@ demo: .venv/installed
 
 # Every kind of case, and every lesson against its stored output.
 test: .venv/installed-dev lint
-	$(PYTEST) --cov --cov-report=term:skip-covered
+	$(PYTEST) -p no:nbval --cov --cov-report=term:skip-covered
 	OMP_NUM_THREADS=1 $(PYTEST) --nbval --nbval-cell-timeout=1800 $(LESSONS)
 
 # And every case: all bit widths, simulated processors, figures on whole texts.
 test-all: test test-exhaustive
 
 test-exhaustive: .venv/installed-dev
-	$(PYTEST) -m exhaustive
+	$(PYTEST) -p no:nbval -m exhaustive
 
 # On the oldest versions that pyproject.toml promises, in an environment of its own.
 test-oldest:

@@ -49,7 +49,7 @@ def test_quantize_saves_what_eval_and_load_read(run, tmp_path):
 
 def test_methods_that_need_data_learn_from_the_texts_that_are_named(run, tmp_path):
     text = tmp_path / "text.txt"
-    text.write_text(qkit.texts("python-docs")[:20_000])
+    text.write_text(qkit.texts("python-docs-heldout")[:20_000])  # the other one takes long to gather
     arguments = (
         "quantize",
         "bookworm-14m",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from grids import thinned
 from qkit import NF4, RTN, load, quantize, save
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -89,7 +90,7 @@ def die_before(step: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is to die in the middle")
-@pytest.mark.parametrize("first", ["A", "B", None])
+@pytest.mark.parametrize("first", thinned(["A", "B", None], ["A"]))
 def test_killed_before_any_step_it_leaves_the_older_or_the_newer_save(saves, tmp_path, first):
     older, newer = tmp_path / "older", tmp_path / "newer"
     older.mkdir()

@@ -1,5 +1,6 @@
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,11 +40,17 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.fixture(scope="module")
+def once(make_model, tmp_path_factory):
+    model = make_model("llama")
+    quantize(model, RTN(4, 4))
+    return save(model, tmp_path_factory.mktemp("once") / "saved")
+
+
 @pytest.fixture
-def saved(llama, tmp_path):
-    """A folder with a quantized Llama in it."""
-    quantize(llama, RTN(4, 4))
-    return save(llama, tmp_path / "saved")
+def saved(once, tmp_path):
+    """A folder with a quantized Llama in it, to be damaged."""
+    return shutil.copytree(once, tmp_path / "saved")
 
 
 # ---- round trips

@@ -92,14 +92,11 @@ def test_every_figure_is_here():
     assert called <= set(FIGURES)
 
 
-def test_all_its_data_are_drawn_and_plain(picture):
+def test_all_its_data_are_drawn_and_plain_without_a_complaint(picture):
     assert picture.data and picture.alt
     for name, value in picture.data.items():
         assert isinstance(name, str) and isinstance(value, (np.ndarray, float, int, str, np.generic)), name
         assert name in NOT_WRITTEN or is_drawn(value, picture), name
-
-
-def test_it_is_drawn_without_a_complaint(picture):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert picture.png().startswith(b"\x89PNG")

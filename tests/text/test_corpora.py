@@ -30,11 +30,13 @@ def test_the_two_texts_do_not_overlap():
         assert (text.strip() in calibration) == (not is_held_out(topic)), topic
 
 
+@pytest.mark.exhaustive
 def test_the_texts_are_as_large_as_python_makes_them():
     assert 20_000 < len(texts("python-docs-heldout")) < 1_000_000
     assert 500_000 < len(texts("python-docs")) < 20_000_000
 
 
+@pytest.mark.exhaustive
 def test_the_calibration_text_holds_docstrings_of_the_standard_library_and_of_nothing_else():
     calibration = texts("python-docs")
     assert "JSON (JavaScript Object Notation) <https://json.org>" in calibration
