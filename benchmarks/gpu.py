@@ -11,6 +11,7 @@ dequantized weight.
 
 import argparse
 import dataclasses
+import datetime
 import json
 import math
 from collections.abc import Callable
@@ -191,13 +192,14 @@ def main() -> None:
         "W8A8 dynamic bf16": lambda: integers(int8_rows(w), 0.0),
         "LLM.int8 21 bf16": lambda: integers(int8_rows(w), LLMInt8().threshold),
     }
-    errors, floors = {}, {}
+    errors, floors, sizes = {}, {}, {}
     for name, make in makers.items():
         if arguments.names and name not in arguments.names:
             continue
         case = make()
         dtype = torch.float16 if "fp16" in name else torch.bfloat16
         floors.setdefault(case.nbytes, floor(case.nbytes))
+        sizes[name] = case.nbytes
         times[name], errors[name] = {}, {}
         for m in arguments.tokens:
             if m > 512 and name not in (
@@ -221,8 +223,18 @@ def main() -> None:
                 call, copies = peer(inputs[m])
                 times[name][m] = timed(call, copies)
         report(times, name, None, {})
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"times": times, "errors": errors, "floors": floors}))
+    if arguments.out:  # as `qkit.bench.recorded` reads it
+        record = {
+            "machine": torch.cuda.get_device_name(),
+            "date": datetime.date.today().isoformat(),
+            "versions": {"torch": torch.__version__, "triton": triton.__version__},
+            "rows": n,
+            "features": k,
+            "baseline": "bf16",
+            "microseconds": times,
+            "floors": {name: floors[nbytes] for name, nbytes in sizes.items()},
+        }
+        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def report(times: dict[str, dict[int, float]], name: str, least: float | None, errors: dict[int, float]) -> None:
@@ -242,7 +254,10 @@ def peers(w: Tensor) -> dict[str, Callable[[Tensor], tuple[Callable[[int], objec
     packed = torch.ops.aten._convert_weight_to_int4pack(octets, 8)
     tiny = [packed.clone() for _ in range(copies_of(n * k // 2))]
     grids = torch.rand(k // 128, n, 2, device="cuda", dtype=torch.bfloat16)
-    found["tinygemm g128"] = lambda x: (lambda i: torch.ops.aten._weight_int4pack_mm(x, tiny[i], 128, grids), len(tiny))
+    found["tinygemm W4 g128"] = lambda x: (
+        lambda i: torch.ops.aten._weight_int4pack_mm(x, tiny[i], 128, grids),
+        len(tiny),
+    )
     try:
         from gemlite.helper import A16Wn  # type: ignore[import-not-found]
     except ImportError:

@@ -37,6 +37,7 @@ class Layer:
         bits: of a code, 2 .. 8, with a 16-bit scale a group; or 16 or 32, plain floats.
         group_size: codes that share a scale; None: a row.
         tokens: rows of x.
+        number_bytes: of a number of x and of y; 2 where these are in 16 bits.
     """
 
     out_features: int
@@ -44,6 +45,7 @@ class Layer:
     bits: int = 32
     group_size: int | None = None
     tokens: int = 1
+    number_bytes: int = 4
 
     def __post_init__(self) -> None:
         if self.group_size is not None and self.in_features % self.group_size:
@@ -66,8 +68,8 @@ class Layer:
 
     @property
     def bytes(self) -> int:
-        """The weight, and float32 for what comes in and goes out."""
-        return self.weight_bytes + 4 * self.tokens * (self.in_features + self.out_features)
+        """The weight, and what comes in and goes out."""
+        return self.weight_bytes + self.number_bytes * self.tokens * (self.in_features + self.out_features)
 
     @property
     def operations(self) -> int:

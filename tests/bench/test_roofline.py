@@ -33,6 +33,7 @@ def test_what_comes_in_and_goes_out_is_counted_with_every_token():
     one, many = Layer(10, 64, 4, 32), Layer(10, 64, 4, 32, tokens=5)
     assert one.bytes == 10 * 32 + 2 * 10 * 2 + 4 * (10 + 64)
     assert many.bytes - one.bytes == 4 * 4 * (10 + 64)
+    assert Layer(10, 64, 4, 32, 5, number_bytes=2).bytes == one.weight_bytes + 2 * 5 * (10 + 64)
     assert (one.operations, many.operations) == (2 * 640, 5 * 2 * 640)
     assert many.intensity == many.operations / many.bytes > one.intensity
 
