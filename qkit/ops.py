@@ -103,9 +103,16 @@ def count_magnitudes(x: Tensor, bins: int, shift: int, lowest: int, backend: str
 
 @torch.no_grad()
 def gptq_columns(
-    w: Tensor, upper: Tensor, group: Tensor, scale: Tensor, zero: Tensor, bits: int, backend: str | None = None
+    w: Tensor,
+    upper: Tensor,
+    group: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    bits: int,
+    backend: str | None = None,
+    regrid: Callable[[Tensor, int], tuple[Tensor, Tensor] | None] | None = None,
 ) -> Tensor:
-    """GPTQ's column loop on grids that are fixed (2210.17323, algorithm 1): codes uint8 [out, in].
+    """GPTQ's column loop (2210.17323, algorithm 1): codes uint8 [out, in].
 
     Column after column is rounded, and its error, divided by U_jj, is taken off the columns that follow, times U_jk.
 
@@ -114,8 +121,14 @@ def gptq_columns(
         upper: float64 [in, in], U of `qkit.methods.gptq.inverse_cholesky`.
         group: int64 [in], which scale a column has.
         scale, zero: float [out, groups].
+        regrid: where the grids of groups are not fixed: from the weights as the last finished batch of columns left them,
+            [out, in], and a column to the scale and zero point [out] of the group that begins there, or None where none
+            does. `scale` and `zero` are filled with them.
     """
-    return select("gptq_columns", backend, w.device.type)(w, upper, group, scale, zero, integer_range(bits)[1])
+    args = (w, upper, group, scale, zero, integer_range(bits)[1])
+    if regrid is None:
+        return select("gptq_columns", backend, w.device.type)(*args)
+    return select("gptq_moving_columns", backend, w.device.type)(*args, regrid)
 
 
 def _not_compiled(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:

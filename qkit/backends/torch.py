@@ -15,6 +15,7 @@ from qkit.numerics.stored import StoredWeight
 
 LAZY = 128  # columns that are finished before the rest of the matrix is updated (the B of GPTQ, 2210.17323)
 Regrid = Callable[[Tensor, int], tuple[Tensor, Tensor] | None]
+RoundBlock = Callable[[Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 def dequantize(q: StoredWeight) -> Tensor:
@@ -33,31 +34,52 @@ def count_magnitudes(x: Tensor, bins: int, shift: int, lowest: int) -> Tensor:
     return torch.bincount(places.clamp(0, bins - 1).flatten(), minlength=bins)
 
 
+def round_columns(w: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, q_max: int) -> tuple[Tensor, Tensor]:
+    """Round a few columns, and let those of them that are still free make good the error.
+
+    Args:
+        w: float64 [out, b].
+        upper: float64 [b, b], their part of U.
+        scale, zero: float [out, b], of the group of each column.
+
+    Returns:
+        Codes uint8 [out, b], and the errors e = (w_j - ŵ_j) / U_jj that the columns behind them are to make good.
+    """
+    w, codes, errors = w.clone(), torch.empty(w.shape, dtype=torch.uint8, device=w.device), torch.empty_like(w)
+    for j in range(w.shape[1]):
+        q = quantize(w[:, j], scale[:, j], zero[:, j], 0, q_max)
+        error = (w[:, j] - dequantize_codes(q, scale[:, j], zero[:, j])) / upper[j, j]
+        w[:, j + 1 :] -= error[:, None] * upper[j, j + 1 :]
+        codes[:, j] = q.to(torch.uint8)
+        errors[:, j] = error
+    return codes, errors
+
+
 def gptq_columns(
-    w: Tensor, upper: Tensor, group: Tensor, scale: Tensor, zero: Tensor, q_max: int, regrid: Regrid | None = None
+    w: Tensor,
+    upper: Tensor,
+    group: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    q_max: int,
+    regrid: Regrid | None = None,
+    round_block: RoundBlock = round_columns,
 ) -> Tensor:
     """`qkit.ops.gptq_columns`: columns in lazy batches, so that most of the work is matrix products.
 
     Args:
-        regrid: what moving groups need: from the weights as the last finished batch left them, [out, in], and a column to
-            the scale and zero point [out] of the group that begins there, or None where none does. `scale` and `zero` are
-            filled with them.
+        round_block: what rounds the columns of a batch.
     """
     w, codes = w.clone(), torch.empty(w.shape, dtype=torch.uint8, device=w.device)
-    groups = group.tolist()
     for start in range(0, w.shape[1], LAZY):
         end = min(start + LAZY, w.shape[1])
-        block = w[:, start:end].clone()
-        errors = torch.empty_like(block)
-        for j in range(start, end):
-            if regrid is not None and (grid := regrid(w, j)) is not None:
-                scale[:, groups[j]], zero[:, groups[j]] = grid
-            s, z, column = scale[:, groups[j]], zero[:, groups[j]], block[:, j - start]
-            q = quantize(column, s, z, 0, q_max)
-            error = (column - dequantize_codes(q, s, z)) / upper[j, j]
-            block[:, j - start + 1 :] -= error[:, None] * upper[j, j + 1 : end]
-            codes[:, j] = q.to(torch.uint8)
-            errors[:, j - start] = error
+        here = group[start:end]
+        if regrid is not None:
+            for j, g in enumerate(here.tolist(), start):
+                if (grid := regrid(w, j)) is not None:
+                    scale[:, g], zero[:, g] = grid
+        part = upper[start:end, start:end]
+        codes[:, start:end], errors = round_block(w[:, start:end], part, scale[:, here], zero[:, here], q_max)
         w[:, end:] -= errors @ upper[start:end, end:]
     return codes
 

@@ -37,7 +37,6 @@ from torch import Tensor
 
 from qkit import ops
 from qkit.backends.torch import LAZY
-from qkit.backends.torch import gptq_columns as columns_lazily
 from qkit.methods.grids import search_grid
 from qkit.methods.scheme import Scheme, Solution, check_weight, check_weight_only, parse_grid, width_name
 from qkit.methods.statistics import InputStatistics
@@ -308,7 +307,7 @@ def _columns(
     if scheme.static_groups or scheme.group_size is None:
         rounded = ops.gptq_columns(shuffled, upper, group, scale, zero, scheme.bits)
     else:
-        important, q_max = importance[order], integer_range(scheme.bits)[1]
+        important = importance[order]
 
         def regrid(w: Tensor, j: int) -> tuple[Tensor, Tensor] | None:
             if j % size:
@@ -316,7 +315,7 @@ def _columns(
             s, z = choose_grid(w[:, None, j : j + size], important[None, j : j + size], scheme)
             return s[:, 0, 0], z[:, 0, 0]
 
-        rounded = columns_lazily(shuffled, upper, group, scale, zero, q_max, regrid)
+        rounded = ops.gptq_columns(shuffled, upper, group, scale, zero, scheme.bits, regrid=regrid)
     codes = torch.empty_like(rounded)
     codes[:, order] = rounded
     return codes, scale, zero

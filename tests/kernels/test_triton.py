@@ -189,6 +189,7 @@ def jobs(target):
     blocks = {"codes_ptr": "tensordesc<i8[64, 128]>", "weight_ptr": "tensordesc<i8[64, 128]>"}
     yield "many_integers", "bf16", tile, blocks, 4, 3
     yield "quantize_tokens", "bf16", {"STATIC": False, "WIDTH": 4096}, {}, 8, 3
+    yield "round_block", "fp16", {"ROWS": 4, "WIDTH": 128}, {}, 1, 3
     yield "split_tokens", "bf16", {"FLAGGED": True, "STATIC": False, "WIDTH": 4096}, {}, 8, 3
 
 

@@ -76,7 +76,8 @@ def test_every_backend_rounds_the_columns_to_the_same_codes(bits, size, rows):
     upper, _ = inverse_cholesky(mixed.T @ mixed / 300, 0.01)
     scale, zero = choose_scale(*value_range(weight.reshape(rows, -1, size)), bits)
     args = (weight[:, order], upper, order // size, scale[..., 0], zero[..., 0], bits)
-    codes = [ops.gptq_columns(*args, backend=kernel.backend) for kernel in rows_of("gptq_columns")]
+    here = [kernel.backend for kernel in rows_of("gptq_columns") if not kernel.devices or "cpu" in kernel.devices]
+    codes = [ops.gptq_columns(*args, backend=backend) for backend in here]
     assert len(codes) == 2 and all(torch.equal(one, codes[0]) for one in codes) and codes[0].unique().numel() > 2
 
 

@@ -14,6 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from qkit_kernels.triton import columns as column_kernels
 from qkit_kernels.triton import few as few_kernels
 from qkit_kernels.triton import floats as floats_kernels
 from qkit_kernels.triton import integer as integer_kernels
@@ -22,6 +23,7 @@ from qkit_kernels.triton import many as many_kernels
 KERNELS = {
     name: getattr(module, name)
     for module, names in (
+        (column_kernels, ("round_block",)),
         (few_kernels, ("few",)),
         (floats_kernels, ("floats",)),
         (many_kernels, ("many", "reorder")),
@@ -31,6 +33,10 @@ KERNELS = {
 }
 FLOATS = ("rows_ptr", "scale_ptr", "token_scale_ptr", "threshold")
 BYTES = ("codes_ptr", "weight_ptr")
+TYPES = {  # where the name of an argument does not say it
+    "round_block": {"w_ptr": "*fp64", "upper_ptr": "*fp64", "errors_ptr": "*fp64", "zero_ptr": "*fp32", "codes_ptr": "*u8",
+                    "q_max": "fp32"},
+}  # fmt: skip
 
 
 def signature(kernel, dtype: str, constants: dict, blocks: dict) -> dict[str, str]:
@@ -54,7 +60,7 @@ def signature(kernel, dtype: str, constants: dict, blocks: dict) -> dict[str, st
 def build(name: str, target: str, dtype: str, constants: dict, blocks: dict, options: dict) -> dict:
     """Registers, bytes of stack (spills) and shared memory of one kernel, and its matrix instructions."""
     kernel = KERNELS[name]
-    signed = signature(kernel, dtype, constants, blocks)
+    signed = signature(kernel, dtype, constants, {**TYPES.get(name, {}), **blocks})
     even = [n for n in signed if n.endswith("_ptr") or n in ("K", "N8", "KB", "stride_xm", "stride_ym")]
     attrs = {(kernel.arg_names.index(n),): [["tt.divisibility", 16]] for n in even if signed[n][0] in "*i"}
     source = ASTSource(fn=kernel, signature=signed, constexprs=constants, attrs=attrs)
