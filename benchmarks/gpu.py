@@ -1,85 +1,34 @@
 """Quantized layers on a GPU beside bfloat16: every result is checked, then timed.
 
-python benchmarks/gpu.py [--rows 14336 --features 4096] [--tokens 1 8 16 64 256] [--out results.json]
+python benchmarks/gpu.py [--rows 14336 --features 4096] [--tokens 1 8 16 64 256] [--names "W4 g128 bf16"] [--out results.json]
 
-How it is measured: CUDA-graph replays, so that the host's launching is not in the figures; the weights rotate over more memory
-than the L2 cache holds; medians of 15 replays (7 from 1024 tokens on), the first not counted. In the same run: torch's bfloat16
-product, a kernel that only reads the bytes of the weight (the floor for few tokens), torch's tinygemm, and gemlite where it is
-installed. Before it is timed, each result, its memory poisoned with NaN, is compared with the float64 product of the same
-dequantized weight.
+The developer's table: more formats, sizes and numbers of tokens than `qkit bench gpu`, which has the clock and the checks
+(`qkit.bench.gpu` says how is measured), and what is launched is the kernel's adapter, without the layer around it. Bytes of a
+weight are those that a product reads of it as it is laid out. In the same run: torch's tinygemm, and gemlite and bitsandbytes
+where they are installed. bitsandbytes' LLM.int8 waits for the host at every call, so that no graph can hold it: its launches are
+in its figures, as they are in a model.
 """
 
 import argparse
 import dataclasses
 import datetime
 import json
-import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 import triton
 from torch import Tensor
 
 from qkit import NF4, LLMInt8, QTensor, quantize_tensor
 from qkit.backends.triton import integer, layout, tiles
 from qkit.backends.triton import linear as adapter
+from qkit.bench.gpu import LIMIT, activations, copies_of, dense, error, floor, replays_of, timed
+from qkit.bench.peers import int8_on_card, nf4_on_card
 from qkit.methods.int8 import int8_rows
 from qkit.numerics.activations import quantize_activations_int8
 from qkit.numerics.integers import int8_codes, int8_matmul
-from qkit_kernels.triton.read import read
-
-ROTATED = 312e6  # bytes: six times the L2 of an H100 or H200
-LIMIT = {torch.float16: 1e-3, torch.bfloat16: 4e-3}  # relative error; 16-bit weights and results make about half of it
-OUTLIERS = 21
-
-
-def timed(call: Callable[[int], object], copies: int, replays: int = 15) -> float:
-    """Microseconds of `call(i)`, i running over the copies of a weight: the median of graph replays."""
-    calls = max(copies, 8)
-    call(0)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(calls):
-            call(i % copies)
-    times = []
-    for _ in range(replays + 1):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / calls)
-    return sorted(times[1:])[replays // 2]
-
-
-def copies_of(nbytes: int) -> int:
-    """How many copies rotate."""
-    return max(1, math.ceil(ROTATED / nbytes))
-
-
-def floor(nbytes: int) -> float:
-    """Microseconds to read so many bytes: the best of a few shapes."""
-    copies = copies_of(nbytes)
-    words = [torch.randint(0, 2**31, (nbytes // 4,), device="cuda", dtype=torch.int32) for _ in range(copies)]
-    out = torch.empty(2**17, dtype=torch.int32, device="cuda")
-
-    def once(block: int, steps: int, warps: int) -> float:
-        grid = (triton.cdiv(nbytes // 4, block * steps),)
-        return timed(
-            lambda i: read[grid](words[i], out, nbytes // 4, BLOCK=block, STEPS=steps, num_warps=warps), copies
-        )
-
-    return min(
-        once(*shape) for shape in ((1024, 4, 4), (2048, 4, 4), (2048, 2, 4), (4096, 2, 8), (1024, 8, 4), (4096, 4, 8))
-    )
-
-
-def error(y: Tensor, expected: Tensor) -> float:
-    """||y - expected|| / ||expected||."""
-    return float((y.double() - expected).norm() / expected.norm())
 
 
 @dataclasses.dataclass
@@ -133,25 +82,7 @@ def integers(q: QTensor, threshold: float) -> Case:
     return Case(made.codes.nbytes, run, expected, len(copies))
 
 
-def activations(tokens: int, features: int, dtype: torch.dtype, outliers: bool) -> Tensor:
-    """Fresh normal numbers; with a few columns far out, the others well inside the threshold."""
-    x = torch.randn(tokens, features, device="cuda")
-    if outliers:
-        x = x.clamp(-5, 5)
-        x[:, :: features // OUTLIERS][:, :OUTLIERS] = 20.0
-    return x.to(dtype)
-
-
-def dense(n: int, k: int, inputs: dict[int, Tensor]) -> dict[int, float]:
-    """torch's bfloat16 product."""
-    weights = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for _ in range(copies_of(2 * n * k))]
-
-    def one(x: Tensor) -> float:
-        return timed(lambda i: F.linear(x, weights[i]), len(weights), 15 if len(x) < 1024 else 7)
-
-    return {m: one(x) for m, x in inputs.items()}
-
-
+@torch.no_grad()
 def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -176,7 +107,7 @@ def main() -> None:
 
     w = torch.randn(n, k, device="cuda")
     inputs = {m: activations(m, k, torch.bfloat16, False) for m in arguments.tokens}
-    times = {"bf16": dense(n, k, inputs)}
+    times = {"bf16": dict(zip(inputs, dense((n, k), list(inputs.values())), strict=True))}
     report(times, "bf16", None, {})
     makers = {
         "W4 g128 bf16": lambda: weight_only(quantize_tensor(w, bits=4, group_size=128), torch.bfloat16),
@@ -214,15 +145,17 @@ def main() -> None:
             case.run(x, 0, y)
             errors[name][m] = error(y, case.expected(x))
             assert errors[name][m] < LIMIT[dtype], (name, m, errors[name][m])
-            times[name][m] = timed(lambda i, case=case, x=x, y=y: case.run(x, i, y), case.copies, 15 if m < 1024 else 7)
+            times[name][m] = timed(lambda i, case=case, x=x, y=y: case.run(x, i, y), case.copies, replays_of(m))
         report(times, name, floors[case.nbytes], errors[name])
-    for name, peer in ({} if arguments.names else peers(w)).items():
-        times[name] = {}
-        for m in arguments.tokens:
-            if m <= 512:
-                call, copies = peer(inputs[m])
-                times[name][m] = timed(call, copies)
-        report(times, name, None, {})
+    for name, peer in PEERS.items():
+        if arguments.names and name not in arguments.names:
+            continue
+        try:
+            times[name] = peer.times(w, [m for m in arguments.tokens if m <= peer.most])
+        except Exception as why:  # not installed, or another way of failing that is not ours
+            print(f"{name:20} not measured: {why!r}", flush=True)
+        else:
+            report(times, name, None, {})
     if arguments.out:  # as `qkit.bench.recorded` reads it
         record = {
             "machine": torch.cuda.get_device_name(),
@@ -245,37 +178,76 @@ def report(times: dict[str, dict[int, float]], name: str, least: float | None, e
         print(f"{name:20} M={m:<5} {us:8.2f} us {us / times['bf16'][m]:6.3f} x bf16 {to_floor} {wrong}", flush=True)
 
 
-def peers(w: Tensor) -> dict[str, Callable[[Tensor], tuple[Callable[[int], object], int]]]:
-    """Other libraries' 4-bit products of the same shape, where they are there."""
+Layers = list[Callable[[Tensor], Tensor]]
+
+
+@dataclasses.dataclass
+class Peer:
+    """Another library's layer.
+
+    Attributes:
+        layers: as many as rotate, of a weight [N, K].
+        most: tokens, more of which take too long to time.
+        captured: whether a CUDA graph can hold it.
+        outliers: whether it looks for some.
+    """
+
+    layers: Callable[[Tensor], Layers]
+    most: int = 512
+    captured: bool = True
+    outliers: bool = False
+
+    def times(self, w: Tensor, tokens: list[int]) -> dict[int, float]:
+        """Microseconds for each number of tokens."""
+        layers = self.layers(w)
+
+        def one(x: Tensor) -> float:
+            return timed(lambda i: layers[i](x), len(layers), replays_of(len(x)), self.captured)
+
+        return {m: one(activations(m, w.shape[1], torch.bfloat16, self.outliers)) for m in tokens}
+
+
+def tinygemm(w: Tensor) -> Layers:
+    """torch's own W4, random codes."""
     n, k = w.shape
-    found = {}
-    codes = torch.randint(0, 16, (n, k), device="cuda", dtype=torch.int32)
-    octets = (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8)
+    octets = torch.randint(0, 256, (n, k // 2), device="cuda", dtype=torch.int32).to(torch.uint8)
     packed = torch.ops.aten._convert_weight_to_int4pack(octets, 8)
-    tiny = [packed.clone() for _ in range(copies_of(n * k // 2))]
     grids = torch.rand(k // 128, n, 2, device="cuda", dtype=torch.bfloat16)
-    found["tinygemm W4 g128"] = lambda x: (
-        lambda i: torch.ops.aten._weight_int4pack_mm(x, tiny[i], 128, grids),
-        len(tiny),
-    )
-    try:
-        from gemlite.helper import A16Wn  # type: ignore[import-not-found]
-    except ImportError:
-        pass
-    else:
-        codes8 = codes.to(torch.uint8)
-        scale, zero = (
-            torch.rand(n, k // 128, device="cuda", dtype=torch.bfloat16),
-            torch.full((n, k // 128), 8.0, device="cuda", dtype=torch.bfloat16),
-        )
-        layers = [
-            A16Wn(device="cuda", dtype=torch.bfloat16).from_weights(
-                codes8, scale, zero, W_nbits=4, group_size=128, bias=None
-            )
-            for _ in range(copies_of(n * k // 2))
-        ]
-        found["gemlite W4 g128"] = lambda x: (lambda i: layers[i](x), len(layers))
-    return found
+    weights = [packed.clone() for _ in range(copies_of(n * k // 2))]
+    return [
+        partial(torch.ops.aten._weight_int4pack_mm, mat2=own, qGroupSize=128, qScaleAndZeros=grids) for own in weights
+    ]
+
+
+def gemlite(w: Tensor) -> Layers:
+    """gemlite's W4, random codes."""
+    from gemlite.helper import A16Wn  # type: ignore[import-not-found]
+
+    n, k = w.shape
+    codes = torch.randint(0, 16, (n, k), device="cuda", dtype=torch.int32).to(torch.uint8)
+    grid = {"device": "cuda", "dtype": torch.bfloat16}
+    scale, zero = torch.rand(n, k // 128, **grid), torch.full((n, k // 128), 8.0, **grid)
+    return [
+        A16Wn(**grid).from_weights(codes, scale, zero, W_nbits=4, group_size=128, bias=None)
+        for _ in range(copies_of(n * k // 2))
+    ]
+
+
+def bitsandbytes(make: Callable[[Tensor], torch.nn.Module], bits: int, w: Tensor) -> Layers:
+    """bitsandbytes' layers of the weight itself, which they are to multiply by."""
+    weight = w.bfloat16()
+    layers = [make(weight.clone()) for _ in range(copies_of(w.numel() * bits // 8))]
+    x = activations(8, w.shape[1], torch.bfloat16, False)
+    assert error(layers[0](x), x.double() @ w.double().T) < 0.2
+    return layers
+
+
+PEERS = {
+    "tinygemm W4 g128": Peer(tinygemm),
+    "gemlite W4 g128": Peer(gemlite),
+    "bitsandbytes NF4": Peer(partial(bitsandbytes, nf4_on_card, 4), 4096),
+    "bitsandbytes int8": Peer(partial(bitsandbytes, int8_on_card, 8), 4096, captured=False, outliers=True),
+}
 
 
 if __name__ == "__main__":

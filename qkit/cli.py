@@ -223,6 +223,27 @@ def bench_model(
     _print_notes(tables.notes(record), written)
 
 
+@bench.command(name="gpu")
+def bench_gpu(
+    shape: Annotated[list[str] | None, typer.Option(help="Of a layer, out x in, e.g. 4096x4096; repeat it.")] = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="Tokens at once, M; repeat it.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help="w4g128, nf4, w8a8, llm.int8, ...; repeat it.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the activations of a layer: bf16 or fp16.")] = "bf16",
+    out: Out = None,
+) -> None:
+    """Time one linear layer in every format on a CUDA card, each result checked first, beside torch's bfloat16."""
+    from qkit.bench import gpu, linear, tables, write_json
+
+    if out is not None:
+        check_folder(out)
+    shapes = [linear.parse_shape(text) for text in shape] if shape else gpu.SHAPES
+    record = gpu.run(shapes, tokens or gpu.TOKENS, scheme or gpu.ROWS, dtype)
+    written = [] if out is None else [write_json(record.to_dict(), out / "gpu.json")]
+    for one in record.shapes:
+        _print_whole(tables.gpu_table(record, one))
+    _print_notes(tables.notes(record), written)
+
+
 def _print_whole(table: Table) -> None:
     """A table as wide as it is: what is cut off cannot be copied."""
     Console(width=max(Console().width, Console(width=1000).measure(table).maximum)).print(table)

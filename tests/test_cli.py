@@ -88,6 +88,7 @@ def test_quantize_leaves_what_a_glob_excludes_and_says_so(run, tmp_path, monkeyp
         (["quantize", "bookworm-14m", "out", "--exclude", "typo*"], "exclude='typo*' matches none"),
         (["quantize", "bookworm-14m", "out", "--scheme", "nf4", "--calibration", "nothing"], "is no file and none of"),
         (["compare", "--scheme", "w8", "--planted", "-1"], "factor=-1"),
+        (["bench", "gpu", "--shape", "4096"], "shape '4096' is not understood"),
     ],
 )
 def test_an_error_is_one_sentence_on_stderr_and_status_2(arguments, words, monkeypatch, capsys, tmp_path):
@@ -108,6 +109,7 @@ def test_an_error_is_one_sentence_on_stderr_and_status_2(arguments, words, monke
         ["compare", "--out", "FOLDER"],
         ["bench", "cpu", "--out", "FOLDER"],
         ["bench", "model", "--out", "FOLDER"],
+        ["bench", "gpu", "--out", "FOLDER"],
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
@@ -115,7 +117,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(arguments, monk
     def work(*_args, **_kwargs):
         raise AssertionError("the work has begun")
 
-    for place in ("qkit.load", "qkit.bench.linear.run", "qkit.bench.generation.run"):
+    for place in ("qkit.load", "qkit.bench.linear.run", "qkit.bench.generation.run", "qkit.bench.gpu.run"):
         monkeypatch.setattr(place, work)
     (tmp_path / "file").touch()
     arguments = [str(tmp_path / "file") if word == "FOLDER" else word for word in arguments]

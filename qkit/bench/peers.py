@@ -12,7 +12,7 @@ from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from qkit.bench.contender import BuiltLayer, Contender
 from qkit.engine.quantize import quantize_tensor
@@ -144,6 +144,26 @@ def bitsandbytes_int8(weight: Tensor) -> Callable[[], BuiltLayer]:
         return BuiltLayer(module.to("cpu").eval(), weight.numel() + 4 * len(weight))
 
     return layer
+
+
+def nf4_on_card(weight: Tensor) -> nn.Module:
+    """bitsandbytes' Linear4bit of a weight on a GPU: NF4 in blocks of 64 with double quantization, in the weight's dtype."""
+    bitsandbytes = _quiet_bitsandbytes()
+    settings = {"quant_type": "nf4", "compress_statistics": True}
+    module = bitsandbytes.nn.Linear4bit(
+        *reversed(weight.shape), bias=False, compute_dtype=weight.dtype, device="meta", **settings
+    )
+    module.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, blocksize=64, **settings)
+    return module.to("cuda").eval()
+
+
+def int8_on_card(weight: Tensor) -> nn.Module:
+    """bitsandbytes' Linear8bitLt of a weight on a GPU: LLM.int8() with threshold 6. It waits for the host at every call."""
+    bitsandbytes = _quiet_bitsandbytes()
+    settings = {"has_fp16_weights": False}
+    module = bitsandbytes.nn.Linear8bitLt(*reversed(weight.shape), bias=False, threshold=6.0, device="meta", **settings)
+    module.weight = bitsandbytes.nn.Int8Params(weight, requires_grad=False, **settings)
+    return module.to("cuda").eval()
 
 
 PEERS = (

@@ -14,7 +14,18 @@ from typing import Any
 
 from qkit.checkpoints.files import write_bytes
 
-PACKAGES = ("qkit", "torch", "numba", "llvmlite", "numpy", "transformers", "onnxruntime", "onnx", "bitsandbytes")
+PACKAGES = (
+    "qkit",
+    "torch",
+    "numba",
+    "llvmlite",
+    "numpy",
+    "transformers",
+    "onnxruntime",
+    "onnx",
+    "bitsandbytes",
+    "triton",
+)
 FEATURES = ("avx2", "avxvnni", "avx512f", "avx512vnni", "avx512bf16", "amx-int8", "neon", "dotprod", "i8mm", "sve")
 
 
@@ -180,6 +191,113 @@ class ModelRecord:
         """The inverse of `to_dict`."""
         measurements = tuple(ModelMeasurement.from_dict(one) for one in record["measurements"])
         return cls(record["machine"], measurements)
+
+
+@dataclass(frozen=True)
+class GpuMeasurement:
+    """One layer on a GPU: y = x ŵᵀ, x [tokens, in]."""
+
+    row: str  # "BF16", "RTN W4 g128", ...
+    shape: tuple[int, int]  # (out, in)
+    dtype: str  # of the activations: "bf16" or "fp16"
+    tokens: int
+    nbytes: int  # of the weight as it is stored, scales included
+    floor: float  # microseconds that only reading so many bytes takes
+    microseconds: float
+    error: float | None  # |y - y of float64| / |y of float64|, of the same codes; None: not checked, it is torch's own
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "GpuMeasurement":
+        """The inverse of `to_dict`."""
+        return cls(**{**record, "shape": tuple(record["shape"])})
+
+
+@dataclass(frozen=True)
+class GpuRecord:
+    """Layers that were timed on one card."""
+
+    machine: dict[str, Any]
+    measurements: tuple[GpuMeasurement, ...]
+    missing: dict[str, str] = field(default_factory=dict)  # rows whose product was wrong, and by how much
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """In the order in which they were measured."""
+        return list(dict.fromkeys(m.shape for m in self.measurements))
+
+    def case(self, shape: tuple[int, int]) -> dict[str, dict[int, GpuMeasurement]]:
+        """What was measured at one shape, by row and number of tokens; the float product is the first row."""
+        rows: dict[str, dict[int, GpuMeasurement]] = {}
+        for m in self.measurements:
+            if m.shape == tuple(shape):
+                rows.setdefault(m.row, {})[m.tokens] = m
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "GpuRecord":
+        """The inverse of `to_dict`."""
+        measurements = tuple(GpuMeasurement.from_dict(one) for one in record["measurements"])
+        return cls(record["machine"], measurements, record["missing"])
+
+
+@dataclass(frozen=True)
+class GpuModelMeasurement:
+    """One model in one format on a GPU, generating."""
+
+    model: str
+    row: str  # "BF16", "RTN W4 g128", "bitsandbytes NF4", ...
+    batch: int  # sequences that are written at once
+    way: str  # how a step was launched: "compiled, one graph", "one graph", "eager"
+    length: int  # positions of the static cache, over all of which each step attends
+    parameters: int
+    nbytes: int  # of all parameters and buffers as they are stored
+    head_bytes: int  # of the output head, of them; read for each token
+    held_bytes: int  # on the card once it generates: what is stored, what the kernels read beside it, the cache
+    peak_bytes: int  # the most that was on the card while it was made and laid out
+    error: float | None  # |logits - logits of float32| / |logits of float32|, of the same codes
+    step_seconds: tuple[float, ...]  # each step of the whole batch
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second, of all sequences, at the median step."""
+        return self.batch / median(self.step_seconds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the fields, and the rate."""
+        return {**asdict(self), "rate": self.rate}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "GpuModelMeasurement":
+        """The inverse of `to_dict`."""
+        known = {name: record[name] for name in cls.__dataclass_fields__}
+        return cls(**{**known, "step_seconds": tuple(record["step_seconds"])})
+
+
+@dataclass(frozen=True)
+class GpuModelRecord:
+    """Models that generated on one card."""
+
+    machine: dict[str, Any]
+    measurements: tuple[GpuModelMeasurement, ...]
+    missing: dict[str, str] = field(default_factory=dict)  # rows that could not run, and why
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "measurements": [m.to_dict() for m in self.measurements]}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "GpuModelRecord":
+        """The inverse of `to_dict`."""
+        measurements = tuple(GpuModelMeasurement.from_dict(one) for one in record["measurements"])
+        return cls(record["machine"], measurements, record["missing"])
 
 
 def describe_machine() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from rich.table import Table
 
 from qkit.bench.goals import outcomes
 from qkit.bench.linear import spell
-from qkit.bench.record import LinearRecord, Measurement, ModelRecord
+from qkit.bench.record import GpuModelRecord, GpuRecord, LinearRecord, Measurement, ModelRecord
 
 
 def _table(title: str, columns: list[str], words: int = 1) -> Table:
@@ -73,18 +73,63 @@ def model_table(record: ModelRecord) -> Table:
     return table
 
 
-def notes(record: LinearRecord | ModelRecord) -> list[str]:
+def gpu_table(record: GpuRecord, shape: tuple[int, int]) -> Table:
+    """Every row at one shape: microseconds for each number of tokens, and as a share of the float product's."""
+    case = record.case(shape)
+    dense = next(iter(case.values()))
+    title = f"{spell(shape)}, {next(iter(dense.values())).dtype}: us (x the float product)"
+    table = _table(title, ["", "MB", "largest\nerror", "read\nonly", *(f"M={count}" for count in dense)])
+    for row, measured in case.items():
+        first = next(iter(measured.values()))
+        errors = [m.error for m in measured.values() if m.error is not None]
+        times = [
+            f"{m.microseconds:.1f} ({m.microseconds / dense[count].microseconds:.2f})" for count, m in measured.items()
+        ]
+        error = f"{max(errors):.1e}" if errors else ""
+        table.add_row(row, f"{first.nbytes / 1e6:.1f}", error, f"{first.floor:.1f}", *times)
+    return table
+
+
+def gpu_model_table(record: GpuModelRecord) -> Table:
+    """Every format at every batch: tokens a second, how many times as fast as bfloat16 it is, and the memory."""
+    columns = [
+        "",
+        "",
+        "batch",
+        "ms\na step",
+        "tokens/s",
+        "x BF16",
+        "stored\nGB",
+        "held\nGB",
+        "peak\nGB",
+        "error",
+        "launched",
+    ]
+    table = _table("models: generation", columns, 2)
+    plain = {(m.model, m.batch): m.rate for m in record.measurements if m.row == "BF16"}
+    for m in record.measurements:
+        base = plain.get((m.model, m.batch))
+        sizes = [f"{count / 1e9:.2f}" for count in (m.nbytes, m.held_bytes, m.peak_bytes)]
+        gain, error = "" if base is None else f"{m.rate / base:.2f}", "" if m.error is None else f"{m.error:.1e}"
+        table.add_row(
+            m.model, m.row, str(m.batch), f"{1e3 * m.batch / m.rate:.2f}", f"{m.rate:,.0f}", gain, *sizes, error, m.way
+        )
+    return table
+
+
+def notes(record: LinearRecord | ModelRecord | GpuRecord | GpuModelRecord) -> list[str]:
     """What a careful reader should know."""
     machine = record.machine
     lines = [f"{machine['cpu']}, {machine['cores']} cores; {_versions(machine['versions'])}"]
+    if card := machine.get("card"):
+        lines[0] = f"{card['name']}, driver {card['driver'] or 'unknown'}, CUDA {card['cuda']}; {lines[0]}"
     if machine["load"] is not None and machine["load"] > 0.5:
         lines.append(
             f"other programs kept {machine['load']:.1f} cores busy at the start: measure again on a quiet machine"
         )
-    if isinstance(record, LinearRecord):
-        if record.unsettled:
-            lines.append(f"{record.unsettled} turns began while other threads of the process still computed")
-        lines += [f"missing: {name} ({why})" for name, why in record.missing.items()]
+    if isinstance(record, LinearRecord) and record.unsettled:
+        lines.append(f"{record.unsettled} turns began while other threads of the process still computed")
+    lines += [f"missing: {name} ({why})" for name, why in getattr(record, "missing", {}).items()]
     return lines
 
 
