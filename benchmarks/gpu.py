@@ -153,7 +153,7 @@ def main() -> None:
         try:
             times[name] = peer.times(w, [m for m in arguments.tokens if m <= peer.most])
         except Exception as why:  # not installed, or another way of failing that is not ours
-            print(f"{name:20} not measured: {why!r}", flush=True)
+            print(f"{name:21} not measured: {why!r}", flush=True)
         else:
             report(times, name, None, {})
     if arguments.out:  # as `qkit.bench.recorded` reads it
@@ -175,7 +175,7 @@ def report(times: dict[str, dict[int, float]], name: str, least: float | None, e
     for m, us in times[name].items():
         to_floor = f"{us / least:6.2f} x floor {least:.2f}" if least and m <= 16 else ""
         wrong = f"error {errors[m]:.1e}" if m in errors else ""
-        print(f"{name:20} M={m:<5} {us:8.2f} us {us / times['bf16'][m]:6.3f} x bf16 {to_floor} {wrong}", flush=True)
+        print(f"{name:21} M={m:<5} {us:8.2f} us {us / times['bf16'][m]:6.3f} x bf16 {to_floor} {wrong}", flush=True)
 
 
 Layers = list[Callable[[Tensor], Tensor]]
@@ -246,7 +246,7 @@ PEERS = {
     "tinygemm W4 g128": Peer(tinygemm),
     "gemlite W4 g128": Peer(gemlite),
     "bitsandbytes NF4": Peer(partial(bitsandbytes, nf4_on_card, 4), 4096),
-    "bitsandbytes int8": Peer(partial(bitsandbytes, int8_on_card, 8), 4096, captured=False, outliers=True),
+    "bitsandbytes LLM.int8": Peer(partial(bitsandbytes, int8_on_card, 8), 4096, captured=False, outliers=True),
 }
 
 
