@@ -245,6 +245,16 @@ def _check_linear(x: Tensor, q: StoredWeight, bias: Tensor | None) -> None:
         raise ValueError(
             f"bias has shape {tuple(bias.shape)}, the weight has {out_features} outputs; give [{out_features}]"
         )
+    _check_devices(q, x=x, bias=bias)
+
+
+def _check_devices(q: StoredWeight, **others: Tensor | None) -> None:
+    """A kernel reads memory by its address, and asks nobody whose it is."""
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != q.packed.device:
+            raise ValueError(
+                f"{name} is on {tensor.device} and the weight on {q.packed.device}; move one of them with .to(device)"
+            )
 
 
 @_not_compiled
@@ -273,6 +283,7 @@ def int8_linear(
         [..., out], in the dtype of `x`.
     """
     _check_linear(x, q, bias)
+    _check_devices(q, input_scale=input_scale)
     check_int8_weight(q)
     kernel = select("int8_linear", backend, q.packed.device.type)
 

@@ -4,11 +4,7 @@ In float16 only: the interpreter multiplies bfloat16 numbers as if they were int
 twin (`words.plain`) stands in, and `tests/gpu` holds the two equal on a card.
 """
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import importlib
 
 import pytest
 import torch
@@ -21,9 +17,11 @@ from qkit.methods.int8 import int8_rows
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'qkit[gpu]'")
 
+import triton
+
+from qkit.backends import triton as backend
 from qkit.backends.triton import integer, layout, tiles
 from qkit.backends.triton import linear as adapter
-from qkit_kernels.triton import assembly
 
 HALF = 2.0**-11  # the largest relative error of a number rounded to float16
 SHAPES = ((24, 256, 128), (17, 160, 16), (9, 200, None), (16, 320, 64), (33, 96, 32), (16, 192, 48), (8, 512, 256))
@@ -93,18 +91,6 @@ def test_words_turn_back_into_the_codes(bits, table):
         assert torch.equal(layout.unpack_words(words, bits, shape, table), codes)
 
 
-def test_a_layout_is_made_once_and_anew_when_the_weight_is_written_into():
-    q = weight(4, 8, 128, 128)
-    first = layout.laid(q, torch.float16)
-    assert layout.laid(q, torch.float16) is first and layout.laid(q, torch.bfloat16).words is first.words
-    q.scales.mul_(2)
-    assert layout.laid(q, torch.float16) is not first
-    kept = len(layout._KEPT)
-    del q
-    layout.laid(weight(4, 8, 128, 64), torch.float16)
-    assert len(layout._KEPT) < kept + 1
-
-
 @pytest.mark.parametrize("threshold", [0.0, 6.0, 1.5])
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("shape", [(1, 20, 130), (5, 16, 256), (9, 40, 200), (17, 70, 130), (40, 64, 384)], ids=str)
@@ -156,77 +142,9 @@ def test_a_cut_fits_into_the_card(bits, shared):
             assert integers.stages * (integers.bm + integers.bn) * integers.bk <= card.shared
 
 
-# ---- compiled for cards that are not here
-
-
-def jobs(target):
-    def affine(bits, kind, groups, **more):
-        a, b, c = (*assembly.PLANES[bits], 0, 0)[:3]
-        text = assembly.affine(bits, kind, False)
-        flags = {"OFFSET": False, "TABLE": False, "BF16": kind == "bf16", "PTX": text}
-        return {"A": a, "B": b, "C": c, "S": groups, "SPAN": 1, "BIAS": assembly.bias(bits, kind), **flags, **more}
-
-    few = {"WARPS": 4, "TOKENS": 8, "STEPS": 1, "UNROLL": 2, "TURNS": 2, "RAGGED": True}
-    many = {"WARPS": 4, "BN": 128, "BM": 128, "STAGES": 4, "TOGETHER": 8, "DRAIN": target == "sm_90"}
-    numbers = {"WARPS": 4, "TOKENS": 16, "STEPS": 1, "TURNS": 4, "RAGGED": False, "BIAS": True, "WILD": True}
-    tile = {
-        "BM": 64,
-        "BN": 64,
-        "BK": 128,
-        "TOGETHER": 8,
-        "STAGES": 4,
-        "SWAP": True,
-        "BIAS": False,
-        "WILD": False,
-        "ROOM": 64,
-    }
-    for dtype, kind in (("fp16", "f16"), ("bf16", "bf16")):
-        yield "few", dtype, affine(4, kind, 1, **few), {}, 4, 1
-        yield "few", dtype, affine(3, kind, 4, **few), {}, 4, 1
-        yield "floats", dtype, affine(8, kind, 1, WARPS=4), {}, 4, 3
-        yield "many", dtype, affine(4, kind, 1, **many), {"x_ptr": f"tensordesc<{dtype}[128, 128]>"}, 4, 3
-    yield "few_integers", "bf16", numbers, {}, 4, 1
-    blocks = {"codes_ptr": "tensordesc<i8[64, 128]>", "weight_ptr": "tensordesc<i8[64, 128]>"}
-    yield "many_integers", "bf16", tile, blocks, 4, 3
-    yield "quantize_tokens", "bf16", {"STATIC": False, "WIDTH": 4096}, {}, 8, 3
-    yield "round_block", "fp16", {"ROWS": 4, "WIDTH": 128}, {}, 1, 3
-    yield "split_tokens", "bf16", {"FLAGGED": True, "STATIC": False, "WIDTH": 4096}, {}, 8, 3
-
-
-# Bytes of shared memory that a program may have; sm_80 stands for itself, and not for the smaller sm_86 and sm_89
-ROOM = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
-
-
-@pytest.mark.parametrize(
-    "target", ["sm_90", *(pytest.param(t, marks=pytest.mark.exhaustive) for t in ("sm_80", "sm_100"))]
-)
-def test_kernels_compile_for_cards_within_their_memory_and_without_spills(target):
-    order = [
-        {
-            "name": name,
-            "target": target,
-            "dtype": dtype,
-            "constants": constants,
-            "blocks": blocks,
-            "options": {"num_warps": warps, "num_stages": stages},
-        }
-        for name, dtype, constants, blocks, warps, stages in jobs(target)
-    ]
-    script = Path(__file__).parents[1] / "support" / "compiled.py"
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(
-        [sys.executable, str(script)], input=json.dumps([{"build": job} for job in order]), capture_output=True, text=True,
-        env=environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(found) == len(order)
-    for job, usage in zip(order, found, strict=True):
-        assert usage["shared"] <= ROOM[target], job["name"]
-        assert usage["stack"] <= 16 * (job["name"] not in ("few", "many", "few_integers", "many_integers")), job["name"]
-        if job["name"] in ("few", "few_integers"):
-            assert usage["products"] == ["mma.sync"]
-        if job["name"] in ("many", "many_integers"):
-            assert usage["products"] == {"sm_80": ["mma.sync"], "sm_90": ["wgmma.mma_async"]}.get(
-                target, usage["products"]
-            )
+def test_an_older_triton_is_passed_over_with_a_sentence(monkeypatch):
+    monkeypatch.setattr(triton, "__version__", "3.5.1")
+    with pytest.raises(ImportError, match=r"3\.5\.1 cannot compile.*triton>=3\.6"):
+        importlib.reload(backend)
+    monkeypatch.setattr(triton, "__version__", "3.10.0+git1234")
+    importlib.reload(backend)

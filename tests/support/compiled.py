@@ -1,6 +1,11 @@
-"""Compiles the Triton kernels for cards that this machine does not have, and prints what they take of one, as JSON.
+"""Compiles what the Triton adapters launch for cards that this machine does not have, and prints what each kernel takes of one.
 
-python compiled.py sm_90 few '{"BITS": 4, ...}' ...   (a process of its own: TRITON_INTERPRET must not be set in it)
+The adapters run as they are, on tensors without memory, beside a driver that says it is the card; each launch is compiled
+instead, with just the constants and the divisibilities that it would have on the card. Nothing is listed twice: a tile that
+`tiles.py` chooses anew is compiled anew.
+
+A process of its own: TRITON_INTERPRET must not be set in it. Reads {"target": ..., "jobs": [...]} from standard input, prints a
+line of JSON for each kernel.
 """
 
 import json
@@ -8,77 +13,143 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
-from qkit_kernels.triton import columns as column_kernels
-from qkit_kernels.triton import few as few_kernels
-from qkit_kernels.triton import floats as floats_kernels
-from qkit_kernels.triton import integer as integer_kernels
-from qkit_kernels.triton import many as many_kernels
+from qkit.backends.triton import columns, integer, layout, linear, tiles
+from qkit.numerics.codebook_qtensor import CodebookQTensor
+from qkit.numerics.packing import packed_length
+from qkit.numerics.qtensor import QTensor
 
-KERNELS = {
-    name: getattr(module, name)
-    for module, names in (
-        (column_kernels, ("round_block",)),
-        (few_kernels, ("few",)),
-        (floats_kernels, ("floats",)),
-        (many_kernels, ("many", "reorder")),
-        (integer_kernels, ("quantize_tokens", "few_integers", "many_integers", "outlier_columns", "split_tokens")),
-    )
-    for name in names
+KB = 1024
+# What the cards say of themselves: multiprocessors, bytes of shared memory that a program may have, compute capability
+CARDS = {
+    "sm_75": (40, 64 * KB, 7),
+    "sm_80": (108, 163 * KB, 8),
+    "sm_89": (128, 99 * KB, 8),
+    "sm_90": (132, 227 * KB, 9),
+    "sm_100": (148, 227 * KB, 10),
+    "sm_120": (170, 99 * KB, 12),
+    "gfx90a": (104, 64 * KB, 9),
+    "gfx942": (304, 64 * KB, 9),
+    "gfx1100": (96, 64 * KB, 11),
 }
-FLOATS = ("rows_ptr", "scale_ptr", "token_scale_ptr", "threshold")
-BYTES = ("codes_ptr", "weight_ptr")
-TYPES = {  # where the name of an argument does not say it
-    "round_block": {"w_ptr": "*fp64", "upper_ptr": "*fp64", "errors_ptr": "*fp64", "zero_ptr": "*fp32", "codes_ptr": "*u8",
-                    "q_max": "fp32"},
-}  # fmt: skip
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def signature(kernel, dtype: str, constants: dict, blocks: dict) -> dict[str, str]:
-    """The types of a kernel's arguments, by their names."""
+class Driver:
+    """A card that is not here."""
 
-    def kind(name: str) -> str:
-        if name in constants:
-            return "constexpr"
-        if name in blocks:
-            return blocks[name]
-        if name == "threshold":
-            return "fp32"
-        if name.endswith("_ptr"):
-            sixteen = name in ("x_ptr", "y_ptr", "out_ptr", "wild_ptr")
-            return "*" + (dtype if sixteen else "fp32" if name in FLOATS else "i8" if name in BYTES else "i32")
-        return "i32"
+    def __init__(self, target: str) -> None:
+        nvidia = target.startswith("sm_")
+        warp = 64 if target.startswith("gfx9") else 32
+        self.target = GPUTarget("cuda", int(target[3:]), 32) if nvidia else GPUTarget("hip", target, warp)
 
-    return {name: kind(name) for name in kernel.arg_names}
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
 
 
-def build(name: str, target: str, dtype: str, constants: dict, blocks: dict, options: dict) -> dict:
-    """Registers, bytes of stack (spills) and shared memory of one kernel, and its matrix instructions."""
-    kernel = KERNELS[name]
-    signed = signature(kernel, dtype, constants, {**TYPES.get(name, {}), **blocks})
-    even = [n for n in signed if n.endswith("_ptr") or n in ("K", "N8", "KB", "stride_xm", "stride_ym")]
-    attrs = {(kernel.arg_names.index(n),): [["tt.divisibility", 16]] for n in even if signed[n][0] in "*i"}
-    source = ASTSource(fn=kernel, signature=signed, constexprs=constants, attrs=attrs)
-    done = triton.compile(source, target=GPUTarget("cuda", int(target[3:]), 32), options=options)
+@contextmanager
+def compiling(target: str) -> Iterator[dict[str, Any]]:
+    """Inside, a launch compiles, and what it made stands in the dictionary under the kernel's name and its constants."""
+    made: dict[str, Any] = {}
+    launch = JITFunction.run
+
+    def compiled(self, *arguments, grid, warmup, **options):
+        kernel = launch(self, *arguments, grid=grid, warmup=True, **options)
+        short = {n: v for n, v in options.items() if n != "PTX"}
+        made.setdefault(kernel.hash, (self.__name__, short, kernel))
+        return kernel
+
+    triton.runtime.driver.set_active(Driver(target))
+    JITFunction.run = compiled
+    units, shared, major = CARDS[target]
+    tiles.card = lambda device: tiles.Card(units, shared, major, target.startswith("sm_"))
+    try:
+        yield made
+    finally:
+        JITFunction.run = launch
+
+
+def weight(kind: str, bits: int, shape: tuple[int, int], group: int | None) -> Any:
+    """A weight without memory."""
+    rows, features = shape
+    packed = torch.empty(rows, packed_length(features, bits), dtype=torch.uint8, device="meta")
+    if kind in ("nf4", "fp4"):
+        scales = torch.empty(1, rows * features // (group or features), device="meta")
+        return CodebookQTensor(packed, scales, 4, shape, kind, group or features)
+    groups = 1 if group is None else features // group
+    scales = torch.empty(rows, groups, dtype=torch.float16, device="meta")
+    zeros = torch.empty(packed_length(rows * groups, bits), dtype=torch.uint8, device="meta")
+    return QTensor(
+        packed,
+        scales,
+        bits,
+        shape,
+        zeros if kind == "zero points" else None,
+        scales if kind == "offsets" else None,
+    )
+
+
+def run(job: dict[str, Any]) -> None:
+    """What one layer launches, `tokens` of `dtype` times a weight; or a block of GPTQ's columns."""
+    if job["kind"] == "columns":
+        w, upper = (torch.empty(n, job["shape"][1], dtype=torch.float64, device="meta") for n in job["shape"])
+        columns.round_block(w, upper, w, w, 15)
+        return
+    shape, dtype = tuple(job["shape"]), DTYPES[job["dtype"]]
+    x = torch.empty(job["tokens"], shape[1], dtype=dtype, device="meta")
+    if job["kind"] != "integers":
+        linear.product(x, layout.lay(weight(job["kind"], job["bits"], shape, job["group"]), dtype))
+        return
+    codes = torch.empty(shape[0], -(-shape[1] // 128) * 128, dtype=torch.int8, device="meta")
+    laid = integer.Bytes(codes, torch.empty(shape[0], device="meta"))
+    step = torch.empty((), device="meta") if job["static"] else None
+    bias = torch.empty(shape[0], dtype=dtype, device="meta") if job["bias"] else None
+    y = torch.empty(job["tokens"], shape[0], dtype=dtype, device="meta")
+    integer.launch(x, laid, step, job["threshold"], bias, y, tiles.card(0))
+
+
+def usage(kernel: Any) -> dict[str, Any]:
+    """Registers, bytes of stack (spills) and of shared memory of one kernel, and its matrix instructions."""
+    text = kernel.asm.get("ptx") or kernel.asm["amdgcn"]
+    words = sorted(set(re.findall(r"(wgmma\.mma_async|mma\.sync|tcgen05\.mma|v_mfma|v_wmma)", text)))
+    found = {"shared": kernel.metadata.shared, "warps": kernel.metadata.num_warps, "products": words}
+    if "cubin" not in kernel.asm:
+        numbers = {name: re.search(rf"\.{name}:\s+(\d+)", text) for name in ("vgpr_count", "vgpr_spill_count")}
+        return {**found, **{name: int(number[1]) for name, number in numbers.items() if number}}
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(done.asm["cubin"])
+        file.write(kernel.asm["cubin"])
         file.flush()
         tool = next(Path(triton.__file__).parent.rglob("cuobjdump"))
         said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    words = set(re.findall(r"(wgmma\.mma_async|mma\.sync|tcgen05\.mma)", done.asm["ptx"]))
-    usage = {key.lower(): int(number) for key, number in re.findall(r"(REG|STACK):(\d+)", said)}
-    return {**usage, "shared": done.metadata.shared, "products": sorted(words)}
+    return {**found, **{key.lower(): int(number) for key, number in re.findall(r"(REG|STACK):(\d+)", said)}}
 
 
 def main() -> None:
-    """Reads a list of jobs from standard input."""
-    for job in json.load(sys.stdin):
-        print(json.dumps({**job, **build(**job["build"])}), flush=True)
+    """Compiles each kernel once, however many jobs launch it."""
+    order = json.load(sys.stdin)
+    with compiling(order["target"]) as made:
+        for job in order["jobs"]:
+            run(job)
+    for name, constants, kernel in made.values():
+        print(
+            json.dumps({"kernel": name, "room": CARDS[order["target"]][1], **usage(kernel), "constants": constants}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -46,12 +46,13 @@ def int8_linear(
     x: Tensor, q: QTensor, input_scale: Tensor | None, threshold: float, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """`qkit.ops.int8_linear` without its checks and gradient, [tokens, out] in `dtype`."""
-    if x.dtype not in KIND:
+    if x.dtype not in KIND or not tiles.card(x.device.index).tensor_cores:
         return plain.int8_linear(x, q, input_scale, threshold, bias, dtype)
     y = torch.empty(len(x), q.shape[0], dtype=dtype, device=x.device)
     if y.numel():
         x = x if x.stride(1) == 1 else x.contiguous()
-        launch(x, kept(q, "int8", lay), input_scale, threshold, bias, y, tiles.card(x.device.index))
+        with torch.cuda.device_of(x):  # Triton launches on the card that is current
+            launch(x, kept(q, "int8", lay), input_scale, threshold, bias, y, tiles.card(x.device.index))
     return y
 
 
@@ -84,13 +85,13 @@ def launch(
         kernels.quantize_tokens[(tokens,)](
             x, codes, scales, fixed, features, filled, x.stride(0), STATIC=static, WIDTH=width, num_warps=8
         )
-    shift = weight.rows if bias is None else bias
+    shift = weight.rows if bias is None else bias.contiguous()
     if tokens <= tiles.TOKENS:
         cut = tiles.few_integers(rows, filled // 64, card.units)
         kernels.few_integers[(triton.cdiv(rows, 16),)](
             codes, scales, weight.codes, weight.rows, shift, wild, columns, count, y,
             tokens, rows, features, filled, y.stride(0),
-            WARPS=cut.warps, TOKENS=8 if tokens <= 8 else 16, STEPS=cut.steps, TURNS=cut.turns,
+            WARPS=cut.warps, TOKENS=card.narrow if tokens <= card.narrow else 16, STEPS=cut.steps, TURNS=cut.turns,
             RAGGED=cut.warps * cut.steps * cut.turns * 64 != filled, BIAS=bias is not None, WILD=bool(threshold),
             num_warps=cut.warps, num_stages=1,
         )  # fmt: skip

@@ -14,13 +14,15 @@ Trade-off
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
+from weakref import finalize
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from qkit.numerics.stored import StoredWeight
 from qkit_kernels.triton.assembly import PLANES, bias
@@ -176,9 +178,19 @@ def _bytes_of(numbers: Tensor, dtype: torch.dtype) -> Tensor:
     return (octets << places).sum(1, dtype=torch.int32)[:, None].repeat(1, 8).contiguous()
 
 
-# What was made of weights, by the memory of their parts (its address, where in it, how often it was written): the memory itself,
-# so that an address that is used again is not taken for the old one, and what was made, by name.
-_KEPT: dict[tuple[int, ...], tuple[StorageWeakRef, dict[Any, Any]]] = {}
+@dataclass(eq=False)
+class _Kept:
+    """What was made of a weight, by name; how often its parts had been written into by then; and what was made before that."""
+
+    written: tuple[int, ...] = ()
+    made: dict[Any, Any] = field(default_factory=dict)
+    stale: dict[Any, Any] = field(default_factory=dict)
+
+
+_KEPT: dict[
+    tuple[Any, ...], _Kept
+] = {}  # by what the weight is and where its parts lie; gone when the first of them is
+_ALONE = Lock()
 
 
 def laid(q: StoredWeight, dtype: torch.dtype) -> Laid:
@@ -188,18 +200,65 @@ def laid(q: StoredWeight, dtype: torch.dtype) -> Laid:
 
 
 def kept(q: StoredWeight, name: Any, make: Callable[[Any], Any]) -> Any:
-    """`make(q)`, once; forgotten when the weight is, or when it is written into."""
-    key = tuple(number for tensor in q.tensors().values() for number in _identity(tensor))
-    found = _KEPT.get(key)
-    if found is None or found[0].expired():
-        for old in [old for old, (memory, _) in _KEPT.items() if memory.expired()]:
-            del _KEPT[old]
-        found = _KEPT[key] = (StorageWeakRef(q.packed.untyped_storage()), {})
-    if name not in found[1]:
-        found[1][name] = make(q)
-    return found[1][name]
+    """`make(q)`, once; forgotten when the weight is, made anew when it is written into.
+
+    What nobody counts is not seen: writing through `.data`, or into tensors that were made inside torch.inference_mode.
+
+    Raises:
+        RuntimeError: a CUDA graph is being recorded, which would lay the weight out at each replay, and not before the first.
+    """
+    parts = q.tensors().values()
+    place = (q.kind, str(q.meta()), *(number for tensor in parts for number in _place(tensor)))
+    written = tuple(0 if tensor.is_inference() else tensor._version for tensor in parts)
+    found = _KEPT.get(place)
+    if found is not None and found.written == written and name in found.made:
+        return found.made[name]
+    if q.packed.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a CUDA graph is being recorded and this weight is not laid out yet for its kernel; run the model once before"
+        )
+    with _ALONE:
+        found = _KEPT.get(place)
+        if found is None:
+            found = _KEPT[place] = _Kept()
+            for tensor in parts:
+                finalize(tensor.untyped_storage(), _KEPT.pop, place, None).atexit = False
+        if found.written != written:
+            found.written, found.stale = written, {**found.stale, **found.made}
+            found.made = {}
+        if name not in found.made:
+            found.made[name] = _finished(make, q, found.stale.get(name))
+        return found.made[name]
 
 
-def _identity(tensor: Tensor) -> tuple[int, ...]:
-    version = 0 if tensor.is_inference() else tensor._version
-    return tensor.untyped_storage()._cdata, tensor.storage_offset(), version
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Where a tensor lies. As long as `finalize` watches the memory, no other has its address."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride()
+
+
+def _finished(make: Callable[[Any], Any], q: StoredWeight, stale: Any) -> Any:
+    """`make(q)`, in the memory of a stale one if there is one: a CUDA graph may read there.
+
+    By a thread of its own, which waits for the card: then every stream may read it, and what is allocated belongs to no pool of a
+    CUDA graph, as it would here where torch.compile is about to record one.
+    """
+    here = torch.cuda.current_stream(q.packed.device) if q.packed.is_cuda else None
+
+    def work() -> Any:
+        with torch.cuda.device_of(q.packed), torch.no_grad():
+            if here is not None:
+                torch.cuda.current_stream().wait_stream(here)
+            made = make(q)
+            if stale is not None:
+                for old, new in zip(_tensors(stale), _tensors(made), strict=True):
+                    old.copy_(new)
+            if here is not None:
+                torch.cuda.current_stream().synchronize()
+            return made if stale is None else stale
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()
+
+
+def _tensors(made: Any) -> list[Tensor]:
+    return [part for part in ([made] if torch.is_tensor(made) else vars(made).values()) if torch.is_tensor(part)]

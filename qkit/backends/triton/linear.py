@@ -62,12 +62,12 @@ def aligned(x: Tensor) -> Tensor:
     return x if fine else x.clone(memory_format=torch.contiguous_format)
 
 
-def few(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Few, ptx: bool = True) -> None:
+def few(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Few, ptx: bool = True, narrow: int = 8) -> None:
     """y [M, N] of aligned x, M up to 16."""
     rows = weight.shape[0]
     few_kernels.few[(triton.cdiv(rows, 16),)](
         x, *_parts(weight), y, len(x), rows, *_sizes(weight), x.stride(0), y.stride(0),
-        **constants(weight, ptx), WARPS=cut.warps, TOKENS=8 if len(x) <= 8 else 16, STEPS=cut.steps, UNROLL=cut.unroll,
+        **constants(weight, ptx), WARPS=cut.warps, TOKENS=narrow if len(x) <= narrow else 16, STEPS=cut.steps, UNROLL=cut.unroll,
         TURNS=cut.turns, RAGGED=cut.warps * cut.steps * cut.unroll * cut.turns != weight.blocks,
         num_warps=cut.warps, num_stages=1,
     )  # fmt: skip
@@ -106,24 +106,28 @@ def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
     y = torch.empty(len(x), weight.shape[0], dtype=x.dtype, device=x.device) if y is None else y
     if not len(x):
         return y
-    if len(x) >= MOST:
-        return torch.mm(x, floats(weight).T, out=y)
-    x, card = aligned(x), tiles.card(x.device.index)
+    card = tiles.card(x.device.index)
+    if len(x) >= (MOST if card.tensor_cores else tiles.TOKENS + 1):
+        return torch.mm(x, floats(weight, card.ptx).T, out=y)
+    x = aligned(x)
     if len(x) <= tiles.TOKENS:
-        few(x, weight, y, tiles.few(weight.shape[0], weight.blocks, card.units))
+        few(x, weight, y, tiles.few(weight.shape[0], weight.blocks, card.units), card.ptx, card.narrow)
         return y
     # A last tile of 256 tokens that is at most half full costs as much as a full one: what is left over is a product of its own
     over = len(x) % 256 if len(x) > 256 and len(x) % 256 <= 128 else 0
     for part, out in zip(x.split([len(x) - over, over]), y.split([len(x) - over, over]), strict=True):
         if len(part):
-            many(part, weight, out, tiles.many(len(part), weight, card), drain=card.major == 9)
+            many(part, weight, out, tiles.many(len(part), weight, card), card.ptx, drain=card.ptx and card.major == 9)
     return y
 
 
 def linear(x: Tensor, q: StoredWeight, activations: Activations | None) -> Tensor:
     """`qkit.ops.linear` without its checks, bias and gradient."""
-    if x.dtype not in KIND or not fits(q):  # for what has no kernel the weight becomes floats
+    if (
+        x.dtype not in KIND or not fits(q) or not tiles.card(x.device.index).takes(x.dtype)
+    ):  # then the weight becomes floats
         return plain.linear(x, q, activations)
     x = x if activations is None else quantize_activations(x)
-    y = product(x.reshape(-1, q.shape[1]), laid(q, x.dtype))
+    with torch.cuda.device_of(x):  # Triton launches on the card that is current
+        y = product(x.reshape(-1, q.shape[1]), laid(q, x.dtype))
     return y.reshape(*x.shape[:-1], q.shape[0])

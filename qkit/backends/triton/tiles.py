@@ -18,18 +18,36 @@ class Card:
         units: multiprocessors.
         shared: bytes of shared memory that one program may have.
         major: the first number of its compute capability; 9 is Hopper.
+        ptx: it speaks PTX; others (AMD) are given the kernels' plain twins.
     """
 
     units: int
     shared: int
     major: int
+    ptx: bool = True
+
+    @property
+    def tensor_cores(self) -> bool:
+        """Whether Triton reaches them: those before sm_80 it does not."""
+        return not self.ptx or self.major >= 8
+
+    def takes(self, dtype: torch.dtype) -> bool:
+        """Whether the kernels run on it with numbers of `dtype`: before sm_80 there is no bfloat16."""
+        return self.tensor_cores or dtype == torch.float16
+
+    @property
+    def narrow(self) -> int:
+        """How few tokens an instruction of its tensor cores takes."""
+        return 8 if self.ptx else 16
 
 
 @cache
 def card(device: int) -> Card:
     """The card called `device`, asked when first used."""
     found = torch.cuda.get_device_properties(device)
-    return Card(found.multi_processor_count, found.shared_memory_per_block_optin, found.major)
+    ptx = torch.version.hip is None
+    shared = found.shared_memory_per_block_optin if ptx else found.shared_memory_per_block
+    return Card(found.multi_processor_count, shared, found.major, ptx)
 
 
 @dataclass(frozen=True)
