@@ -95,7 +95,9 @@ class WordPicture(Picture):
             self._left.grid(False)
             self._rows = [_BitRow(self.add_subplot(grid[y, 1])) for y in range(2)]
         self.show(places, words, row, column, title)
+        self._rows[1].show("a second word", 0, places.column[0], column)  # room for it: the layout stays
         self.freeze()
+        self.show(places, words, row, column, title)
 
     def show(self, places: Places, words: np.ndarray, row: int, column: int, title: str = "") -> None:
         """Another code, in the same picture."""
@@ -141,7 +143,7 @@ class _BitRow:
         self._digits = [axes.text(31 - bit, -0.1, "", fontsize=10, **style) for bit in range(32)]
         self._owners = [axes.text(31 - bit, 0.3, "", fontsize=9.5, **style) for bit in range(32)]
         axes.set_xticks([31 - bit for bit in range(0, 32, 4)], [str(bit) for bit in range(0, 32, 4)])
-        axes.set(xlabel="bit; below the digits the column", yticks=[])
+        axes.set(ylabel="bits", yticks=[])
         axes.grid(False)
 
     def show(self, title: str, word: int, columns: np.ndarray, column: int) -> np.ndarray:
@@ -152,9 +154,12 @@ class _BitRow:
         self._image.set_data(fields)
         self._axes.set_title(title, loc="left", fontsize=12)
         self._axes.set_visible(True)
+        starts = [bit for bit in range(32) if bit == 0 or columns[bit - 1] != columns[bit]]
+        middles = {first: (first + last - 1) / 2 for first, last in zip(starts, [*starts[1:], 32], strict=True)}
         for bit in range(32):
             self._digits[bit].set_text(str(word >> bit & 1))
-            self._owners[bit].set_text(str(columns[bit]) if bit == 0 or columns[bit - 1] != columns[bit] else "")
+            self._owners[bit].set_text(str(columns[bit]) if bit in middles else "")
+            self._owners[bit].set_x(31 - middles.get(bit, bit))
         return fields
 
     def hide(self) -> np.ndarray:
