@@ -1,0 +1,207 @@
+"""Exercises whose answer is a Triton kernel: launched on small inputs, on Triton's interpreter or on a card.
+
+Under the interpreter every address that a kernel reads or writes is looked at before it is used, and a lane that is masked off
+gets what a card would give it without `other`: anything. On a card, where nobody can look, the tensors lie in the middle of
+memory that is full of extremes.
+"""
+
+import ast
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qkit.exercises.core import Exercise, Verdict, _copies, _show
+
+AROUND = 4096  # numbers on either side of a tensor
+UNTOUCHED = float.fromhex("0x1.beefp+100")  # stands in an output where nothing was stored
+NO_TRITON = (
+    "cannot be checked here: Triton exists for Linux only (in Windows that means WSL); exercise 3 needs none, and "
+    "exercises.solution shows this one's."
+)
+
+
+class _Stray(Exception):
+    """An address that belongs to no tensor; says what was done there."""
+
+
+@dataclass(frozen=True)
+class KernelExercise(Exercise):
+    """One kernel to write; `solution` and `mistakes` are what it and wrong ones store, in torch.
+
+    Attributes:
+        launch: (kernel, arguments of a case ..., out): launches it.
+        names: of the arguments, as messages call them; those of tensors are looked for when an address goes astray.
+        kernels: the file that holds the solution as a kernel, and `kernel` its name there.
+        hint_if_equal: what is wrong when a result is right to six digits and not exact; "" where roundings are free.
+    """
+
+    launch: Callable[..., None]
+    names: tuple[str, ...]
+    kernels: Path
+    kernel: str
+    hint_if_equal: str = ""
+
+    def source(self) -> str:
+        """The kernel as it is written, read without Triton."""
+        text = self.kernels.read_text(encoding="utf-8")
+        node = next(node for node in ast.parse(text).body if getattr(node, "name", "") == self.kernel)
+        first = min(node.lineno, *(decorator.lineno for decorator in node.decorator_list))
+        return "\n".join(text.splitlines()[first - 1 : node.end_lineno]) + "\n"
+
+    def check(self, answer: object) -> Verdict:
+        """Judge `answer`, a kernel."""
+        if answer is None or answer is ...:
+            return self._not_attempted()
+        if importlib.util.find_spec("triton") is None:
+            return Verdict(None, f"{self.name} {NO_TRITON}")
+        from triton.runtime.jit import JITFunction, KernelInterface
+
+        if not isinstance(answer, KernelInterface):
+            return self._not_yet(
+                f"give the kernel itself, a function under @triton.jit, not {type(answer).__name__} {answer!r}."
+            )
+        device = "cuda" if isinstance(answer, JITFunction) else "cpu"
+        if device == "cuda" and not torch.cuda.is_available():
+            return Verdict(
+                None,
+                f"{self.name} cannot be checked: Triton was imported for a card, and there is none here; restart the "
+                "notebook's kernel, and run its first cell first.",
+            )
+        outputs = []
+        for arguments in self.cases:
+            called = ", ".join(f"{name} {_show(value)}" for name, value in zip(self.names, arguments, strict=True))
+            try:
+                outputs.append(self._stored(answer, arguments, device))
+            except Exception as error:  # a learner's kernel may raise anything, and wants to know what
+                stray = _cause(error, _Stray)
+                words = str(stray) if stray else f"it raises {type(error).__name__}: {_first_line(error)}"
+                return self._not_yet(f"with {called} {words}.")
+        if all(bool((out == UNTOUCHED).all()) for out in outputs):
+            return self._not_attempted()
+        return self._judged(outputs)
+
+    def _not_attempted(self) -> Verdict:
+        return Verdict(
+            None, f"{self.name} not attempted yet: the kernel stores nothing; write it, and run this cell again."
+        )
+
+    def _not_yet(self, words: str) -> Verdict:
+        return Verdict(False, f"{self.name} not yet: {words}")
+
+    def _judged(self, outputs: list[Tensor]) -> Verdict:
+        expected = [self.solution(*_copies(arguments)) for arguments in self.cases]
+        if all(map(self._same, outputs, expected)):
+            return Verdict(True, f"{self.name} right.")
+        for mistake, sentence in self.mistakes:
+            if all(map(self._same, outputs, [mistake(*_copies(arguments)) for arguments in self.cases])):
+                return self._not_yet(sentence)
+        if self.hint_if_equal and all(torch.allclose(o, e, rtol=1e-5) for o, e in zip(outputs, expected, strict=True)):
+            return self._not_yet(self.hint_if_equal)
+        got, wanted, arguments = next(
+            case for case in zip(outputs, expected, self.cases, strict=True) if not self._same(*case[:2])
+        )
+        called = ", ".join(f"{name} {_show(value)}" for name, value in zip(self.names, arguments, strict=True))
+        left = int((got == UNTOUCHED).sum())
+        more = f"; {left} of {got.numel()} were not stored" if left else ""
+        if not bool(got.isfinite().all()):
+            more += "; a lane that is masked off holds anything, also infinity, where the load has no other="
+        shown = _show(torch.where(got == UNTOUCHED, torch.nan, got))
+        return self._not_yet(f"with {called} it stores {shown}, expected {_show(wanted)}{more}.")
+
+    def _same(self, got: Tensor, wanted: Tensor) -> bool:
+        return torch.equal(got, wanted) if self.hint_if_equal else torch.allclose(got, wanted, rtol=1e-4, atol=1e-6)
+
+    def _stored(self, kernel: Any, arguments: tuple, device: str) -> Tensor:
+        """What the kernel stores, float32 on the CPU."""
+        wanted = self.solution(*_copies(arguments))
+        out, around = _amid(torch.full_like(wanted, UNTOUCHED), UNTOUCHED, device)
+        given, kept = [], []
+        for value in arguments:
+            if isinstance(value, Tensor):
+                extreme = torch.inf if value.is_floating_point() else torch.iinfo(value.dtype).max
+                value, whole = _amid(value, extreme, device)
+                kept.append((whole, whole.clone()))
+            given.append(value)
+        named = {name: value for name, value in zip(self.names, given, strict=True) if isinstance(value, Tensor)}
+        with watched({**named, "the result": out}) if device == "cpu" else _unwatched():
+            self.launch(kernel, *given, out)
+        if not all(torch.equal(whole, before) for whole, before in kept):
+            raise _Stray("it writes into what it was given to read")
+        astray = int((around[:AROUND] != UNTOUCHED).sum() + (around[-AROUND:] != UNTOUCHED).sum())
+        if astray:
+            raise _Stray(f"it writes {astray} numbers that lie outside of the result")
+        return out.cpu().clone()
+
+
+def _amid(value: Tensor, extreme: float, device: str) -> tuple[Tensor, Tensor]:
+    """The tensor again, contiguous in the middle of memory full of `extreme`; and all of that memory."""
+    whole = torch.full((2 * AROUND + value.numel(),), extreme, dtype=value.dtype, device=device)
+    inner = whole[AROUND : AROUND + value.numel()].view(value.shape)
+    inner.copy_(value)
+    return inner, whole
+
+
+@contextmanager
+def _unwatched() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def watched(tensors: dict[str, Tensor]) -> Iterator[None]:
+    """While it lasts, a kernel on the interpreter that reads or writes outside of `tensors` raises, and does neither.
+
+    What a masked lane gets without `other` is infinity, or the largest whole number.
+    """
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+    spans = {name: (t.data_ptr(), t.data_ptr() + t.nbytes) for name, t in tensors.items()}
+
+    def look(pointers: Any, mask: Any, verb: str) -> None:
+        live = np.broadcast_to(pointers.data, mask.data.shape)[mask.data].astype(np.int64)
+        astray = live[~np.any([(low <= live) & (live < high) for low, high in spans.values()], axis=0)]
+        if len(astray):
+            first = int(astray[0])
+            name = min(spans, key=lambda name: min(abs(first - edge) for edge in spans[name]))
+            where = "before the beginning" if first < spans[name][0] else "behind the end"
+            count = "a number" if len(astray) == 1 else f"{len(astray)} numbers"
+            raise _Stray(f"it {verb} {count} {where} of {name}, in one instruction: mask what does not exist")
+
+    def load_inside(self, pointers, mask, other, *rest):
+        look(pointers, mask, "reads")
+        if other is None:
+            kind = load(self, pointers, TensorHandle(np.zeros_like(mask.data), mask.dtype), None, *rest)
+            number = np.inf if kind.data.dtype.kind == "f" else np.iinfo(kind.data.dtype).max
+            other = TensorHandle(np.full_like(kind.data, number), kind.dtype)
+        return load(self, pointers, mask, other, *rest)
+
+    def store_inside(self, pointers, value, mask, *rest):
+        look(pointers, mask, "writes")
+        return store(self, pointers, value, mask, *rest)
+
+    InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = load_inside, store_inside
+    try:
+        yield
+    finally:
+        InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = load, store
+
+
+def _cause(error: BaseException | None, kind: type[Exception]) -> BaseException | None:
+    """The error of this kind behind another."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    """What the innermost error says, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
