@@ -8,6 +8,7 @@ from qkit.plots.base import BLUE, BOUND, GREEN, GREY, METHOD_COLOURS, ORANGE, OR
 from qkit.plots.bitsandbytes import CodebookLevels, OutlierMap, codebook_levels, input_label, outlier_map
 from qkit.plots.choosing import LossAgainstBytes, layer_choices, loss_against_bytes
 from qkit.plots.gptq import CompensationPicture, against_chunks, compensation_picture
+from qkit.plots.kernels import WordPicture, on_rooflines, operand_fill, register_bits, times_by_tokens, written_by
 from qkit.plots.smoothquant import Migration, migration
 from qkit.plots.steps import LayerOnRoofline, steps_on_roofline
 from qkit.plots.weights import (
@@ -50,6 +51,7 @@ __all__ = [
     "Picture",
     "SmoothInput",
     "WeightHistogram",
+    "WordPicture",
     "against_chunks",
     "alpha_search",
     "attainable",
@@ -71,13 +73,18 @@ __all__ = [
     "levels",
     "loss_against_bytes",
     "migration",
+    "on_rooflines",
+    "operand_fill",
     "outlier_map",
     "output_error",
     "perplexity_against_bytes",
+    "register_bits",
     "scale_at",
     "smooth_inputs",
     "sqnr_curves",
     "steps_on_roofline",
+    "times_by_tokens",
     "w8a8_error",
     "weight_histogram",
+    "written_by",
 ]

@@ -8,6 +8,7 @@ from qkit.widgets.live import LivePicture
 from qkit.widgets.roofline import RooflineExplorer
 from qkit.widgets.smoothquant import SmoothQuantExplorer
 from qkit.widgets.weights import ErrorExplorer, Explorer, HistogramExplorer, group_options
+from qkit.widgets.words import WordExplorer
 
 __all__ = [
     "AWQExplorer",
@@ -21,5 +22,6 @@ __all__ = [
     "OutlierExplorer",
     "RooflineExplorer",
     "SmoothQuantExplorer",
+    "WordExplorer",
     "group_options",
 ]

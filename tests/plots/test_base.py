@@ -9,11 +9,14 @@ import torch
 import qkit
 from drawn import is_drawn
 from qkit import plots
+from qkit.backends.triton.layout import pack_words
 from qkit.bench.record import LinearRecord, Measurement, Roof
+from qkit.bench.recorded import recorded
 from qkit.bench.roofline import Layer
 from qkit.methods.statistics import InputStatistics
 from qkit.model.inputs import input_maxima
 from qkit.plots.roofline import roofline
+from qkit.study.anatomy.words import code_places
 
 ROOF = Roof(threads=2, gigabytes_per_second=32.0, float_gops=256.0, int8_gops=1024.0)
 POINTS = {"RTN W3 g128": (8.1, 1.9), "GPTQ W4 g128": (9.7, 0.2), "NF4 b64 dq": (9.75, 0.3)}
@@ -52,6 +55,16 @@ def a_record():
     return LinearRecord({}, (Roof(1, 0.03, 1.0, 4.0),), tuple(measured))
 
 
+def a_word(bits):
+    codes = torch.randint(0, 2**bits, (128, 128), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    return plots.WordPicture(code_places(bits), pack_words(codes, bits).numpy().view(np.uint32), 9, 77, "a weight")
+
+
+def some_programs():
+    owners = np.arange(12).reshape(3, 4) // 5
+    return plots.written_by({"all": owners, "masked": np.where(owners < 2, owners, -1)}, owners < 2, "12 places")
+
+
 FIGURES = {
     "weight_histogram": lambda llama, ids: plots.weight_histogram(a_weight(), qkit.quantize_tensor(a_weight(), bits=3)),
     "weight_histogram NF4": lambda llama, ids: plots.weight_histogram(
@@ -74,6 +87,19 @@ FIGURES = {
     "steps_on_roofline": lambda llama, ids: plots.steps_on_roofline(ROOF, {"FP32": (Layer(64, 64), 2e-4)}),
     "LayerOnRoofline": lambda llama, ids: plots.LayerOnRoofline(ROOF, Layer(64, 64, 4, 32), {"floats": 2e-4}, "one"),
     "roofline": lambda llama, ids: roofline(a_record(), (100, 200), 1),
+    "WordPicture": lambda llama, ids: a_word(4),
+    "WordPicture, two words": lambda llama, ids: a_word(8),
+    "written_by": lambda llama, ids: some_programs(),
+    "register_bits": lambda llama, ids: plots.register_bits(
+        [("the word", 0x9ABCDEF0, "codes"), ("shr", 1, "one")], "bits"
+    ),
+    "operand_fill": lambda llama, ids: plots.operand_fill((1, 5)),
+    "times_by_tokens": lambda llama, ids: plots.times_by_tokens(
+        recorded("h100-14336x4096"), ["bf16", "W4 g128 bf16", "gemlite W4 g128", "W8A8 dynamic bf16"]
+    ),
+    "on_rooflines": lambda llama, ids: plots.on_rooflines(
+        {"H100": (recorded("h100-14336x4096"), ["bf16"]), "CPU": (recorded("cpu-4096x4096"), ["torch fp32"])}
+    ),
 }
 NOT_WRITTEN = {"layers"}  # one tick a block
 

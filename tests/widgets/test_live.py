@@ -32,9 +32,14 @@ def make(llama, ids):
             "SmoothQuantExplorer": lambda: (llama, ids),
             "ChooserExplorer": lambda: (llama, POINTS),
             "RooflineExplorer": lambda: (llama, ROOF),
+            "WordExplorer": lambda: (llama,),
         }[name]()
-        usual = {"AWQExplorer": {"group_size": 4}, "SmoothQuantExplorer": {"tokens": 16}}.get(name, {})
-        return explorer(*given, **usual, **changes)
+        usual = {
+            "AWQExplorer": {"group_size": 4},
+            "SmoothQuantExplorer": {"tokens": 16},
+            "WordExplorer": {"column": 21},
+        }.get(name, {})
+        return explorer(*given, **{**usual, **changes})
 
     return make_
 
@@ -60,6 +65,10 @@ def make(llama, ids):
         ("RooflineExplorer", "group_size", 48),
         ("RooflineExplorer", "tokens", 3),
         ("RooflineExplorer", "shape", (1, 2)),
+        ("WordExplorer", "layer", "third"),
+        ("WordExplorer", "bits", 5),
+        ("WordExplorer", "row", 16),
+        ("WordExplorer", "column", 48),
     ],
 )
 def test_a_control_cannot_begin_where_it_cannot_go(make, name, argument, value):
@@ -91,6 +100,7 @@ MOVES = {
     "SmoothQuantExplorer": ("alpha", (0.5, 1.0)),
     "ChooserExplorer": ("megabytes", (0.1, 0.2)),
     "RooflineExplorer": ("bits", (2, 8, 16)),
+    "WordExplorer": ("bits", (2, 8, 3)),
 }
 
 

@@ -17,8 +17,8 @@ import numpy as np
 Words = np.ndarray
 
 
-class Step(NamedTuple):
-    """One instruction, carried out."""
+class Instruction(NamedTuple):
+    """One, carried out."""
 
     text: str
     into: str  # the register that it writes
@@ -79,7 +79,7 @@ def _instruction(name: str, operands: Sequence[Words]) -> Words:
     raise ValueError(f"the instruction {name!r} is none of those that float16 kernels use; take a text of kind 'f16'")
 
 
-def execute(text: str, operands: Mapping[int, Words | int]) -> tuple[list[Words], list[Step]]:
+def execute(text: str, operands: Mapping[int, Words | int]) -> tuple[list[Words], list[Instruction]]:
     """Carry out a text of `qkit_kernels.triton.assembly`, on whole arrays at once.
 
     Args:
@@ -113,11 +113,11 @@ def execute(text: str, operands: Mapping[int, Words | int]) -> tuple[list[Words]
             continue
         into, *sources = re.split(r",\s*", rest.strip())
         registers[into] = _instruction(name, [value(source) for source in sources])
-        steps.append(Step(line, into, registers[into]))
+        steps.append(Instruction(line, into, registers[into]))
     return [outputs[n] for n in sorted(outputs)], steps
 
 
-def on_the_way(steps: Sequence[Step], register: str, word: int) -> list[tuple[str, int, str]]:
+def on_the_way(steps: Sequence[Instruction], register: str, word: int) -> list[tuple[str, int, str]]:
     """What becomes of a word in one register: (instruction, the register's word, what it says as two numbers).
 
     Begins with the word. A shift into `t` that the register is then made of belongs to it, and says nothing yet.
