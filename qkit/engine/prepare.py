@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qkit.engine.plan import Plan, assign, check_plan
 from qkit.methods.scheme import Scheme
 from qkit.model.facts import check_data, check_ids, chunk_length, device_of
-from qkit.model.hooks import evaluating, uncompiled
+from qkit.model.hooks import evaluating, full_products, uncompiled
 from qkit.model.linear import bias_of
 from qkit.model.surgery import Globs, Target, find_targets
 from qkit.numerics.mapping import check_finite
@@ -102,13 +102,14 @@ def model_ids(
 @contextmanager
 def calibrating(model: nn.Module) -> Iterator[None]:
     """Inside, dropout is off, nothing is compiled, and what is computed does not depend on where one is called from: autocast
-    would sum Hessians in 16 bits, and tensors of inference mode do not say whether they were written into.
+    would sum Hessians in 16 bits, TF32 of products with 10, and tensors of inference mode do not say whether they were
+    written into.
 
     Afterwards every module has the mode it had. Memory that runs out is said in one sentence.
     """
     plain = torch.autocast(device_of(model).type, enabled=False)
     try:
-        with evaluating(model), uncompiled(), plain, torch.inference_mode(False), torch.no_grad():
+        with evaluating(model), uncompiled(), full_products(), plain, torch.inference_mode(False), torch.no_grad():
             yield
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise MemoryError(

@@ -29,6 +29,7 @@ from qkit.methods.gptq import GPTQ
 from qkit.methods.grids import search_grid
 from qkit.methods.scheme import ScaleSearch, Scheme, Solution, check_weight, check_weight_only, parse_grid, width_name
 from qkit.methods.statistics import InputStatistics
+from qkit.numerics.arithmetic import power
 from qkit.numerics.mapping import (
     FLOATS,
     GroupSize,
@@ -152,7 +153,7 @@ class AWQ(Scheme):
 def awq_scale(x_mean: Tensor, w_mean: Tensor, alpha: float) -> Tensor:
     """s = mean|X|^α / mean|W|^(1-α), each [in], scaled so that its extremes lie around 1. Dead channels get 1."""
     alive = (x_mean > 0) & (w_mean > 0)
-    scale = x_mean.clamp(min=1e-8).pow(alpha) / w_mean.clamp(min=1e-8).pow(1 - alpha)
+    scale = power(x_mean.clamp(min=1e-8), alpha) / power(w_mean.clamp(min=1e-8), 1 - alpha)
     scale = scale.clamp(min=1e-4)
     if alive.any():
         scale = scale / (scale[alive].max() * scale[alive].min()).sqrt()
@@ -213,11 +214,11 @@ def search_scale(
 
 
 def _mean_by(values: Tensor, index: Tensor, width: int) -> Tensor:
-    """The mean of `values` [in] over the inputs of each scale, [width]."""
-    index = index.to(values.device)
-    total = torch.zeros(width, dtype=torch.float32, device=values.device).index_add(0, index, values)
-    count = torch.zeros(width, dtype=torch.float32, device=values.device).index_add(0, index, torch.ones_like(values))
-    return total / count.clamp(min=1)
+    """The mean of `values` [in] over the inputs of each scale, [width]; summed on the CPU: a card adds them in no order."""
+    index, short = index.cpu(), values.cpu()
+    total = torch.zeros(width, dtype=torch.float32, device="cpu").index_add(0, index, short)
+    count = torch.zeros(width, dtype=torch.float32, device="cpu").index_add(0, index, torch.ones_like(short))
+    return (total / count.clamp(min=1)).to(values.device)
 
 
 def awq_round(weight: Tensor, inputs: InputStatistics | None, scheme: AWQ, name: str = "the weight") -> QTensor:

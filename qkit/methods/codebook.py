@@ -29,6 +29,7 @@ from torch import Tensor
 
 from qkit.methods.scheme import Scheme, Solution
 from qkit.methods.statistics import InputStatistics
+from qkit.numerics.arithmetic import divided
 from qkit.numerics.codebook_qtensor import NESTED_BLOCK, CodebookQTensor
 from qkit.numerics.codebooks import codebook, dynamic_map, nearest, quantize_blocks
 from qkit.numerics.mapping import check_finite
@@ -131,5 +132,5 @@ def _quantize_absmax(x: Tensor) -> tuple[Tensor, Tensor]:
     largest = F.pad(x, (0, -len(x) % NESTED_BLOCK)).reshape(-1, NESTED_BLOCK).abs().amax(1)
     inside = (x * (1 / largest).repeat_interleave(NESTED_BLOCK)[: len(x)]).clamp(-1, 1)
     # bitsandbytes' CPU looks the code up at one of 65536 even places, and gives code 0 to the 0/0 of a block of zeros
-    places = torch.floor((inside + 1) * 32767.5 + 0.5) * 2 / 65535 - 1
+    places = divided(torch.floor((inside + 1) * 32767.5 + 0.5) * 2, 65535) - 1
     return nearest(places.nan_to_num(-1.0), dynamic_map()), largest

@@ -40,6 +40,7 @@ from qkit.backends.torch import LAZY
 from qkit.methods.grids import search_grid
 from qkit.methods.scheme import Scheme, Solution, check_weight, check_weight_only, parse_grid, width_name
 from qkit.methods.statistics import InputStatistics
+from qkit.numerics.arithmetic import divided
 from qkit.numerics.mapping import (
     check_bits,
     check_finite,
@@ -212,8 +213,8 @@ def _solve(
     average = 1.0 if dead.all() else hessian.diagonal()[~dead].mean()  # so that the unit of the inputs does not matter
     hessian = hessian + torch.diag(dead * average)
     if scheme.match_original and inputs.drift is not None:
-        w = matched(w, damped(hessian, scheme.damp, scheme.shrink), inputs.drift.double() / max(inputs.tokens, 1))
-
+        drift = divided(inputs.drift.double(), max(inputs.tokens, 1))
+        w = matched(w, damped(hessian, scheme.damp, scheme.shrink), drift)
         check_finite(w, f"{name}, matched to the outputs of the original,")
 
     importance = hessian.diagonal() if scheme.scale_search else torch.ones_like(w[0])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qkit.methods.statistics import InputStatistics, magnitude_edges
+from qkit.numerics.arithmetic import divided
 from qkit.numerics.mapping import check_finite
 from qkit.numerics.qtensor import QTensor
 
@@ -29,12 +30,12 @@ def int8_rows(weight: Tensor, name: str = "the weight") -> QTensor:
     absmax = values.abs().amax(1, keepdim=True)
     # A row of zeros gets scale 1; a row of denormals one that is not, so that neither quotient leaves float32
     absmax = torch.where(absmax > 0, absmax.clamp(min=127 * torch.finfo(torch.float32).tiny), 127.0)
-    return QTensor.from_codes(torch.round(values * (127 / absmax)) + 128, absmax / 127, 8)
+    return QTensor.from_codes(torch.round(values * (127 / absmax)) + 128, divided(absmax, 127), 8)
 
 
 def fake_int8(x: Tensor, reach: Tensor) -> Tensor:
     """x on the 255 levels from -reach to reach."""
-    scale = torch.where(reach > 0, reach, torch.ones_like(reach)) / LEVELS
+    scale = divided(torch.where(reach > 0, reach, torch.ones_like(reach)), LEVELS)
     return torch.round(x / scale).clamp(-LEVELS, LEVELS) * scale
 
 
@@ -52,19 +53,20 @@ def static_reach(inputs: InputStatistics, how: str) -> Tensor:
         within = int(torch.searchsorted(counts.cumsum(0), 0.9999 * counts.sum().float()))
         return torch.minimum(edges[within + 1], largest)
     middles = (edges[:-1] + edges[1:]) / 2
-    reaches = largest * torch.linspace(1, 0.02, 100, dtype=torch.float32, device=largest.device)
+    shares = torch.linspace(1, 0.02, 100, dtype=torch.float32, device="cpu")  # a card's own differ in the last bit
+    reaches = largest * shares.to(largest.device)
     errors = middles - fake_int8(middles, reaches[:, None])
     # Where a bin is wider than a step, its middle says nothing of the others: they err by step²/12 on average.
-    steps = reaches[:, None] / LEVELS
+    steps = divided(reaches[:, None], LEVELS)
     coarse = (edges.diff() > steps) & (middles <= reaches[:, None])
-    cost = torch.where(coarse, steps.square() / 12, errors.square()).double() @ counts.double()
+    cost = torch.where(coarse, divided(steps.square(), 12), errors.square()).double() @ counts.double()
     return reaches[cost.argmin()]
 
 
 def static_scale(inputs: InputStatistics, how: str) -> Tensor:
     """What one step of static activations is worth, float32 []; 1 where the layer was only ever given zeros."""
     reach = static_reach(inputs, how)
-    return torch.where(reach > 0, reach, torch.ones_like(reach)) / LEVELS
+    return divided(torch.where(reach > 0, reach, torch.ones_like(reach)), LEVELS)
 
 
 def stored_bits(shape: tuple[float, float]) -> float:

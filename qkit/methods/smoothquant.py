@@ -34,6 +34,7 @@ from qkit.methods.scheme import NOTHING, ScaleSearch, Scheme, Solution
 from qkit.methods.statistics import InputStatistics
 from qkit.methods.w8a8 import W8A8
 from qkit.nn.int8_linear import Int8Linear
+from qkit.numerics.arithmetic import power
 from qkit.numerics.qtensor import QTensor
 
 ALPHAS = tuple(i / 20 for i in range(21))
@@ -150,7 +151,7 @@ class SmoothQuant(Scheme):
 def smoothing_factor(x_absmax: Tensor, w_absmax: Tensor, alpha: float) -> Tensor:
     """s_j = max|X_j|^α / max|W_j|^(1-α), float32 [in]; 1 where a channel of X or W is zero throughout."""
     alive = (x_absmax > 0) & (w_absmax > 0)
-    scale = x_absmax.clamp(min=1e-5).pow(alpha) / w_absmax.clamp(min=1e-5).pow(1 - alpha)
+    scale = power(x_absmax.clamp(min=1e-5), alpha) / power(w_absmax.clamp(min=1e-5), 1 - alpha)
     return torch.where(alive, scale, torch.ones_like(scale))
 
 

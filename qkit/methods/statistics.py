@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qkit import ops
+from qkit.numerics.arithmetic import divided
 from qkit.numerics.mapping import check_finite
 
 SAMPLE = 1024  # tokens
@@ -88,12 +89,12 @@ class InputStatistics:
     @property
     def hessian(self) -> Tensor:
         """The mean of x xᵀ, float32 [in, in]. Constant factors of H change nothing in GPTQ."""
-        return self.known("square") / max(self.tokens, 1)
+        return divided(self.known("square"), max(self.tokens, 1))
 
     @property
     def mean(self) -> Tensor:
         """The mean |x| of each channel, [in]."""
-        return self.abssum / max(self.tokens, 1)
+        return divided(self.abssum, max(self.tokens, 1))
 
     def add(self, x: Tensor, original: Tensor | None = None) -> None:
         """Take in x [tokens, in], and what the original model had in its place."""

@@ -22,6 +22,31 @@ def uncompiled() -> Iterator[None]:
 
 
 @contextmanager
+def full_products() -> Iterator[None]:
+    """Inside, float32 times float32 is that: not TF32 with its 10 bits, nor bfloat16, which torch may have been told to take."""
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was told so by the newer switches, and the older refuses to be read
+        before = None
+    if before == "highest":
+        yield
+        return
+    switches = () if before else (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    saved = [switch.fp32_precision for switch in switches]
+    try:
+        if before:
+            torch.set_float32_matmul_precision("highest")
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        if before:
+            torch.set_float32_matmul_precision(before)
+        for switch, precision in zip(switches, saved, strict=True):
+            switch.fp32_precision = precision
+
+
+@contextmanager
 def listening(hooks: Iterable[tuple[nn.Module, Hook]], after: bool = False) -> Iterator[None]:
     """Inside, each hook is called whenever its module is.
 

@@ -30,6 +30,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from qkit.numerics.arithmetic import divided
+
 GroupSize = int | Literal["tensor"] | None  # g weights | "tensor" | None: one row
 FLOATS = {"float16": torch.float16, "float32": torch.float32}  # what scales are stored in
 
@@ -184,7 +186,7 @@ def choose_offset(lo: Tensor, hi: Tensor, bits: int, scale_dtype: torch.dtype = 
     steps, middle = integer_range(bits)[1], 2 ** (bits - 1)
     zero, alone = (
         (lo == 0) & (hi == 0),
-        (lo.float().abs() / lo.new_full((), steps, dtype=torch.float32)).clamp(min=torch.finfo(torch.float16).tiny),
+        divided(lo.float().abs(), steps).clamp(min=torch.finfo(torch.float16).tiny),
     )
     alone = torch.where(zero, 1.0, alone)
     scale, offset = _stored_scale(lo.float(), hi.float(), steps, scale_dtype, alone), lo.float()
@@ -198,12 +200,8 @@ def choose_offset(lo: Tensor, hi: Tensor, bits: int, scale_dtype: torch.dtype = 
 
 def _stored_scale(lo: Tensor, hi: Tensor, steps: int, dtype: torch.dtype, alone: Tensor | float = 1.0) -> Tensor:
     """(hi - lo) / steps in the dtype it is stored in: never denormal, and `alone` where the range is empty."""
-    span, divisor = (
-        hi - lo,
-        lo.new_full((), steps),
-    )  # by a Python number CUDA does not divide: it multiplies with 1 / steps
-    scale = torch.where(
-        span.isinf(), hi / divisor - lo / divisor, span / divisor
-    )  # the difference of huge numbers overflows
+    span = hi - lo
+    # The difference of huge numbers overflows
+    scale = torch.where(span.isinf(), divided(hi, steps) - divided(lo, steps), divided(span, steps))
     scale = torch.where(scale > 0, scale.clamp(min=torch.finfo(torch.float32).tiny), alone)
     return round_up(scale, dtype)

@@ -1,4 +1,8 @@
-"""What somebody else has set changes no code and no number: the default dtype, a device context, autocast, inference mode."""
+"""What somebody else has set changes no code and no number: the default dtype, a device context, autocast, inference mode,
+products in fewer bits.
+"""
+
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -65,7 +69,18 @@ def test_the_default_dtype_changes_no_measure(llama, default_dtype):
     assert measured() == expected
 
 
+@contextmanager
+def products_in_bfloat16():
+    """As on a card products in TF32; a processor that has no such products takes no notice."""
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 AROUND = {
+    "products in 16 bits": products_in_bfloat16,
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "inference mode": torch.inference_mode,
     "gradients": torch.enable_grad,

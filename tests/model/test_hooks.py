@@ -9,7 +9,7 @@ from torch import nn
 from qkit import search_scales
 from qkit.methods.smoothquant import SmoothQuant
 from qkit.model.blocks import capture
-from qkit.model.hooks import evaluating, input_of, instead, listening
+from qkit.model.hooks import evaluating, full_products, input_of, instead, listening
 from qkit.model.replay import Replay, find_closings
 
 
@@ -100,3 +100,37 @@ def test_whatever_runs_a_model_leaves_the_forwards_that_were_set_on_it(make_mode
     replay.settle(name)
     replay.run(0)
     assert [vars(module).get("forward") for module in modules] == forwards
+
+
+def legacy(precision):
+    torch.set_float32_matmul_precision(precision)
+
+
+def newer(precision):
+    torch.backends.cuda.matmul.fp32_precision = precision
+
+
+@pytest.mark.parametrize(
+    ("switch", "to", "back"), [(legacy, "high", "highest"), (legacy, "medium", "highest"), (newer, "tf32", "ieee")]
+)
+def test_products_are_whole_inside_and_what_they_were_outside(switch, to, back):
+    if switch is newer and not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this torch has the older switch only")
+    switch(to)
+    try:
+        before = switches()
+        with pytest.raises(KeyError), full_products():
+            assert switches() == ("highest", False)
+            raise KeyError
+        assert switches() == before != ("highest", False)
+    finally:
+        switch(back)
+    assert switches() == ("highest", False)
+
+
+def switches():
+    """What torch does with products of float32; it refuses to say so in words where the newer switch was set."""
+    try:
+        return torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:
+        return "newer", torch.backends.cuda.matmul.fp32_precision
