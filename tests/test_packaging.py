@@ -68,5 +68,18 @@ def test_importing_qkit_imports_neither_transformers_nor_matplotlib_nor_numba():
     assert done.stdout.strip() == "[]"
 
 
+def test_what_lessons_show_needs_no_triton():
+    """It exists for Linux only; what is launched needs it, and figures, widgets and exercises are for everybody."""
+    script = """
+import sys
+sys.modules["triton"] = None  # cannot be imported, and is not found
+import qkit.plots, qkit.widgets, qkit.exercises
+from qkit.backends.triton.layout import pack_words
+print(qkit.exercises.check("09.1", print))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "Triton exists for Linux only" in done.stdout
+
+
 def _environment(site: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": site, "HF_HUB_OFFLINE": "1"}

@@ -19,8 +19,7 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'qkit
 
 import triton
 
-from qkit.backends import triton as backend
-from qkit.backends.triton import integer, layout, tiles
+from qkit.backends.triton import integer, layout, new_enough, tiles
 from qkit.backends.triton import linear as adapter
 
 HALF = 2.0**-11  # the largest relative error of a number rounded to float16
@@ -145,6 +144,6 @@ def test_a_cut_fits_into_the_card(bits, shared):
 def test_an_older_triton_is_passed_over_with_a_sentence(monkeypatch):
     monkeypatch.setattr(triton, "__version__", "3.5.1")
     with pytest.raises(ImportError, match=r"3\.5\.1 cannot compile.*triton>=3\.6"):
-        importlib.reload(backend)
+        importlib.reload(new_enough)
     monkeypatch.setattr(triton, "__version__", "3.10.0+git1234")
-    importlib.reload(backend)
+    importlib.reload(new_enough)

@@ -1,10 +1,10 @@
 """GPTQ's column loop on a GPU: blocks of columns by a kernel, and what they owe to the rest by cuBLAS."""
 
 import torch
-import triton
 from torch import Tensor
 
 from qkit.backends import torch as plain
+from qkit.backends.triton.new_enough import triton
 from qkit_kernels.triton import columns as kernels
 
 ROWS = 4  # of a program, which is one warp: its lanes share the columns, and the rows' chains of divisions overlap

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from qkit.backends import torch as plain
 from qkit.backends.triton import tiles
 from qkit.backends.triton.layout import BLOCK, KIND, kept
+from qkit.backends.triton.new_enough import TensorDescriptor, triton
 from qkit.numerics.integers import int8_codes
 from qkit.numerics.qtensor import QTensor
 from qkit_kernels.triton import integer as kernels

@@ -7,13 +7,12 @@ more                 `floats`, then cuBLAS: made floats once, used by all
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from qkit.backends import torch as plain
 from qkit.backends.triton import tiles
 from qkit.backends.triton.layout import BLOCK, KIND, Laid, fits, laid
+from qkit.backends.triton.new_enough import TensorDescriptor, triton
 from qkit.numerics.activations import Activations, quantize_activations
 from qkit.numerics.stored import StoredWeight
 from qkit_kernels.triton import assembly
