@@ -28,6 +28,9 @@ PRODUCTS = {  # the matrix instructions of the kernels for few tokens, and for m
     "sm_120": ({"mma.sync"}, {"mma.sync"}),
 }
 OLDER = ("sm_75",)  # Triton does not reach their tensor cores
+# Bytes of the stack that a kernel may have: a few addresses or factors that wait there for the end of the loop, or for its next
+# turn (on an H100 looked at in the machine code). What spills in earnest has hundreds.
+WAITING = 64
 AMD = ("gfx90a", "gfx942", "gfx1100")
 
 
@@ -95,15 +98,23 @@ def compiled(target, jobs):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def wrong(target, usage):
+    """What a kernel must not take or lack, in words."""
+    kernel, products = usage["kernel"], set(usage["products"])
+    few, many = kernel in ("few", "few_integers"), kernel in ("many", "many_integers")
+    if usage["shared"] > usage["room"]:
+        yield "shared memory"
+    if usage.get("stack", 0) > WAITING or usage.get("vgpr_spill_count", 0):
+        yield "spills"
+    if target in PRODUCTS and (few or many) and not products >= PRODUCTS[target][many]:
+        yield "no product on tensor cores"
+    if target in AMD and (few or many) and not products & {"v_mfma", "v_wmma"}:
+        yield "no product on tensor cores"
+
+
 def check(target, found):
-    for usage in found:
-        kernel, spills = usage["kernel"], usage.get("stack", usage.get("vgpr_spill_count"))
-        assert usage["shared"] <= usage["room"] and spills == 0, usage
-        for place, few in enumerate((("few", "few_integers"), ("many", "many_integers"))):
-            if kernel in few and target in PRODUCTS:
-                assert set(usage["products"]) >= PRODUCTS[target][place], usage
-        if kernel in ("few", "many") and target in AMD:
-            assert usage["products"] in (["v_mfma"], ["v_wmma"]), usage
+    assert found
+    assert [(word, usage) for usage in found for word in wrong(target, usage)] == []
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def launch(
     codes = torch.empty(tokens, filled, dtype=torch.int8, **new)
     scales = torch.empty(tokens, dtype=torch.float32, **new)
     width, static = triton.next_power_of_2(filled), input_scale is not None
+    warps = min(16, max(8, width // 1024))  # of a program that has one token
     fixed = input_scale if static else scales
     wild = columns = count = gathered = codes  # pointers that nobody reads
     if threshold:
@@ -78,11 +79,11 @@ def launch(
             )
         kernels.split_tokens[(tokens,)](
             x, flags, codes, scales, fixed, wild, columns, count, features, filled, x.stride(0), limit,
-            FLAGGED=tokens > 1, STATIC=static, WIDTH=width, num_warps=8,
+            FLAGGED=tokens > 1, STATIC=static, WIDTH=width, num_warps=warps,
         )  # fmt: skip
     else:
         kernels.quantize_tokens[(tokens,)](
-            x, codes, scales, fixed, features, filled, x.stride(0), STATIC=static, WIDTH=width, num_warps=8
+            x, codes, scales, fixed, features, filled, x.stride(0), STATIC=static, WIDTH=width, num_warps=warps
         )
     shift = weight.rows if bias is None else bias.contiguous()
     if tokens <= tiles.TOKENS:

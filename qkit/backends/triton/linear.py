@@ -100,13 +100,20 @@ def floats(weight: Laid, ptx: bool = True) -> Tensor:
     return out
 
 
+def most(card: tiles.Card) -> int:
+    """Tokens from which the weight is made floats first: fewer where small tiles make it floats again and again."""
+    if not card.tensor_cores:
+        return tiles.TOKENS + 1
+    return MOST // 4 if card.small_tiles else MOST
+
+
 def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
     """x ŵᵀ [M, N] of x [M, K], in its dtype; into `y` where it is given."""
     y = torch.empty(len(x), weight.shape[0], dtype=x.dtype, device=x.device) if y is None else y
     if not len(x):
         return y
     card = tiles.card(x.device.index)
-    if len(x) >= (MOST if card.tensor_cores else tiles.TOKENS + 1):
+    if len(x) >= most(card):
         return torch.mm(x, floats(weight, card.ptx).T, out=y)
     x = aligned(x)
     if len(x) <= tiles.TOKENS:

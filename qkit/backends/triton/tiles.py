@@ -36,6 +36,13 @@ class Card:
         return self.tensor_cores or dtype == torch.float16
 
     @property
+    def small_tiles(self) -> bool:
+        """Whether large tiles spill: where a matrix instruction wants both operands in registers (sm_8x, sm_12x, AMD's RDNA).
+        Hopper's and sm_100's read the right one from shared memory; AMD's CDNA has registers enough.
+        """
+        return self.major not in (9, 10)
+
+    @property
     def narrow(self) -> int:
         """How few tokens an instruction of its tensor cores takes."""
         return 8 if self.ptx else 16
@@ -88,7 +95,8 @@ def many(tokens: int, weight: Laid, card: Card) -> Many:
     the columns are shared among several programs.
     """
     rows, blocks = weight.shape[0], weight.blocks
-    bn, bm, warps, stages = next(cut for limit, cut in _MANY if tokens <= limit)
+    table = _MANY_SMALL_TILES if card.small_tiles else _MANY
+    bn, bm, warps, stages = next(cut for limit, cut in table if tokens <= limit)
     if bm == 256 and -(-rows // bn) * -(-tokens // bm) < 0.75 * card.units:
         bn, bm, warps, stages = 128, 128, 4, 4
     programs = -(-rows // bn) * -(-tokens // bm)
@@ -107,6 +115,11 @@ _MANY = (  # up to so many tokens: rows and tokens of a tile, warps, stages
     (64, (64, 64, 4, 5)),
     (128, (128, 128, 4, 4)),
     (2**62, (128, 256, 8, 3)),
+)
+
+_MANY_SMALL_TILES = (  # the largest that do not spill; chosen by compiling, not by timing
+    (32, (64, 32, 4, 3)),
+    (2**62, (128, 32, 8, 3)),
 )
 
 
@@ -144,7 +157,9 @@ def few_integers(rows: int, blocks: int, units: int) -> Few:
 
 def many_integers(tokens: int, rows: int, card: Card) -> Integers:
     """Up to 128 tokens are the narrow side of the product, and the weight fills the tensor core; small products, small tiles."""
-    if tokens > 32 and -(-rows // 128) * -(-tokens // 128) * 2 < card.units:
+    if card.small_tiles:
+        cut = next(cut for limit, cut in _INTEGERS_SMALL_TILES if tokens <= limit)
+    elif tokens > 32 and -(-rows // 128) * -(-tokens // 128) * 2 < card.units:
         cut = _SMALL
     elif tokens > 128 and -(-rows // 256) * -(-tokens // 128) < 0.75 * card.units:
         cut = _MEDIUM
@@ -163,4 +178,8 @@ _INTEGERS = (
     (64, Integers(64, 64, 128, 4, 5, True)),
     (128, Integers(64, 128, 128, 4, 4, True)),
     (2**62, Integers(128, 256, 128, 8, 4, False)),
+)
+_INTEGERS_SMALL_TILES = (
+    (32, Integers(32, 64, 64, 4, 4, True)),
+    (2**62, Integers(64, 128, 64, 8, 3, True)),
 )
