@@ -225,23 +225,46 @@ def bench_model(
 
 @bench.command(name="gpu")
 def bench_gpu(
+    model: Annotated[
+        bool, typer.Option("--model", help="A whole model that writes, instead of single layers.")
+    ] = False,
     shape: Annotated[list[str] | None, typer.Option(help="Of a layer, out x in, e.g. 4096x4096; repeat it.")] = None,
-    tokens: Annotated[list[int] | None, typer.Option(help="Tokens at once, M; repeat it.")] = None,
-    scheme: Annotated[list[str] | None, typer.Option(help="w4g128, nf4, w8a8, llm.int8, ...; repeat it.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the activations of a layer: bf16 or fp16.")] = "bf16",
+    tokens: Annotated[list[int] | None, typer.Option(help="Tokens that a layer is given, M; repeat it.")] = None,
+    scheme: Annotated[
+        list[str] | None,
+        typer.Option(help="bf16, w4g128, nf4, w8a8, llm.int8, ...; with --model bitsandbytes-nf4 too; repeat it."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of a layer's activations: bf16 or fp16.")] = "bf16",
+    params: Annotated[
+        str | None, typer.Option(help="Of the model: 8B, 1.1B or 160M; the largest that fits if not given.")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Sequences that the model writes at once; repeat it.")] = None,
+    new: Annotated[int, typer.Option(min=1, help="Tokens of each that it writes.")] = 64,
+    length: Annotated[int, typer.Option(min=1, help="Positions of its cache, over all of which each step goes.")] = 256,
     out: Out = None,
 ) -> None:
-    """Time one linear layer in every format on a CUDA card, each result checked first, beside torch's bfloat16."""
-    from qkit.bench import gpu, linear, tables, write_json
+    """Time one linear layer, or a model, in every format on a CUDA card: each result is checked first."""
+    from qkit.bench import gpu, gpu_generation, linear, tables, write_json
 
+    layers, models = {"shape": shape, "tokens": tokens}, {"params": params, "batch": batch}
+    if strange := [name for name, value in (layers if model else models).items() if value]:
+        what, mend = ("layer", "leave out") if model else ("model", "add")
+        raise ValueError(f"--{strange[0]} belongs to a {what}; {mend} --model")
     if out is not None:
         check_folder(out)
-    shapes = [linear.parse_shape(text) for text in shape] if shape else gpu.SHAPES
-    record = gpu.run(shapes, tokens or gpu.TOKENS, scheme or gpu.ROWS, dtype)
-    written = [] if out is None else [write_json(record.to_dict(), out / "gpu.json")]
-    for one in record.shapes:
-        _print_whole(tables.gpu_table(record, one))
-    _print_notes(tables.notes(record), written)
+    if model:
+        record = gpu_generation.run(
+            params, scheme or gpu_generation.ROWS, batch or gpu_generation.BATCHES, length=length, new=new
+        )
+        shown, name = [tables.gpu_model_table(record)], "gpu-model.json"
+    else:
+        shapes = [linear.parse_shape(text) for text in shape] if shape else gpu.SHAPES
+        record = gpu.run(shapes, tokens or gpu.TOKENS, scheme or gpu.ROWS, dtype)
+        shown, name = [tables.gpu_table(record, one) for one in record.shapes], "gpu.json"
+    files = [] if out is None else [write_json(record.to_dict(), out / name)]
+    for table in shown:
+        _print_whole(table)
+    _print_notes(tables.notes(record), files)
 
 
 def _print_whole(table: Table) -> None:

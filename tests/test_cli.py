@@ -89,6 +89,8 @@ def test_quantize_leaves_what_a_glob_excludes_and_says_so(run, tmp_path, monkeyp
         (["quantize", "bookworm-14m", "out", "--scheme", "nf4", "--calibration", "nothing"], "is no file and none of"),
         (["compare", "--scheme", "w8", "--planted", "-1"], "factor=-1"),
         (["bench", "gpu", "--shape", "4096"], "shape '4096' is not understood"),
+        (["bench", "gpu", "--batch", "16"], "--batch belongs to a model; add --model"),
+        (["bench", "gpu", "--model", "--tokens", "16"], "--tokens belongs to a layer; leave out --model"),
     ],
 )
 def test_an_error_is_one_sentence_on_stderr_and_status_2(arguments, words, monkeypatch, capsys, tmp_path):
@@ -110,6 +112,7 @@ def test_an_error_is_one_sentence_on_stderr_and_status_2(arguments, words, monke
         ["bench", "cpu", "--out", "FOLDER"],
         ["bench", "model", "--out", "FOLDER"],
         ["bench", "gpu", "--out", "FOLDER"],
+        ["bench", "gpu", "--model", "--out", "FOLDER"],
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
@@ -117,7 +120,13 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(arguments, monk
     def work(*_args, **_kwargs):
         raise AssertionError("the work has begun")
 
-    for place in ("qkit.load", "qkit.bench.linear.run", "qkit.bench.generation.run", "qkit.bench.gpu.run"):
+    for place in (
+        "qkit.load",
+        "qkit.bench.linear.run",
+        "qkit.bench.generation.run",
+        "qkit.bench.gpu.run",
+        "qkit.bench.gpu_generation.run",
+    ):
         monkeypatch.setattr(place, work)
     (tmp_path / "file").touch()
     arguments = [str(tmp_path / "file") if word == "FOLDER" else word for word in arguments]

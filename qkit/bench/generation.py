@@ -13,7 +13,7 @@ import ctypes
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -84,33 +84,46 @@ def give_back_memory() -> None:
 
 
 @torch.no_grad()
-def synthetic_llama(config: dict[str, Any], what: torch.dtype | Scheme, seed: int = 0) -> nn.Module:
-    """A Llama with random weights, each layer made in float32 and then quantized, or cast, before the next is made.
+def synthetic_llama(
+    config: dict[str, Any],
+    what: torch.dtype | Scheme | Callable[[Tensor], nn.Module],
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """A Llama with random weights, each layer made in float and then quantized, or cast, before the next is made.
 
     Args:
         config: arguments of transformers' `LlamaConfig`.
-        what: a dtype, or a scheme that needs no data: the output head and the embedding stay float32.
+        what: a dtype, or a scheme that needs no data, or what makes a layer of a weight: the output head and the embedding stay
+            in `dtype`.
         seed: of the weights.
+        device: where they are drawn, and the model is.
+        dtype: in which they are drawn.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with parameters_without_memory():
         model = LlamaForCausalLM(LlamaConfig(**config)).eval()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
 
     def draw(shape: Sequence[int]) -> Tensor:
         if len(shape) == 1:
-            return torch.ones(*shape)  # a norm
-        return torch.randn(*shape, generator=generator).mul_(STD)
+            return torch.ones(*shape, device=device, dtype=dtype)  # a norm
+        return torch.randn(*shape, generator=generator, device=device, dtype=dtype).mul_(STD)
 
-    if isinstance(what, Scheme):
+    def layer(name: str, weight: Tensor) -> nn.Module:
+        return solve_layer(weight, None, what, None, name).layer if isinstance(what, Scheme) else what(weight)
+
+    if not isinstance(what, torch.dtype):
         for target in select_layers(model)[0]:
-            swap(model, {target.name: solve_layer(draw(target.weight.shape), None, what, None, target.name).layer})
+            swap(model, {target.name: layer(target.name, draw(target.weight.shape))})
             give_back_memory()
-    dtype = what if isinstance(what, torch.dtype) else torch.float32
+    last = what if isinstance(what, torch.dtype) else dtype
     for name, parameter in list(model.named_parameters()):
-        set_parameter(model, name, nn.Parameter(draw(parameter.shape).to(dtype), requires_grad=False))
-    return model
+        if parameter.is_meta:
+            set_parameter(model, name, nn.Parameter(draw(parameter.shape).to(last), requires_grad=False))
+    return model.to(device)
 
 
 def build(model: str, row: str) -> nn.Module:
