@@ -241,12 +241,13 @@ def bench_gpu(
     batch: Annotated[list[int] | None, typer.Option(help="Sequences that the model writes at once; repeat it.")] = None,
     new: Annotated[int, typer.Option(min=1, help="Tokens of each that it writes.")] = 64,
     length: Annotated[int, typer.Option(min=1, help="Positions of its cache, over all of which each step goes.")] = 256,
+    head: Annotated[bool, typer.Option("--head", help="Quantize the model's output head too.")] = False,
     out: Out = None,
 ) -> None:
     """Time one linear layer, or a model, in every format on a CUDA card: each result is checked first."""
     from qkit.bench import gpu, gpu_generation, linear, tables, write_json
 
-    layers, models = {"shape": shape, "tokens": tokens}, {"params": params, "batch": batch}
+    layers, models = {"shape": shape, "tokens": tokens}, {"params": params, "batch": batch, "head": head}
     if strange := [name for name, value in (layers if model else models).items() if value]:
         what, mend = ("layer", "leave out") if model else ("model", "add")
         raise ValueError(f"--{strange[0]} belongs to a {what}; {mend} --model")
@@ -254,7 +255,7 @@ def bench_gpu(
         check_folder(out)
     if model:
         record = gpu_generation.run(
-            params, scheme or gpu_generation.ROWS, batch or gpu_generation.BATCHES, length=length, new=new
+            params, scheme or gpu_generation.ROWS, batch or gpu_generation.BATCHES, length=length, new=new, head=head
         )
         shown, name = [tables.gpu_model_table(record)], "gpu-model.json"
     else:

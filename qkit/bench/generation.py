@@ -90,6 +90,7 @@ def synthetic_llama(
     seed: int = 0,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    head: bool = False,
 ) -> nn.Module:
     """A Llama with random weights, each layer made in float and then quantized, or cast, before the next is made.
 
@@ -100,6 +101,7 @@ def synthetic_llama(
         seed: of the weights.
         device: where they are drawn, and the model is.
         dtype: in which they are drawn.
+        head: the output head is quantized too.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -116,7 +118,7 @@ def synthetic_llama(
         return solve_layer(weight, None, what, None, name).layer if isinstance(what, Scheme) else what(weight)
 
     if not isinstance(what, torch.dtype):
-        for target in select_layers(model)[0]:
+        for target in select_layers(model, include="*" if head else None)[0]:
             swap(model, {target.name: layer(target.name, draw(target.weight.shape))})
             give_back_memory()
     last = what if isinstance(what, torch.dtype) else dtype

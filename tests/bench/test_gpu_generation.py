@@ -50,6 +50,27 @@ def test_what_is_written_is_what_the_whole_model_says(word, ids):
 
 
 @torch.no_grad()
+def test_the_head_is_quantized_where_it_is_asked_for(ids):
+    network = synthetic_llama(TOY, bench.row_of("w4g32").what, dtype=torch.bfloat16, head=True)
+    assert isinstance(network.lm_head, QLinear) and not isinstance(toy("w4g32").lm_head, QLinear)
+    expected = bench.logits_of_float32(network, ids)
+    writer = bench.Writer(network, len(ids), 32, compiled=False)
+    assert bench.error(writer, writer.step, ids, expected) < bench.LIMIT / 4
+
+
+@torch.no_grad()
+def test_where_there_is_no_room_for_float32_nothing_is_compared_and_all_is_as_it_was(ids, monkeypatch):
+    network = toy("bf16")
+
+    def full(**_):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(network, "forward", full)
+    assert bench.logits_of_float32(network, ids) is None
+    assert {p.dtype for p in network.parameters()} == {torch.bfloat16}
+
+
+@torch.no_grad()
 def test_a_step_reads_the_token_that_the_step_before_found(ids):
     network = toy("bf16")
     writer, written = bench.Writer(network, 3, 32, compiled=False), []
@@ -57,7 +78,9 @@ def test_a_step_reads_the_token_that_the_step_before_found(ids):
     for _ in range(5):
         written.append(writer.ids.clone())
         writer.step()
+    network.config._attn_implementation = "sdpa"  # of all tokens at once
     logits = network(input_ids=torch.cat(written, 1), use_cache=False).logits
+    network.config._attn_implementation = bench.GROUPED
     torch.testing.assert_close(writer.logits, logits[:, -1], rtol=0.05, atol=0.05)
     writer.rewind()
     writer.ids.copy_(ids[:, :1])
@@ -85,11 +108,11 @@ def test_all_blocks_are_one_graph_of_the_compiler(ids, monkeypatch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("damage", [lambda y: -y, lambda y: y * torch.nan], ids=["off", "nan"])
+@pytest.mark.parametrize("damage", [lambda y: y.roll(1, -1), lambda y: y * torch.nan], ids=["off", "nan"])
 def test_logits_that_are_wrong_end_a_row(ids, damage):
     network = toy("w4g32")
     expected = bench.logits_of_float32(network, ids)
-    network.model.layers[-1].mlp.down_proj.register_forward_hook(lambda module, x, y: damage(y))
+    network.lm_head.register_forward_hook(lambda module, x, y: damage(y))
     writer = bench.Writer(network, 3, 32, compiled=False)
     with pytest.raises(ArithmeticError, match="its logits are off by"):
         bench.error(writer, writer.step, ids, expected)
