@@ -19,7 +19,7 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'qkit
 
 DTYPES = ("float16", "bfloat16")
 GROUPS = (16, 32, 64, 128, 256, None)
-REGIONS = (1, 9, 17, 64, 128, 300, 1024)  # numbers of tokens that are cut in ways of their own; 300 is two products
+REGIONS = (1, 9, 17, 64, 128, 150, 300, 2048)  # numbers of tokens that are cut in ways of their own; 300 is two products
 PRODUCTS = {  # the matrix instructions of the kernels for few tokens, and for many
     "sm_80": ({"mma.sync"}, {"mma.sync"}),
     "sm_89": ({"mma.sync"}, {"mma.sync"}),
@@ -49,7 +49,8 @@ def integers(tokens=REGIONS, threshold=(0.0, 6.0), plain=(False, True), shape=(4
 
 def one_of_each():
     yield from floats(tokens=(1, 17, 300), dtypes=DTYPES[1:])
-    yield from floats("offsets", 3, 32, (9, 1024), DTYPES[:1], (1000, 1312))
+    yield from floats("offsets", 3, 32, (9, 2048), DTYPES[:1], (1000, 1312))
+    yield from floats("zero points", 4, 16, (300,), DTYPES[:1])  # no groups of 16 in `many_hopper`
     yield from floats("nf4", 4, 64, (1, 64), DTYPES[:1])
     yield from integers((1, 17, 300), (6.0,), (False,))
     yield {"kind": "columns", "shape": (4096, 128)}
@@ -66,7 +67,7 @@ def every_weight():
 
 def every_cut():
     """Shapes of models, from one row to a vocabulary, and numbers of tokens beside every border."""
-    tokens = (1, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 200, 256, 257, 300, 385, 512, 600, 1023, 1024)
+    tokens = (1, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 200, 256, 257, 300, 385, 512, 600, 1023, 1024, 1300)
     for i, shape in enumerate(
         (
             (1, 128),
@@ -101,7 +102,7 @@ def compiled(target, jobs):
 def wrong(target, usage):
     """What a kernel must not take or lack, in words."""
     kernel, products = usage["kernel"], set(usage["products"])
-    few, many = kernel in ("few", "few_integers"), kernel in ("many", "many_integers")
+    few, many = kernel in ("few", "few_integers"), kernel in ("many", "many_hopper", "many_integers")
     if usage["shared"] > usage["room"]:
         yield "shared memory"
     if usage.get("stack", 0) > WAITING or usage.get("vgpr_spill_count", 0):
@@ -124,7 +125,8 @@ def test_one_launch_of_each_kernel_for(target):
     found = compiled(target, one_of_each())
     check(target, found)
     names = {"few", "reorder", "many", "add_up", "floats", "outlier_columns", "split_tokens", "few_integers"}
-    assert {usage["kernel"] for usage in found} >= names | {"gather_columns", "many_integers", "round_block"}
+    names |= {"gather_columns", "many_integers", "round_block"} | ({"many_hopper"} if target == "sm_90" else set())
+    assert {usage["kernel"] for usage in found} >= names
 
 
 @pytest.mark.exhaustive

@@ -6,10 +6,14 @@
 LLM.int8() (2208.07339, eq. 8) takes columns with any |x| >= threshold out of the integers. How many there are is known on the
 card only, and stays there: the last kernel loops up to a count that it reads from memory. The host never waits, the number of
 launches is fixed, and a CUDA graph can hold them.
+
+With EARLY (sm_90) a kernel may begin while the one before it still runs: it is launched so, tells the next that it may, and waits
+only before it reads what the one before it writes.
 """
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -22,7 +26,8 @@ def rounded(x, scale):
 
 @triton.jit
 def quantize_tokens(
-    x_ptr, codes_ptr, token_scale_ptr, scale_ptr, K, KP, stride_xm, STATIC: tl.constexpr, WIDTH: tl.constexpr
+    x_ptr, codes_ptr, token_scale_ptr, scale_ptr, K, KP, stride_xm,
+    STATIC: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One token: codes int8 [M, KP] with zeros behind K, and its scale float32 [M]; NaN where a code could not say it.
 
@@ -31,6 +36,8 @@ def quantize_tokens(
         scale_ptr: float32 [1], with STATIC.
         WIDTH: a power of two, at least KP.
     """
+    if EARLY:
+        gdc_launch_dependents()
     m, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
     x = tl.load(x_ptr + m * stride_xm + k, mask=k < K, other=0.0).to(tl.float32)
     if STATIC:
@@ -46,20 +53,26 @@ def quantize_tokens(
 
 
 @triton.jit
-def outlier_columns(x_ptr, flags_ptr, M, K, stride_xm, threshold, TOKENS: tl.constexpr, WIDTH: tl.constexpr):
-    """flags int32 [K], zeros before: 1 where a column holds any |x| >= threshold. Who says so first does not matter."""
-    m = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+def outlier_columns(
+    x_ptr, flags_ptr, M, K, stride_xm, threshold, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr
+):  # fmt: skip
+    """flags int8 [ceil(M / HEIGHT), K]: 1 where a column of the stretch holds any |x| >= threshold; 64 tokens at a time."""
+    if EARLY:
+        gdc_launch_dependents()
     k = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
-    live = (m < M)[:, None] & (k < K)[None, :]
-    x = tl.load(x_ptr + m.to(tl.int64)[:, None] * stride_xm + k[None, :], mask=live, other=0.0).to(tl.float32)
-    found = tl.max((tl.abs(x) >= threshold).to(tl.int32), 0)
-    tl.atomic_or(flags_ptr + k, found, mask=(k < K) & (found > 0))
+    found = tl.zeros((WIDTH,), tl.int32)
+    for step in tl.range(0, HEIGHT, 64):
+        m = tl.program_id(1) * HEIGHT + step + tl.arange(0, 64)
+        live = (m < M)[:, None] & (k < K)[None, :]
+        x = tl.load(x_ptr + m.to(tl.int64)[:, None] * stride_xm + k[None, :], mask=live, other=0.0).to(tl.float32)
+        found = tl.maximum(found, tl.max((tl.abs(x) >= threshold).to(tl.int32), 0))
+    tl.store(flags_ptr + tl.program_id(1) * K + k, found.to(tl.int8), mask=k < K)
 
 
 @triton.jit
 def split_tokens(
     x_ptr, flags_ptr, codes_ptr, token_scale_ptr, scale_ptr, wild_ptr, columns_ptr, count_ptr, K, KP, stride_xm, threshold,
-    FLAGGED: tl.constexpr, STATIC: tl.constexpr, WIDTH: tl.constexpr,
+    stretches, STATIC: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """`quantize_tokens` of the columns that are no outliers; those that are, one after another, into wild [M, K].
 
@@ -67,13 +80,19 @@ def split_tokens(
     columns they are, int32 [K], and how many, int32 [1]. Without FLAGGED there is one token, which
     needs no flags.
     """
+    if EARLY:
+        gdc_launch_dependents()
     m, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
     raw = tl.load(x_ptr + m * stride_xm + k, mask=k < K, other=0.0)
     x = raw.to(tl.float32)
-    if FLAGGED:
-        out = tl.load(flags_ptr + k, mask=k < K, other=0)
-    else:
+    if stretches == 0:
         out = (tl.abs(x) >= threshold).to(tl.int32)
+    else:
+        if EARLY:
+            gdc_wait()
+        out = tl.zeros((WIDTH,), tl.int32)
+        for stretch in tl.range(0, stretches):
+            out |= tl.load(flags_ptr + stretch * K + k, mask=k < K, other=0).to(tl.int32)
     place = tl.cumsum(out, 0) - 1
     x = tl.where(out > 0, 0.0, x)
     if STATIC:
@@ -93,10 +112,15 @@ def split_tokens(
 
 
 @triton.jit
-def gather_columns(weight_ptr, columns_ptr, count_ptr, gathered_ptr, N, KP, ROOM: tl.constexpr, R: tl.constexpr):
+def gather_columns(
+    weight_ptr, columns_ptr, count_ptr, gathered_ptr, N, KP, ROOM: tl.constexpr, R: tl.constexpr, EARLY: tl.constexpr
+):  # fmt: skip
     """The first ROOM outlier columns of the weight side by side, int8 [N, ROOM]: each tile of tokens would fetch them anew, a
     byte out of every sector of 32.
     """
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     row, j = tl.program_id(0) * R + tl.arange(0, R), tl.arange(0, ROOM)
     count = tl.load(count_ptr)
     if count > 0:
@@ -111,7 +135,7 @@ def few_integers(
     codes_ptr, token_scale_ptr, weight_ptr, rows_ptr, bias_ptr, wild_ptr, columns_ptr, count_ptr, y_ptr,
     M, N, K, KP, stride_ym,
     WARPS: tl.constexpr, TOKENS: tl.constexpr, STEPS: tl.constexpr, TURNS: tl.constexpr, RAGGED: tl.constexpr,
-    BIAS: tl.constexpr, WILD: tl.constexpr,
+    BIAS: tl.constexpr, WILD: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Rows 16 pid .. 16 pid + 15 of y for up to 16 tokens: the weight on the left, as in `few`; blocks of 64 columns.
 
@@ -131,6 +155,15 @@ def few_integers(
     low = codes_ptr + tl.minimum(token, M - 1) * KP + b3 * 64 + c3
     high = codes_ptr + tl.minimum(token + 8, M - 1) * KP + b3 * 64 + c3
     factor = tl.load(rows_ptr + row, mask=row < N, other=0.0)
+    outlying = weight_ptr + tl.minimum(row, N - 1).to(tl.int64)[:, None] * KP
+    if EARLY:
+        gdc_wait()
+    if WILD:  # the first of them are on their way while the integers are multiplied
+        count = tl.load(count_ptr)
+        j = tl.arange(0, 32)
+        live = (column < M)[:, None] & (j < count)[None, :]
+        first_x = tl.load(wild_ptr + column[:, None] * K + j[None, :], mask=live, other=0.0)
+        first_w = tl.load(outlying + tl.load(columns_ptr + j, mask=j < count, other=0)[None, :])
     acc = tl.zeros((WARPS, 16, TOKENS), tl.int32)
     for turn in tl.range(0, TURNS, num_stages=1):
         w = ()
@@ -157,14 +190,13 @@ def few_integers(
             acc = tl.dot(tl.reshape(left, (WARPS, 16, 64)), x, acc, out_dtype=tl.int32)
     y = tl.sum(acc, 0).to(tl.float32) * tl.load(token_scale_ptr + column, mask=column < M, other=0.0)[None, :]
     if WILD:
-        count = tl.load(count_ptr)
-        for start in tl.range(0, count, 32, num_stages=1):
+        y = tl.dot(first_w.to(first_x.dtype), first_x.T, y)
+        for start in tl.range(32, count, 32, num_stages=1):
             j = start + tl.arange(0, 32)
             k = tl.load(columns_ptr + j, mask=j < count, other=0)
             live = (column < M)[:, None] & (j < count)[None, :]
             x = tl.load(wild_ptr + column[:, None] * K + j[None, :], mask=live, other=0.0)
-            outlying = tl.load(weight_ptr + tl.minimum(row, N - 1).to(tl.int64)[:, None] * KP + k[None, :])
-            y = tl.dot(outlying.to(x.dtype), x.T, y)
+            y = tl.dot(tl.load(outlying + k[None, :]).to(x.dtype), x.T, y)
     y *= factor[:, None]
     if BIAS:
         y += tl.load(bias_ptr + row, mask=row < N, other=0.0).to(tl.float32)[:, None]
@@ -177,13 +209,13 @@ def many_integers(
     codes_ptr, weight_ptr, token_scale_ptr, rows_ptr, bias_ptr, wild_ptr, bytes_ptr, gathered_ptr, columns_ptr, count_ptr, y_ptr,
     M, N, K, KP, stride_ym,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TOGETHER: tl.constexpr, STAGES: tl.constexpr, SWAP: tl.constexpr,
-    BIAS: tl.constexpr, WILD: tl.constexpr, ROOM: tl.constexpr,
+    BIAS: tl.constexpr, WILD: tl.constexpr, ROOM: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One tile of y, BM tokens by BN rows of the weight.
 
     Args:
         codes_ptr, weight_ptr: tensor descriptors of int8 [M, KP] and [N, KP], in blocks [BM, BK] and [BN, BK].
-        bytes_ptr: the weight again, for outliers that `gather_columns` had no room for.
+        bytes_ptr: the weight again, for outliers that `gather_columns` had no room for; all of them where ROOM is 0.
         SWAP: the weight is the left operand, which is at least 64 high; the tokens may then be as few as 8.
     """
     pid, across, along = tl.program_id(0), tl.cdiv(N, BN), tl.cdiv(M, BM)
@@ -191,6 +223,20 @@ def many_integers(
     size = min(along - band * TOGETHER, TOGETHER)
     m = band * TOGETHER + (pid % (TOGETHER * across)) % size
     n = (pid % (TOGETHER * across)) // size
+    token, row = m * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN)
+    at, of = token.to(tl.int64), tl.minimum(row, N - 1).to(tl.int64)
+    if EARLY:
+        gdc_wait()
+    if WILD:  # the first of them are on their way while the integers are multiplied
+        count = tl.load(count_ptr)
+        j = tl.arange(0, 32)
+        live = (token < M)[:, None] & (j < count)[None, :]
+        first_x = tl.load(wild_ptr + at[:, None] * K + j[None, :], mask=live, other=0.0)
+        if ROOM:
+            first_w = tl.load(gathered_ptr + of[:, None] * ROOM + j[None, :], mask=(j < count)[None, :], other=0)
+        else:
+            first = tl.load(columns_ptr + j, mask=j < count, other=0)
+            first_w = tl.load(bytes_ptr + of[:, None] * KP + first[None, :])
     if SWAP:
         acc = tl.zeros((BN, BM), tl.int32)
     else:
@@ -202,8 +248,6 @@ def many_integers(
             acc = tl.dot(w, x.T, acc, out_dtype=tl.int32)
         else:
             acc = tl.dot(x, w.T, acc, out_dtype=tl.int32)
-    token, row = m * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN)
-    at, of = token.to(tl.int64), tl.minimum(row, N - 1).to(tl.int64)
     s_x = tl.load(token_scale_ptr + token, mask=token < M, other=0.0)
     s_w = tl.load(rows_ptr + row, mask=row < N, other=0.0)
     if SWAP:
@@ -211,8 +255,11 @@ def many_integers(
     else:
         y = acc.to(tl.float32) * s_x[:, None]
     if WILD:
-        count = tl.load(count_ptr)
-        for start in tl.range(0, count, 32, num_stages=1):
+        if SWAP:
+            y = tl.dot(first_w.to(first_x.dtype), first_x.T, y)
+        else:
+            y = tl.dot(first_x, first_w.to(first_x.dtype).T, y)
+        for start in tl.range(32, count, 32, num_stages=1):
             j = start + tl.arange(0, 32)
             live = (token < M)[:, None] & (j < count)[None, :]
             x = tl.load(wild_ptr + at[:, None] * K + j[None, :], mask=live, other=0.0)

@@ -9,13 +9,19 @@ for the card, the columns are shared among programs, and `add_up` adds their sum
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from qkit_kernels.triton.words import grid_at, load_grid, load_plane, plane_at, quarter, table_bytes, values
 
 
 @triton.jit
-def reorder(x_ptr, out_ptr, K, stride_xm, BLOCK: tl.constexpr):
-    """x [M, K] with each 32 columns, i t h u l as words hold them, in the order i h u t l in which wgmma meets them."""
+def reorder(x_ptr, out_ptr, K, stride_xm, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    """x [M, K] with each 32 columns, i t h u l as words hold them, in the order i h u t l in which wgmma meets them.
+
+    With EARLY the next kernel may begin while this one runs.
+    """
+    if EARLY:
+        gdc_launch_dependents()
     m = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     source = (k // 32) * 32 + ((k // 2) % 4) * 8 + ((k // 8) % 4) * 2 + k % 2
@@ -40,7 +46,8 @@ def many(
     x_ptr, words_ptr, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr, M, N, N8, KB, share, stride_ym,
     A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, S: tl.constexpr, SPAN: tl.constexpr, BIAS: tl.constexpr,
     OFFSET: tl.constexpr, TABLE: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr,
-    WARPS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr, TOGETHER: tl.constexpr, DRAIN: tl.constexpr,
+    WARPS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr, TOGETHER: tl.constexpr,
+    DRAIN: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One tile of y.
 
@@ -50,6 +57,7 @@ def many(
         TOGETHER: rows of tiles that are worked on together, so that what they share of x is still in the cache.
         share: blocks of 128 columns that a program sums; program_id(1) counts the shares, each with a y of its own.
         DRAIN: the card has wgmma (sm_90); see `drained`.
+        EARLY: see `reorder`; it is the kernel before this one.
     The others are those of `few`.
     """
     R: tl.constexpr = BN // (8 * WARPS)
@@ -73,6 +81,9 @@ def many(
     )
     scales_at, offsets_at = grid_at(grid_ptr, row8, 0, g, KB, S, SPAN), grid_at(off_ptr, row8, 0, g, KB, S, SPAN)
     start = tl.program_id(1) * share
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     low, high = table_bytes(table_ptr, g, TABLE)
     acc = tl.zeros((BN, BM), tl.float32)
     for block in tl.range(start, tl.minimum(start + share, KB), num_stages=STAGES):
@@ -105,8 +116,10 @@ def many(
 
 
 @triton.jit
-def add_up(parts_ptr, y_ptr, n, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+def add_up(parts_ptr, y_ptr, n, PARTS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """y [n] = the sum of float32 [PARTS, n], first to last."""
+    if EARLY:
+        gdc_wait()
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.load(parts_ptr + i, mask=i < n, other=0.0)
     for part in tl.static_range(1, PARTS):

@@ -1,7 +1,7 @@
 """INT8 layers on a GPU: chooses how, allocates, launches. Nothing here waits for the card.
 
-Launches: 2 (activations, product); with a threshold 2 for one token, 4 up to 16 (zeros and flags), and 5 for more (columns that
-are gathered).
+Launches: 2 (activations, product); with a threshold 3 for more than one token (flags), and 4 for more than a tile has (columns
+that are gathered).
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from qkit.backends import torch as plain
 from qkit.backends.triton import tiles
+from qkit.backends.triton.arguments import begins
 from qkit.backends.triton.layout import BLOCK, KIND, kept
 from qkit.backends.triton.new_enough import TensorDescriptor, triton
 from qkit.numerics.integers import int8_codes
 from qkit.numerics.qtensor import QTensor
 from qkit_kernels.triton import integer as kernels
 
-STRETCH = 64  # tokens that look for outliers together
+STRETCHES = 8  # of tokens that look for outliers together, at most: each token reads what all of them found
 ROOM = 64  # outliers that are gathered side by side; more are fetched one by one
 
 
@@ -60,7 +61,7 @@ def launch(
 ) -> None:  # fmt: skip
     """y [M, N] of x [M, K]."""
     (tokens, features), (rows, filled) = x.shape, weight.codes.shape
-    new = {"device": x.device}
+    new, early = {"device": x.device}, card.early
     codes = torch.empty(tokens, filled, dtype=torch.int8, **new)
     scales = torch.empty(tokens, dtype=torch.float32, **new)
     width, static = triton.next_power_of_2(filled), input_scale is not None
@@ -68,23 +69,25 @@ def launch(
     fixed = input_scale if static else scales
     wild = columns = count = gathered = codes  # pointers that nobody reads
     if threshold:
-        flags = torch.zeros(features, dtype=torch.int32, **new) if tokens > 1 else codes
         wild = torch.empty(tokens, features, dtype=x.dtype, **new)
         columns, count = (torch.empty(n, dtype=torch.int32, **new) for n in (features, 1))
-        limit = float(threshold)
+        limit, flags, stretches = float(threshold), codes, 0
         if tokens > 1:
-            height = min(STRETCH, triton.next_power_of_2(tokens))
-            kernels.outlier_columns[(triton.cdiv(features, 64), triton.cdiv(tokens, height))](
-                x, flags, tokens, features, x.stride(0), limit, TOKENS=height, WIDTH=64, num_warps=4
+            height = max(64, triton.next_power_of_2(triton.cdiv(tokens, STRETCHES)))
+            stretches = triton.cdiv(tokens, height)
+            flags = torch.empty(stretches, features, dtype=torch.int8, **new)
+            kernels.outlier_columns[(triton.cdiv(features, 64), stretches)](
+                x, flags, tokens, features, x.stride(0), limit, HEIGHT=height, WIDTH=64, EARLY=early, num_warps=4
             )
         kernels.split_tokens[(tokens,)](
-            x, flags, codes, scales, fixed, wild, columns, count, features, filled, x.stride(0), limit,
-            FLAGGED=tokens > 1, STATIC=static, WIDTH=width, num_warps=warps,
+            x, flags, codes, scales, fixed, wild, columns, count, features, filled, x.stride(0), limit, stretches,
+            STATIC=static, WIDTH=width, EARLY=early, num_warps=warps, **begins(early and tokens > 1),
         )  # fmt: skip
     else:
         kernels.quantize_tokens[(tokens,)](
-            x, codes, scales, fixed, features, filled, x.stride(0), STATIC=static, WIDTH=width, num_warps=warps
-        )
+            x, codes, scales, fixed, features, filled, x.stride(0),
+            STATIC=static, WIDTH=width, EARLY=early, num_warps=warps,
+        )  # fmt: skip
     shift = weight.rows if bias is None else bias.contiguous()
     if tokens <= tiles.TOKENS:
         cut = tiles.few_integers(rows, filled // 64, card.units)
@@ -92,21 +95,24 @@ def launch(
             codes, scales, weight.codes, weight.rows, shift, wild, columns, count, y,
             tokens, rows, features, filled, y.stride(0),
             WARPS=cut.warps, TOKENS=card.narrow if tokens <= card.narrow else 16, STEPS=cut.steps, TURNS=cut.turns,
-            RAGGED=cut.warps * cut.steps * cut.turns * 64 != filled, BIAS=bias is not None, WILD=bool(threshold),
-            num_warps=cut.warps, num_stages=1,
+            RAGGED=cut.warps * cut.steps * cut.turns * 64 != filled, BIAS=bias is not None, WILD=bool(threshold), EARLY=early,
+            num_warps=cut.warps, num_stages=1, **begins(early),
         )  # fmt: skip
         return
-    if threshold:
-        gathered = torch.empty(rows, ROOM, dtype=torch.int8, **new)
-        kernels.gather_columns[(triton.cdiv(rows, 64),)](
-            weight.codes, columns, count, gathered, rows, filled, ROOM=ROOM, R=64, num_warps=4
-        )
     cut = tiles.many_integers(tokens, rows, card)
+    room = ROOM if threshold and tokens > cut.bm else 0  # tiles that share columns would each fetch them anew
+    if room:
+        gathered = torch.empty(rows, room, dtype=torch.int8, **new)
+        kernels.gather_columns[(triton.cdiv(rows, 64),)](
+            weight.codes, columns, count, gathered, rows, filled, ROOM=room, R=64, EARLY=early,
+            num_warps=4, **begins(early),
+        )  # fmt: skip
     kernels.many_integers[(triton.cdiv(tokens, cut.bm) * triton.cdiv(rows, cut.bn),)](
         TensorDescriptor(codes, [tokens, filled], [filled, 1], [cut.bm, cut.bk]),
         TensorDescriptor(weight.codes, [rows, filled], [filled, 1], [cut.bn, cut.bk]),
         scales, weight.rows, shift, wild, weight.codes, gathered, columns, count, y,
         tokens, rows, features, filled, y.stride(0),
         BM=cut.bm, BN=cut.bn, BK=cut.bk, TOGETHER=8, STAGES=cut.stages, SWAP=cut.swap,
-        BIAS=bias is not None, WILD=bool(threshold), ROOM=ROOM, num_warps=cut.warps,
+        BIAS=bias is not None, WILD=bool(threshold), ROOM=room, EARLY=early,
+        num_warps=cut.warps, **begins(early),
     )  # fmt: skip

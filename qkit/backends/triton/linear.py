@@ -2,92 +2,64 @@
 
 up to 16 tokens      `few`: bound by reading the weight
 up to 1023           `many`: codes become floats in registers on their way into the tensor core
+                     on Hopper `hopper.many` where its tiles are the better ones
 more                 `floats`, then cuBLAS: made floats once, used by all
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from qkit.backends import torch as plain
-from qkit.backends.triton import tiles
+from qkit.backends.triton import hopper, tiles
+from qkit.backends.triton.arguments import TOGETHER, aligned, begins, constants, pointers, sizes
 from qkit.backends.triton.layout import BLOCK, KIND, Laid, fits, laid
 from qkit.backends.triton.new_enough import TensorDescriptor, triton
 from qkit.numerics.activations import Activations, quantize_activations
 from qkit.numerics.stored import StoredWeight
-from qkit_kernels.triton import assembly
 from qkit_kernels.triton import few as few_kernels
 from qkit_kernels.triton import floats as floats_kernels
 from qkit_kernels.triton import many as many_kernels
 
 MOST = 1024  # tokens from which the weight is made floats first
-TOGETHER = 8
-
-
-def constants(weight: Laid, ptx: bool) -> dict[str, object]:
-    """What of a weight a kernel is compiled for."""
-    kind, table, offset = KIND[weight.dtype], weight.table is not None, weight.off is not None
-    text = assembly.table(kind) if table else assembly.affine(weight.bits, kind, offset)
-    a, b, c = (*assembly.PLANES[weight.bits], 0, 0)[:3]
-    return {
-        "A": a,
-        "B": b,
-        "C": c,
-        "S": weight.grid.shape[2],
-        "SPAN": weight.span,
-        "BIAS": assembly.bias(weight.bits, kind),
-        "OFFSET": offset,
-        "TABLE": table,
-        "BF16": kind == "bf16",
-        "PTX": text if ptx else "",
-    }
-
-
-def _parts(weight: Laid) -> tuple[Tensor, ...]:
-    """The pointers that every kernel takes; one that it does not read stands for one that is not there."""
-    off, table = (weight.grid if part is None else part for part in (weight.off, weight.table))
-    return weight.words, weight.grid, off, weight.rows, table
-
-
-def _sizes(weight: Laid) -> tuple[int, ...]:
-    return weight.grid.shape[0], weight.blocks
-
-
-def aligned(x: Tensor) -> Tensor:
-    """x [tokens, K] with K filled up to whole blocks and rows that begin at multiples of 16 bytes."""
-    if x.shape[1] % BLOCK:
-        x = F.pad(x, (0, -x.shape[1] % BLOCK))
-    fine = x.stride(1) == 1 and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
-    return x if fine else x.clone(memory_format=torch.contiguous_format)
 
 
 def few(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Few, ptx: bool = True, narrow: int = 8) -> None:
     """y [M, N] of aligned x, M up to 16."""
     rows = weight.shape[0]
     few_kernels.few[(triton.cdiv(rows, 16),)](
-        x, *_parts(weight), y, len(x), rows, *_sizes(weight), x.stride(0), y.stride(0),
+        x, *pointers(weight), y, len(x), rows, *sizes(weight), x.stride(0), y.stride(0),
         **constants(weight, ptx), WARPS=cut.warps, TOKENS=narrow if len(x) <= narrow else 16, STEPS=cut.steps, UNROLL=cut.unroll,
         TURNS=cut.turns, RAGGED=cut.warps * cut.steps * cut.unroll * cut.turns != weight.blocks,
         num_warps=cut.warps, num_stages=1,
     )  # fmt: skip
 
 
-def many(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Many, ptx: bool = True, drain: bool = True) -> None:
-    """y [M, N] of aligned x."""
+def many(
+    x: Tensor, weight: Laid, y: Tensor, cut: tiles.Many, ptx: bool = True, drain: bool = True, early: bool = False
+) -> None:  # fmt: skip
+    """y [M, N] of aligned x.
+
+    Args:
+        drain, early: see the kernels; a card has them or not.
+    """
     tokens, rows, features = len(x), weight.shape[0], x.shape[1]
     ordered = torch.empty(tokens, features, dtype=x.dtype, device=x.device)
-    many_kernels.reorder[(tokens, triton.cdiv(features, 2048))](x, ordered, features, x.stride(0), BLOCK=2048)
+    many_kernels.reorder[(tokens, triton.cdiv(features, 2048))](
+        x, ordered, features, x.stride(0), BLOCK=2048, EARLY=early
+    )
     described = TensorDescriptor(ordered, [tokens, features], [features, 1], [cut.bm, BLOCK])
     share = triton.cdiv(weight.blocks, cut.parts)
     parts = triton.cdiv(weight.blocks, share)
     out = y if parts == 1 else torch.empty(parts, tokens, rows, dtype=torch.float32, device=x.device)
     many_kernels.many[(triton.cdiv(rows, cut.bn) * triton.cdiv(tokens, cut.bm), parts)](
-        described, *_parts(weight), out, tokens, rows, *_sizes(weight), share, rows, **constants(weight, ptx),
-        WARPS=cut.warps, BN=cut.bn, BM=cut.bm, STAGES=cut.stages, TOGETHER=TOGETHER, DRAIN=drain,
-        num_warps=cut.warps,
+        described, *pointers(weight), out, tokens, rows, *sizes(weight), share, rows, **constants(weight, ptx),
+        WARPS=cut.warps, BN=cut.bn, BM=cut.bm, STAGES=cut.stages, TOGETHER=TOGETHER, DRAIN=drain, EARLY=early,
+        num_warps=cut.warps, **begins(early),
     )  # fmt: skip
     if parts > 1:
-        many_kernels.add_up[(triton.cdiv(y.numel(), 1024),)](out, y, y.numel(), PARTS=parts, BLOCK=1024)
+        many_kernels.add_up[(triton.cdiv(y.numel(), 1024),)](
+            out, y, y.numel(), PARTS=parts, BLOCK=1024, EARLY=early, **begins(early)
+        )  # fmt: skip
 
 
 def floats(weight: Laid, ptx: bool = True) -> Tensor:
@@ -95,7 +67,7 @@ def floats(weight: Laid, ptx: bool = True) -> Tensor:
     rows, features = weight.shape
     out = torch.empty(rows, features, dtype=weight.dtype, device=weight.words.device)
     floats_kernels.floats[(weight.blocks, triton.cdiv(rows, 64))](
-        *_parts(weight), out, rows, features, *_sizes(weight), **constants(weight, ptx), WARPS=4, num_warps=4
+        *pointers(weight), out, rows, features, *sizes(weight), **constants(weight, ptx), WARPS=4, num_warps=4
     )
     return out
 
@@ -104,7 +76,9 @@ def most(card: tiles.Card) -> int:
     """Tokens from which the weight is made floats first: fewer where small tiles make it floats again and again."""
     if not card.tensor_cores:
         return tiles.TOKENS + 1
-    return MOST // 4 if card.small_tiles else MOST
+    if card.small_tiles:
+        return MOST // 4
+    return MOST + MOST // 4 if card.major == 9 else MOST
 
 
 def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
@@ -117,13 +91,16 @@ def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
         return torch.mm(x, floats(weight, card.ptx).T, out=y)
     x = aligned(x)
     if len(x) <= tiles.TOKENS:
-        few(x, weight, y, tiles.few(weight.shape[0], weight.blocks, card.units), card.ptx, card.narrow)
-        return y
-    # A last tile of 256 tokens that is at most half full costs as much as a full one: what is left over is a product of its own
-    over = len(x) % 256 if len(x) > 256 and len(x) % 256 <= 128 else 0
-    for part, out in zip(x.split([len(x) - over, over]), y.split([len(x) - over, over]), strict=True):
-        if len(part):
-            many(part, weight, out, tiles.many(len(part), weight, card), card.ptx, drain=card.ptx and card.major == 9)
+        few(x, weight, y, tiles.few(weight.shape[0], weight.blocks, card.units, len(x)), card.ptx, card.narrow)
+    elif (cut := tiles.hopper(len(x), weight, card)) is not None:
+        hopper.many(x, weight, y, cut)
+    else:
+        # A last tile of 256 tokens, at most half full, costs as much as a full one: what is left over is a product of its own
+        over = len(x) % 256 if len(x) > 256 and len(x) % 256 <= 128 else 0
+        for part, out in zip(x.split([len(x) - over, over]), y.split([len(x) - over, over]), strict=True):
+            if len(part):
+                cut = tiles.many(len(part), weight, card)
+                many(part, weight, out, cut, card.ptx, card.ptx and card.major == 9, card.early)
     return y
 
 

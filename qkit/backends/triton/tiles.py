@@ -43,6 +43,11 @@ class Card:
         return self.major not in (9, 10)
 
     @property
+    def early(self) -> bool:
+        """Whether a kernel may begin while the one before it still runs."""
+        return self.ptx and self.major >= 9
+
+    @property
     def narrow(self) -> int:
         """How few tokens an instruction of its tensor cores takes."""
         return 8 if self.ptx else 16
@@ -78,13 +83,26 @@ class Many:
     parts: int = 1
 
 
-def few(rows: int, blocks: int, units: int) -> Few:
+@dataclass(frozen=True)
+class Hopper:
+    """How `qkit_kernels.triton.hopper.many_hopper` is launched; see there."""
+
+    bm: int
+    more: int
+    stages: int
+    in_turns: bool
+    programs: int
+    parts: int = 1
+
+
+def few(rows: int, blocks: int, units: int, tokens: int = 1) -> Few:
     """Warps enough to keep every multiprocessor reading: about twelve on each, and at least four to a program."""
     warps, programs = 4, -(-rows // 16)
     while warps < 16 and programs * warps < 12 * units and 2 * warps <= blocks:
         warps *= 2
     stretches = -(-blocks // warps)
-    turns = -(-stretches // 8)  # eight are written out: the compiler loads the next while it computes with the last
+    # eight are written out: the compiler loads the next while it computes with the last; of 16 tokens four, for lack of registers
+    turns = -(-stretches // (8 if tokens <= 8 else 4))
     return Few(warps, 1, -(-stretches // turns), turns)
 
 
@@ -110,6 +128,38 @@ def many(tokens: int, weight: Laid, card: Card) -> Many:
     return Many(bn, bm, warps, stages, parts)
 
 
+def hopper(tokens: int, weight: Laid, card: Card) -> Hopper | None:
+    """The tiles that take the least time by `_HOPPER`; None where `many` is faster or has the only kernel.
+
+    A program's time is the time of a block of columns times its blocks, in as many rounds as the tiles need on the card.
+    """
+    if not (card.ptx and card.major == 9) or weight.grid.shape[2] == 8:
+        return None
+    rows, blocks = -(-weight.shape[0] // 128), weight.blocks
+    best, least = None, -(-rows * -(-tokens // 256) // card.units) * blocks * _MANY_BLOCK
+    for bm, more, stages, in_turns, block in _HOPPER:
+        room = (card.shared - 2048) // (256 * (bm + more) + 2048 * weight.bits + _grid_bytes(weight, 128))
+        work = rows * -(-tokens // (bm + more))
+        for parts in (1, 2, 4):
+            if (parts > 1 and (2 * parts > blocks or work * parts > card.units)) or room < 2:
+                continue
+            time = -(-work // card.units) * -(-blocks // parts) * block + (_ADD_UP if parts > 1 else 0)
+            if time < least:
+                best, least = Hopper(bm, more, min(stages, room), in_turns, card.units, parts), time
+    return best
+
+
+# Tokens of a tile, and more of them; stages; in turns; microseconds of one block of 128 rows by 128 columns on an H100, W4
+_HOPPER = (
+    (32, 0, 6, False, 0.47),
+    (64, 0, 6, False, 0.58),
+    (128, 0, 4, False, 0.82),
+    (128, 32, 4, True, 0.93),
+    (128, 64, 3, True, 1.12),
+)
+_MANY_BLOCK = 1.38  # the same of `many` and 256 tokens
+_ADD_UP = 4.0  # to add parts up
+
 _MANY = (  # up to so many tokens: rows and tokens of a tile, warps, stages
     (32, (64, 32, 4, 5)),
     (64, (64, 64, 4, 5)),
@@ -125,14 +175,14 @@ _MANY_SMALL_TILES = (  # the largest that do not spill; chosen by compiling, not
 
 def _shared(weight: Laid, bn: int, bm: int, stages: int) -> int:
     """Bytes of shared memory: x of every stage, words and scales of all but the one that is worked on."""
-    grids = (
-        bn * 4 * (1 if weight.span == 0 else 16 if weight.grid.shape[2] == 8 else 4 if weight.grid.shape[2] > 1 else 1)
-    )
-    return (
-        stages * bm * 256
-        + (stages - 1) * (bn * 16 * weight.bits + grids * (1 + (weight.off is not None)))
-        + 64 * stages
-    )
+    return stages * bm * 256 + (stages - 1) * (bn * 16 * weight.bits + _grid_bytes(weight, bn)) + 64 * stages
+
+
+def _grid_bytes(weight: Laid, rows: int) -> int:
+    """Scales and offsets of a block of so many rows."""
+    per_block = weight.grid.shape[2]
+    each = 1 if weight.span == 0 else 16 if per_block == 8 else 4 if per_block > 1 else 1
+    return rows * 4 * each * (1 if weight.off is None else 2)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""What of a laid weight the kernels of floats are given, and x as they read it: the same for each of them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qkit.backends.triton.layout import BLOCK, KIND, Laid
+from qkit_kernels.triton import assembly
+
+TOGETHER = 8  # rows of tiles that are worked on together
+
+
+def constants(weight: Laid, ptx: bool) -> dict[str, object]:
+    """What of a weight a kernel is compiled for."""
+    kind, table, offset = KIND[weight.dtype], weight.table is not None, weight.off is not None
+    text = assembly.table(kind) if table else assembly.affine(weight.bits, kind, offset)
+    a, b, c = (*assembly.PLANES[weight.bits], 0, 0)[:3]
+    return {
+        "A": a,
+        "B": b,
+        "C": c,
+        "S": weight.grid.shape[2],
+        "SPAN": weight.span,
+        "BIAS": assembly.bias(weight.bits, kind),
+        "OFFSET": offset,
+        "TABLE": table,
+        "BF16": kind == "bf16",
+        "PTX": text if ptx else "",
+    }
+
+
+def pointers(weight: Laid) -> tuple[Tensor, ...]:
+    """Words, scales, offsets, rows, table; one that a kernel does not read stands for one that is not there."""
+    off, table = (weight.grid if part is None else part for part in (weight.off, weight.table))
+    return weight.words, weight.grid, off, weight.rows, table
+
+
+def sizes(weight: Laid) -> tuple[int, int]:
+    """Rows of eight, and blocks of columns."""
+    return weight.grid.shape[0], weight.blocks
+
+
+def aligned(x: Tensor) -> Tensor:
+    """x [tokens, K] with K filled up to whole blocks and rows that begin at multiples of 16 bytes."""
+    if x.shape[1] % BLOCK:
+        x = F.pad(x, (0, -x.shape[1] % BLOCK))
+    fine = x.stride(1) == 1 and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
+    return x if fine else x.clone(memory_format=torch.contiguous_format)
+
+
+def begins(early: bool) -> dict[str, bool]:
+    """How a kernel is launched that may begin before the one before it has ended."""
+    return {"launch_pdl": True} if early else {}
