@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -51,7 +52,8 @@ class KernelExercise(Exercise):
     def source(self) -> str:
         """The kernel as it is written, read without Triton."""
         text = self.kernels.read_text(encoding="utf-8")
-        node = next(node for node in ast.parse(text).body if getattr(node, "name", "") == self.kernel)
+        defined = (node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef))
+        node = next(node for node in defined if node.name == self.kernel)
         first = min(node.lineno, *(decorator.lineno for decorator in node.decorator_list))
         return "\n".join(text.splitlines()[first - 1 : node.end_lineno]) + "\n"
 
@@ -186,11 +188,9 @@ def watched(tensors: dict[str, Tensor]) -> Iterator[None]:
         look(pointers, mask, "writes")
         return store(self, pointers, value, mask, *rest)
 
-    InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = load_inside, store_inside
-    try:
+    patched = {"create_masked_load": load_inside, "create_masked_store": store_inside}
+    with patch.multiple(InterpreterBuilder, **patched):
         yield
-    finally:
-        InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = load, store
 
 
 def _cause(error: BaseException | None, kind: type[Exception]) -> BaseException | None:

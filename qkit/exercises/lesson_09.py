@@ -110,7 +110,7 @@ def _crossed(
     operations: float = 2,
     weight: float = 2,
     number: float = 2,
-    rounded: Callable[[float], int] = math.ceil,
+    rounded: Callable[[float], float] = math.ceil,
 ) -> float:
     each, moved = operations * rows * features / gops, number * (rows + features) / gigabytes
     return math.inf if each <= moved else rounded(weight * rows * features / gigabytes / (each - moved))

@@ -58,13 +58,14 @@ def _joined(low: Words, high: Words) -> Words:
 
 
 def _floats(*words: Words) -> list[tuple[Words, ...]]:
-    """For the lower and the upper halves: the operands as float64, where products and sums of two float16 are exact."""
+    """For the lower and the upper halves: the operands as float64, which holds a product and a sum of two float16 exactly."""
     return list(zip(*([half.astype(np.float64) for half in halves(word)] for word in words), strict=True))
 
 
 def _instruction(name: str, operands: Sequence[Words]) -> Words:
     if name == "lop3.b32":
-        return lop3(*operands[:3], int(np.ravel(operands[3])[0]))
+        a, b, c, table = operands
+        return lop3(a, b, c, int(table))
     if name == "prmt.b32":
         return prmt(*operands)
     if name == "mov.b32":
