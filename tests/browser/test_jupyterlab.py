@@ -107,7 +107,7 @@ def open_lesson(lab, browser):
 
 def run_all(page, widget_line):
     """Run every cell, wait until the last has run, and bring the widget of `widget_line` into view."""
-    page.click(".jp-Notebook .jp-Cell >> nth=0")
+    page.click(".jp-Notebook .jp-Cell >> nth=0", position={"x": 200, "y": 24})  # its title: there may be links below
     page.click("text=Run >> nth=0")
     page.click("text=Run All Cells")
     page.wait_for_function(
@@ -187,6 +187,20 @@ def test_before_anything_is_run_the_stored_picture_of_the_widget_is_there(open_l
     page.wait_for_timeout(500)
     image = cell.locator(".jp-OutputArea img").first
     assert image.is_visible() and image.bounding_box()["width"] > 300
+
+
+def test_formulas_are_set_without_a_network(open_lesson):
+    """MathJax is JupyterLab's own; nothing is asked of any other machine."""
+    page = open_lesson("09_inside_a_gpu_kernel")
+    page.route("**/*", lambda route: route.continue_() if "127.0.0.1" in route.request.url else route.abort())
+    page.reload()
+    page.wait_for_selector(".jp-Notebook mjx-container", timeout=60_000)
+    cell = page.locator(".jp-MarkdownCell", has_text="The product from codes").first
+    cell.scroll_into_view_if_needed()
+    page.wait_for_timeout(1000)
+    assert cell.locator("mjx-container").count() == 2 and "$" not in cell.inner_text()
+    SCREENSHOTS.mkdir(exist_ok=True)
+    cell.screenshot(path=SCREENSHOTS / "09_formula.png")
 
 
 def test_an_exercise_answered_in_the_notebook_is_checked(open_lesson):
