@@ -114,7 +114,7 @@ def codebook_quantize(weight: Tensor, scheme: Codebook, name: str = "the weight"
     codes, absmax = quantize_blocks(values.reshape(-1), codebook(scheme.table), scheme.block_size)
     parts = {"scales": absmax[None]}
     if scheme.double_quant:
-        offset = absmax.mean()
+        offset = absmax.cpu().mean().to(absmax.device)  # in the CPU's order, which is bitsandbytes'
         scales, nested = _quantize_absmax(absmax - offset)
         parts = {"scales": scales[None], "nested_scales": nested, "scale_offset": offset}
     return CodebookQTensor(

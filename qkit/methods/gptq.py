@@ -56,6 +56,7 @@ from qkit.numerics.mapping import (
 )
 from qkit.numerics.qtensor import QTensor, stored_bits
 
+REFIT = 2**27  # numbers of float64, a gigabyte, that `refit` holds at a time
 MOST_DAMP = 1e6  # times the mean of the diagonal: more than that is no Hessian any more
 
 
@@ -245,7 +246,15 @@ def refit(w: Tensor, hessian: Tensor, codes: Tensor, scale: Tensor, zero: Tensor
 
     With c = q - z, row w is approximated by the sum over its groups of s_g c_g. Minimising (w - ŵ) H (w - ŵ)ᵀ over s is
     one linear system a row:  A s = b,  A_gk = c_g H_gk c_kᵀ,  b_g = c_g H wᵀ.
+
+    c_g H has as many numbers as a row has groups times weights: of large layers only so many rows are looked at together.
     """
+    at_once = max(1, REFIT // (scale.shape[1] * w.shape[1]))
+    parts = zip(*(part.split(at_once) for part in (w, codes, scale, zero)), strict=True)
+    return torch.cat([_refit_rows(rows, hessian, *grid) for rows, *grid in parts])
+
+
+def _refit_rows(w: Tensor, hessian: Tensor, codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     rows, groups = scale.shape
     size = w.shape[1] // groups
     c = codes.double().reshape(rows, groups, size) - zero.double()[..., None]

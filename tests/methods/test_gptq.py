@@ -479,3 +479,11 @@ def test_damping_grows_tenfold_until_the_hessian_is_positive():
     assert inverse_cholesky(hessian, 0.0)[1] == pytest.approx(1e-4)
     assert inverse_cholesky(hessian, 2e-5)[1] == pytest.approx(2e-4)
     assert inverse_cholesky(hessian, 1e-2)[1] == 1e-2
+
+
+def test_scales_are_fitted_a_few_rows_at_a_time(monkeypatch):
+    weight, (statistics, _) = random(7, 96), inputs_of(96, drift=0.1)
+    whole = gptq(weight, statistics, GPTQ(4, 32))
+    for rows in (0.5, 1, 3):
+        monkeypatch.setattr("qkit.methods.gptq.REFIT", int(rows * 3 * 96))
+        same(gptq(weight, statistics, GPTQ(4, 32)), whole)
