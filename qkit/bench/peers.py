@@ -163,7 +163,11 @@ def int8_on_card(weight: Tensor) -> nn.Module:
     settings = {"has_fp16_weights": False}
     module = bitsandbytes.nn.Linear8bitLt(*reversed(weight.shape), bias=False, threshold=6.0, device="meta", **settings)
     module.weight = bitsandbytes.nn.Int8Params(weight, requires_grad=False, **settings)
-    return module.to("cuda").eval()
+    module = module.to("cuda").eval()
+    module(
+        weight.new_zeros(1, weight.shape[1])
+    )  # a weight that is on the card already is quantized when it is first used
+    return module
 
 
 PEERS = (

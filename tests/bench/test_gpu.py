@@ -69,6 +69,30 @@ def test_a_layer_that_is_right_passes_and_one_that_is_not_is_named(scheme, dtype
             gpu.checked(right, x)
 
 
+def test_every_row_is_checked_and_timed_at_every_number_of_tokens(monkeypatch):
+    """The table as it is made on a card, on the CPU: the clock and the floor are others', all else is as it is."""
+    made, timed = torch.randn, []
+
+    def clock(call, copies, replays=15, graph=True):
+        timed.append(copies)
+        return float(sum(call(i).shape[0] for i in range(copies)) / copies)  # tokens, and every copy can be called
+
+    monkeypatch.setattr(torch, "randn", lambda *shape, device, **rest: made(*shape, **rest))
+    monkeypatch.setattr(gpu, "timed", clock)
+    monkeypatch.setattr(gpu, "floor", lambda nbytes: nbytes / 1000)
+    monkeypatch.setattr(gpu, "rotated_bytes", lambda: 2**17)
+    found, lost = gpu.measure((64, 256), (1, 5), ["bf16", "w4g128", "nf4", "llm.int8"], "bf16")
+    assert not lost and [(m.row, m.tokens) for m in found] == [
+        (row, count) for row in ("BF16", "RTN W4 g128", "NF4 b64 dq", "LLM.int8") for count in (1, 5)
+    ]
+    assert all(m.microseconds == m.tokens and m.floor == m.nbytes / 1000 for m in found)
+    assert [m.error is None for m in found] == [True, True] + [False] * 6
+    assert timed[0] == 4 and min(timed) > 1, "fewer copies than fill the cache"
+    monkeypatch.setitem(gpu.LIMIT, torch.bfloat16, 1e-9)
+    found, lost = gpu.measure((64, 256), (1,), ["w4g128"], "bf16")
+    assert [m.row for m in found] == ["BF16"] and "is off by" in lost["RTN W4 g128, 64x256"]
+
+
 def test_activations_lie_out_where_they_are_asked_to():
     wild, plain = (gpu.activations(64, 4096, torch.bfloat16, outliers, "cpu") for outliers in (True, False))
     assert int((wild.abs() >= 6).any(0).sum()) == gpu.OUTLIERS and int((plain.abs() >= 6).any(0).sum()) == 0

@@ -148,11 +148,12 @@ def test_a_way_that_fails_gives_way_to_the_next(monkeypatch, capsys):
     assert "not one graph: cannot be one graph\n" in capsys.readouterr().err
 
 
-def test_the_memory_that_is_needed_is_that_of_all_parameters():
-    assert bench.needed("8B") == pytest.approx(1.15 * 2 * 8.03e9, rel=1e-3)
-    for size in ("1.1B", "160M"):
-        shapes = synthetic_llama({**bench.SIZES[size], "num_hidden_layers": 0, "vocab_size": 8}, torch.bfloat16)
-        assert bench.needed(size) > 1.15 * 2 * sum(p.numel() for p in shapes.parameters())
+@pytest.mark.parametrize("config", [TOY, {**TOY, "num_key_value_heads": 4, "intermediate_size": 192}])
+def test_parameters_are_counted_from_the_shapes(config, monkeypatch):
+    monkeypatch.setitem(bench.SIZES, "toy", config)
+    assert bench.parameters_of("toy") == sum(p.numel() for p in synthetic_llama(config, torch.bfloat16).parameters())
+    assert bench.parameters_of("8B") == 8_030_261_248  # as Llama 3.1 8B's card says
+    assert bench.needed("8B") == pytest.approx(1.15 * 2 * 8_030_261_248)
 
 
 @pytest.mark.parametrize(("free", "size"), [(80e9, "8B"), (16e9, "1.1B"), (2e9, "160M")])
