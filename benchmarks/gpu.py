@@ -110,9 +110,7 @@ def main() -> None:
     inputs = {m: activations(m, k, torch.bfloat16, False) for m in arguments.tokens}
     times = {"bf16": dict(zip(inputs, dense((n, k), list(inputs.values())), strict=True))}
     report(times, "bf16", None, {})
-    hot = {
-        m: [times["bf16"][m]] for m in inputs if m >= MANY
-    }
+    hot = {m: [times["bf16"][m]] for m in inputs if m >= MANY}
     makers = {
         "W4 g128 bf16": lambda: weight_only(quantize_tensor(w, bits=4, group_size=128), torch.bfloat16),
         "W4 g128 fp16": lambda: weight_only(quantize_tensor(w, bits=4, group_size=128), torch.float16),
