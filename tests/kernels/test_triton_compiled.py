@@ -19,7 +19,16 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'qkit
 
 DTYPES = ("float16", "bfloat16")
 GROUPS = (16, 32, 64, 128, 256, None)
-REGIONS = (1, 9, 17, 64, 128, 150, 300, 2048)  # numbers of tokens that are cut in ways of their own; 300 is two products
+REGIONS = (
+    1,
+    9,
+    17,
+    64,
+    128,
+    150,
+    300,
+    2048,
+)  # numbers of tokens that are cut in ways of their own; 300 is two products
 PRODUCTS = {  # the matrix instructions of the kernels for few tokens, and for many
     "sm_80": ({"mma.sync"}, {"mma.sync"}),
     "sm_89": ({"mma.sync"}, {"mma.sync"}),

@@ -1,0 +1,33 @@
+"""The kernels of lesson 09 compile for a card: the interpreter takes what a compiler may refuse."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed: pip install 'qkit[gpu]'")
+
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+@pytest.mark.parametrize(
+    "target", ["sm_90", *(pytest.param(t, marks=pytest.mark.exhaustive) for t in ("sm_80", "sm_100"))]
+)
+def test_the_lessons_kernels_and_the_exercises_compile_for_a_card(target):
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    paths = [str(SUPPORT), *filter(None, [environment.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    command = [sys.executable, str(SUPPORT / "compiled_lesson.py"), target]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {use["kernel"] for use in found} == {
+        *("add", "sign", "w4_one", "who_reads", "w4_many"),
+        *("token_scales", "w4_zeros", "w8a8_one"),
+    }
+    assert not [use for use in found if use["stack"]]
+    # a product of 16 rows: with wgmma, 64 rows high, Triton's own pipelining of a left operand in registers is a race
+    assert [use["products"] for use in found if use["kernel"] == "w4_many"] == [["mma.sync"]]
