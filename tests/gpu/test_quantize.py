@@ -20,7 +20,7 @@ from qkit.nn.layers import quantized_layers
 from qkit.numerics.mapping import choose_scale, value_range
 from schemes import every_scheme
 
-pytest.importorskip("transformers")
+pytest.importorskip("transformers", reason="transformers is not installed: pip install qkit")
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'qkit[gpu]'")
 if not torch.cuda.is_available():
     pytest.skip("no CUDA card is here", allow_module_level=True)
