@@ -5,14 +5,13 @@
 
 import pytest
 import torch
-from torch import nn
 
 from products import KINDS, random, weight
 from qkit import FP4, NF4, quantize_tensor
 from qkit.backends import torch as plain
 from qkit.methods.int8 import int8_rows
-from qkit.nn.int8_linear import Int8Linear
-from qkit.nn.qlinear import QLinear
+from qkit.numerics.activations import outlier_columns, quantize_activations_int8
+from qkit.numerics.qtensor import QTensor
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'qkit[gpu]'")
 if not torch.cuda.is_available():
@@ -103,34 +102,46 @@ def test_the_same_product_a_hundred_times_is_the_same():
         assert all(torch.equal(adapter.product(x, laid), first) for _ in range(100))
 
 
-def network(dtype):
-    w, bias = [random(512, 512, seed=i) / 20 for i in range(4)], [nn.Parameter(random(512)) for _ in range(2)]
-    layers = (
-        QLinear(quantize_tensor(w[0], bits=4, group_size=128), bias[0]),
-        nn.GELU(),
-        Int8Linear(int8_rows(w[1]), bias[1], threshold=6.0),
-        QLinear(quantize_tensor(w[2], NF4())),
-        Int8Linear(int8_rows(w[3]), None, "per-tensor", torch.tensor(0.03)),
-    )
-    return nn.Sequential(*layers).to("cuda").to(dtype)
+def large(rows, features, group, bits=4):
+    """A weight as models have them, made on the card."""
+    groups = 1 if group is None else features // group
+    codes = torch.randint(0, 2**bits, (rows, features), device="cuda")
+    scales = (torch.rand(rows, groups, device="cuda") + 0.5) / 100
+    return QTensor.from_codes(codes, scales.half(), bits, torch.randint(0, 2**bits, (rows, groups), device="cuda"))
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_network_is_one_graph_of_the_compiler_and_one_of_cuda(dtype):
-    net, x = network(dtype), torch.randn(3, 512, device="cuda", dtype=dtype)
-    expected = net(x)
-    assert torch.equal(torch.compile(net, fullgraph=True)(x), expected)
-    graph, held = torch.cuda.CUDAGraph(), x.clone()
-    with torch.cuda.graph(graph):
-        y = net(held)
-    for factor in (1, 3):  # more outliers, and the graph is the same
-        held.copy_(x * factor)
-        graph.replay()
-        assert torch.equal(y, net(x * factor))
-    layer = net[0]
-    parts = [getattr(layer, name) for name in layer.parts]
-    torch.library.opcheck(torch.ops.qkit.layer.default, (x, parts, layer.record, None, None, None, 0.0))
+@pytest.mark.parametrize("group", [32, 64, 128, None], ids=str)
+@pytest.mark.parametrize("shape", [(5120, 13824), (8192, 8192), (4096, 1024), (14336, 4096)], ids=str)
+def test_weights_as_large_as_those_of_models(shape, group):
+    """The relative error against float64 that the benchmark holds too."""
+    q = large(*shape, group)
+    w = q.dequantize().double()
+    for dtype, limit in ((torch.float16, 1e-3), (torch.bfloat16, 4e-3)):
+        laid = layout.laid(q, dtype)
+        for tokens in (1, 8, 16, 17, 64, 128, 300, 512, 1030):
+            x = torch.randn(tokens, shape[1], device="cuda").to(dtype)
+            y, expected = adapter.product(x, laid).double(), x.double() @ w.T
+            assert float((y - expected).norm() / expected.norm()) < limit, (tokens, dtype)
+            assert float(((y - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 2 * limit, (tokens, dtype)
+
+
+@pytest.mark.parametrize("shape", [(5120, 13824), (8192, 8192), (4096, 1024)], ids=str)
+def test_integers_as_large_as_those_of_models(shape):
+    q = int8_rows(torch.randn(*shape, device="cuda"))
+    exactly = q.dequantize().double()
+    laid = integer.lay(q)
+    for tokens in (1, 8, 16, 17, 64, 300, 1030):
+        for threshold in (0.0, 6.0):
+            x = torch.randn(tokens, shape[1], device="cuda").bfloat16()
+            x[:, 7:600:29] *= 30  # 21 outliers
+            y = torch.full((tokens, shape[0]), torch.nan, device="cuda")
+            integer.launch(x, laid, None, threshold, None, y, tiles.card(0))
+            wild = (
+                outlier_columns(x, threshold) if threshold else torch.zeros(shape[1], dtype=torch.bool, device="cuda")
+            )
+            codes, scales = quantize_activations_int8(x.masked_fill(wild, 0))
+            expected = codes.double() * scales.double() @ exactly.T + x.double()[:, wild] @ exactly.T[wild]
+            assert float((y.double() - expected).norm() / expected.norm()) < 1e-5, (tokens, threshold)
 
 
 def test_codes_are_those_of_the_cpu():
