@@ -34,7 +34,8 @@ def test_the_wheel_carries_every_module_the_kernels_the_model_and_the_lessons(wh
     model = {
         f"qkit/data/bookworm-14m/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md")
     }
-    assert modules | kernels | lessons | model | {"qkit/plots/page.html"} <= names
+    measured = {f"qkit/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "data" / "measured").rglob("*.json")}
+    assert modules | kernels | lessons | model | measured | {"qkit/plots/page.html"} <= names
     assert {name for name in names if name.endswith(".py") and not name.startswith("qkit/data/")} == modules | kernels
     assert not [name for name in names if name.startswith(("tests/", "data/", "kernels/"))]
 

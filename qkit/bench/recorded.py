@@ -1,7 +1,8 @@
 """Measurements that come with qkit, for readers who have not the card: microseconds of one layer, by format and tokens.
 
-They lie in `data/measured`, a file a machine and shape, as `python benchmarks/gpu.py --out` writes them. Each says on what, when
-and with which versions; how they were measured stands in `benchmarks/results`.
+They lie in `data/measured`, a file a machine and shape, as `python benchmarks/gpu.py --out` writes them, and whole models in
+`data/measured/models`, as `qkit bench gpu --model --out` does. Each says on what, when and with which versions; how they were
+measured stands in `benchmarks/results`.
 """
 
 import json
@@ -11,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qkit.bench.record import Roof, write_json
+from qkit.bench.record import GpuModelRecord, Roof, write_json
 from qkit.bench.roofline import Layer
 from qkit.text.resources import folder
 
@@ -101,11 +102,23 @@ def recorded(name: str) -> Recorded:
     Raises:
         ValueError: there is none of that name.
     """
-    place = folder("data") / PLACE
+    return Recorded.from_dict(_read(folder("data") / PLACE, name))
+
+
+def recorded_model(name: str) -> GpuModelRecord:
+    """The file `name` of `data/measured/models`, e.g. "h100-llama-8b".
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    return GpuModelRecord.from_dict(_read(folder("data") / PLACE / "models", name))
+
+
+def _read(place: Path, name: str) -> dict[str, Any]:
     names = sorted(path.stem for path in place.glob("*.json"))
     if name not in names:
         raise ValueError(f"{name!r} was not recorded; there are {', '.join(names)}")
-    return Recorded.from_dict(json.loads((place / f"{name}.json").read_text(encoding="utf-8")))
+    return json.loads((place / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def write(record: Recorded, path: Path) -> Path:

@@ -30,6 +30,19 @@ def test_every_file_says_on_what_when_and_with_what(name):
     assert set(record.floors) <= set(record.microseconds)
 
 
+def test_every_model_says_on_what_when_and_with_what():
+    names = sorted(path.stem for path in (folder("data") / "measured" / "models").glob("*.json"))
+    assert names
+    for name in names:
+        record = recorded.recorded_model(name)
+        assert {"card", "versions", "date"} <= set(record.machine) and record.machine["card"]["name"]
+        assert record.measurements[0].row == "BF16"
+        for one in record.measurements:
+            assert one.rate > 0 and one.held_bytes >= one.nbytes > one.head_bytes > 0, one.row
+    with pytest.raises(ValueError, match="'gpt' was not recorded; there are h100-llama-8b"):
+        recorded.recorded_model("gpt")
+
+
 def test_a_record_comes_back_from_its_file(tmp_path):
     recorded.write(RECORD, tmp_path / "one.json")
     assert Recorded.from_dict(json.loads((tmp_path / "one.json").read_text())) == RECORD
