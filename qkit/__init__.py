@@ -11,7 +11,7 @@
 from importlib import import_module
 
 from qkit.checkpoints.load import load
-from qkit.checkpoints.native import save
+from qkit.checkpoints.save import save
 from qkit.engine.quantize import quantize, quantize_tensor
 from qkit.engine.report import LayerReport, QuantizationReport
 from qkit.engine.scale_search import search_scales

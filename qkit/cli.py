@@ -1,4 +1,4 @@
-"""qkit on the command line: compare, quantize, eval, lab, bench."""
+"""qkit on the command line: compare, quantize, convert, eval, lab, bench."""
 
 import json
 import os
@@ -17,9 +17,12 @@ from rich.table import Table
 
 import qkit
 from qkit.checkpoints.files import check_folder, write_bytes
+from qkit.checkpoints.format import SaveReport
+from qkit.checkpoints.formats import FORMATS, format_named
 from qkit.engine.report import QuantizationReport
 from qkit.methods.registry import parse_scheme, spellings
 from qkit.methods.scheme import Scheme
+from qkit.nn.layers import quantized_layers
 from qkit.study.compare import ALL, TOUR
 from qkit.study.comparison import Comparison
 from qkit.text.resources import folder as resource_folder
@@ -126,6 +129,28 @@ def quantize(
         for warning in report.warnings:
             print(f"note: {warning}")
         print(f"\nsaved in {folder}; qkit.load({str(folder)!r}) brings it back")
+
+
+@app.command()
+def convert(
+    model: Annotated[
+        str, typer.Argument(help="A quantized model: a folder of any format that qkit reads, or a GGUF file.")
+    ],
+    folder: Annotated[Path, typer.Argument(help="Where to write it; for gguf a folder or the name of a file.")],
+    format: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}, or qkit.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a quantized model in a format that other libraries read: the same codes, nothing is quantized again."""
+    chosen = None if format == "qkit" else format_named(format).name
+    network, tokenizer = qkit.load(model)
+    if chosen is None:
+        report = SaveReport(qkit.save(network, folder, tokenizer), "qkit", len(quantized_layers(network)))
+    else:
+        report = qkit.save(network, folder, tokenizer, format=chosen)
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=1))
+    else:
+        print(repr(report))
 
 
 @app.command(name="eval")

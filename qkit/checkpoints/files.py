@@ -8,6 +8,7 @@ writes there. Two processes never share a draft, and none is removed whose owner
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import TypedDict
+
+from safetensors import SafetensorError
 
 from qkit.text.resources import expanded
 
@@ -112,6 +115,19 @@ def _in_the_way(path: Path) -> str:
 
 def _not_made(folder: Path, error: OSError) -> OSError:
     return OSError(error.errno, f"{folder} cannot be made ({error.strerror}); give a folder you may write")
+
+
+@contextmanager
+def in_words(folder: Path, kept: str) -> Iterator[None]:
+    """Say in one sentence that a folder could not be written, and what is `kept` of it; the kind of OSError stays."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = re.search(r"os error (\d+)", str(error))  # how safetensors tells it
+        number = int(number[1]) if number else getattr(error, "errno", None)
+        why = os.strerror(number) if number else line_of(error, 0)
+        message = f"{folder} could not be written ({why}); {kept}; make room, or give another"
+        raise (OSError(number, message) if number else OSError(message)) from error
 
 
 @contextmanager

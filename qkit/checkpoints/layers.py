@@ -12,6 +12,8 @@ from qkit.numerics.kinds import stored_from
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 COMPUTED_IN = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
+BESIDE = ("input_scale", "order")  # buffers of a layer that are no parts of its weight
+
 
 def layer_record(layer: QLinear) -> dict[str, Any]:
     """A quantized layer without its tensors; `layer_from` is the inverse."""
@@ -44,6 +46,7 @@ def layer_from(record: dict[str, Any], state: dict[str, Tensor], name: str) -> Q
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{part} of {name} hold NaN or infinity; quantize the layer again")
     q = stored_from(parts, meta)
-    if f"{name}.input_scale" in state:
-        settings = {**settings, "input_scale": state[f"{name}.input_scale"]}
-    return module(q, nn.Parameter(torch.empty(q.shape[0], device="meta")) if bias else None, dtype=dtype, **settings)
+    beside = {key: state[f"{name}.{key}"] for key in BESIDE if f"{name}.{key}" in state}
+    return module(
+        q, nn.Parameter(torch.empty(q.shape[0], device="meta")) if bias else None, dtype=dtype, **settings, **beside
+    )

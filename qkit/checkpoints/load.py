@@ -1,7 +1,6 @@
 """Models in: the embedded one, a folder, a hub id."""
 
 import os
-import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -10,25 +9,23 @@ import torch
 from torch import nn
 
 from qkit.checkpoints.files import check_sha256, line_of
+from qkit.checkpoints.folder import method_of
+from qkit.checkpoints.formats import FORMATS, format_of
 from qkit.checkpoints.manifest import NAME as MANIFEST
+from qkit.checkpoints.names import HARMLESS, some
 from qkit.checkpoints.native import load_checkpoint
-from qkit.checkpoints.tokenizer import load_tokenizer
+from qkit.checkpoints.tokenizer import has_tokenizer, load_tokenizer
 from qkit.text import resources
 
 EMBEDDED = {"bookworm-14m": "87817cfded41ecbd81ecb885458e45248d909912d179cf9c70a06c8a27b40b5b"}  # sha256 of the weights
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
-
-# Buffers of old checkpoints that newer classes compute: rotary frequencies, causal masks, positions.
-HARMLESS = re.compile(
-    r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|masked_bias|position_ids|(attn|attention)\.bias)$"
-)
 
 
 def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
     """Load a model and its tokenizer, ready to evaluate: float32 (or as `qkit.save` found it), on the CPU, in eval mode.
 
     Args:
-        name_or_path: "bookworm-14m", which comes with qkit; a folder that `qkit.save` or transformers wrote; or a hub id.
+        name_or_path: "bookworm-14m", which comes with qkit; a folder that `qkit.save` or transformers wrote,
+            or in which another library's quantized model lies (`qkit.checkpoints.formats`); a GGUF file; or a hub id.
 
     Returns:
         (model, tokenizer); the tokenizer is None for a folder that holds none.
@@ -45,7 +42,14 @@ def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
     folder = resources.expanded(name)
     if (folder / MANIFEST).is_file():
         return load_checkpoint(folder)
+    if (form := format_of(folder)) is not None:
+        return form.read(folder)
     if (folder / "config.json").is_file():
+        if (method := method_of(folder)) is not None:
+            raise ValueError(
+                f"folder {name!r} holds a model that was quantized by {method!r}; qkit reads {', '.join(FORMATS)}: load it "
+                f"with the library that wrote it, and hand it over in float"
+            )
         return _from_transformers(folder)
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         what = "holds neither qkit.json nor config.json" if folder.exists() else "does not exist"
@@ -101,8 +105,8 @@ def _from_transformers(source: Path | str) -> tuple[nn.Module, Any]:
         if bars:
             logging.enable_progress_bar()
     _check_complete(what, model, config, found)
-    has_tokenizer = not isinstance(source, Path) or any((source / file).exists() for file in TOKENIZER_FILES)
-    return model.eval(), load_tokenizer(source) if has_tokenizer else None
+    holds_one = not isinstance(source, Path) or has_tokenizer(source)
+    return model.eval(), load_tokenizer(source) if holds_one else None
 
 
 def _check_complete(what: str, model: nn.Module, config: Any, found: dict[str, Any]) -> None:
@@ -118,12 +122,12 @@ def _check_complete(what: str, model: nn.Module, config: Any, found: dict[str, A
         return
     if any(name.endswith(".packed") for name in left):
         raise ValueError(
-            f"{what} holds the codes of a quantized model ({_some(left)}), which save_pretrained writes and cannot read; "
+            f"{what} holds the codes of a quantized model ({some(left)}), which save_pretrained writes and cannot read; "
             f"use qkit.save"
         )
     shapes = [f"{name} ({tuple(has)} where the config says {tuple(wants)})" for name, has, wants in wrong]
     lists = {"missing are": missing, "left over are": left, "of another shape are": shapes}
-    complaints = ", ".join(f"{of} {_some(names)}" for of, names in lists.items() if names)
+    complaints = ", ".join(f"{of} {some(names)}" for of, names in lists.items() if names)
     made = (getattr(config, "architectures", None) or [type(model).__name__])[0]
     mend = (
         "copy or convert the model again"
@@ -131,7 +135,3 @@ def _check_complete(what: str, model: nn.Module, config: Any, found: dict[str, A
         else f"it holds a {made}: load it with transformers and hand the module to qkit.quantize"
     )
     raise ValueError(f"{what} is not a whole {type(model).__name__}: {complaints}; {mend}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)

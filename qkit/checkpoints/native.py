@@ -20,22 +20,19 @@ warn; so it says that there is no such file. Nothing is ever unpickled.
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qkit.checkpoints.files import DRAFT, alone, draft_folder, line_of, make_folder, publish, record_of
+from qkit.checkpoints.files import DRAFT, alone, draft_folder, in_words, line_of, make_folder, publish, record_of
 from qkit.checkpoints.layers import layer_from, layer_record
 from qkit.checkpoints.manifest import NAME, VERSION, check_files, file_records, read_manifest, remove_unnamed, seal
 from qkit.checkpoints.skeleton import parameters_without_memory
-from qkit.checkpoints.tensors import apart
+from qkit.checkpoints.tensors import apart, narrowest
 from qkit.checkpoints.tokenizer import load_tokenizer
 from qkit.model.surgery import swap
 from qkit.nn.layers import quantized_layers
@@ -59,17 +56,8 @@ def save(model: nn.Module, folder: str | os.PathLike, tokenizer=None) -> Path:
         ValueError: a model that `load` could not build again.
         OSError: the folder cannot be made or written; what was saved there before is still there.
     """
-    import transformers
-
+    check_savable(model, tokenizer)
     name = type(model).__name__
-    if getattr(transformers, name, None) is not type(model):
-        raise ValueError(
-            f"{name} is no class of transformers, so load could not build it again; save its state_dict instead"
-        )
-    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
-        raise TypeError(
-            f"tokenizer is a {type(tokenizer).__name__}; give one of transformers: model, tokenizer = qkit.load(name)"
-        )
     tensors, description = _describe(model)
     try:  # what load will do; what it could not do is better known now
         again = _skeleton(type(model), seal(description))
@@ -81,7 +69,7 @@ def save(model: nn.Module, folder: str | os.PathLike, tokenizer=None) -> Path:
             f"change what differs, or save its state_dict instead"
         ) from error
     folder = make_folder(folder)
-    with _in_words(folder), draft_folder(folder) as draft:
+    with in_words(folder, f"what {NAME} there names is whole"), draft_folder(folder) as draft:
         # Names are made of contents. Where somebody else is saving they are ours alone: nobody overwrites or removes them.
         mark = "" if alone(draft) else f"-{draft.name.removeprefix(DRAFT)}"
         placed: set[str] = set()
@@ -99,6 +87,25 @@ def save(model: nn.Module, folder: str | os.PathLike, tokenizer=None) -> Path:
         if alone(draft):
             remove_unnamed(folder)
     return folder
+
+
+def check_savable(model: nn.Module, tokenizer: Any) -> None:
+    """Refuse what no format could save: a model that is no class of transformers, a tokenizer that is none of its.
+
+    Raises:
+        ValueError, TypeError: in one sentence.
+    """
+    import transformers
+
+    name = type(model).__name__
+    if getattr(transformers, name, None) is not type(model):
+        raise ValueError(
+            f"{name} is no class of transformers, so load could not build it again; save its state_dict instead"
+        )
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise TypeError(
+            f"tokenizer is a {type(tokenizer).__name__}; give one of transformers: model, tokenizer = qkit.load(name)"
+        )
 
 
 def _describe(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -169,7 +176,7 @@ def _place_weights(
     for name, tensor in tensors.items():
         if name in description["tied"]:
             continue
-        stored[name] = tensor.detach() if name in codes else _narrowest(tensor.detach())
+        stored[name] = tensor.detach() if name in codes else narrowest(tensor.detach())
         if stored[name].dtype != tensor.dtype:
             description["widened"][name] = str(tensor.dtype).removeprefix("torch.")
     path = draft / "weights.safetensors"
@@ -203,31 +210,6 @@ def _copy_config(draft: Path) -> None:
         (draft / "config.json").write_text(_config(manifest).to_json_string(), encoding="utf-8")
         publish(draft / "config.json", folder / "config.json")
         copied = manifest
-
-
-@contextmanager
-def _in_words(folder: Path) -> Iterator[None]:
-    """Say in one sentence that a folder could not be written; the kind of OSError stays."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        number = re.search(r"os error (\d+)", str(error))  # how safetensors tells it
-        number = int(number[1]) if number else getattr(error, "errno", None)
-        why = os.strerror(number) if number else line_of(error, 0)
-        message = (
-            f"{folder} could not be written ({why}); what qkit.json there names is whole; make room, or give another"
-        )
-        raise (OSError(number, message) if number else OSError(message)) from error
-
-
-def _narrowest(tensor: Tensor) -> Tensor:
-    """`tensor` in a 16-bit float format that holds every one of its numbers exactly, if there is one."""
-    if tensor.dtype == torch.float32:
-        for dtype in (torch.float16, torch.bfloat16):
-            narrow = tensor.to(dtype)
-            if torch.equal(narrow.float(), tensor):
-                return narrow
-    return tensor
 
 
 def load_checkpoint(folder: Path) -> tuple[nn.Module, Any]:

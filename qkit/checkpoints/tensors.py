@@ -36,6 +36,16 @@ def apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
+def narrowest(tensor: Tensor) -> Tensor:
+    """`tensor` in a 16-bit float format that holds every one of its numbers exactly, if there is one."""
+    if tensor.dtype == torch.float32:
+        for dtype in (torch.float16, torch.bfloat16):
+            narrow = tensor.to(dtype)
+            if torch.equal(narrow.float(), tensor):
+                return narrow
+    return tensor
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], record: Any) -> None:
     """Write one file, whole or not at all. Its folder exists."""
     record, tensors = json.loads(json.dumps(record)), apart(tensors)

@@ -5,6 +5,13 @@ from typing import Any
 
 from qkit.checkpoints.files import line_of
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's files."""
+    return any((folder / file).exists() for file in TOKENIZER_FILES)
+
 
 def load_tokenizer(source: Path | str) -> Any:
     """The tokenizer of a folder or hub id. Code that comes with it is not run.

@@ -3,9 +3,11 @@
 from torch import nn
 
 from qkit.nn.int8_linear import Int8Linear
+from qkit.nn.permuted_linear import PermutedLinear
 from qkit.nn.qlinear import QLinear
 
-LAYERS: dict[str, type[QLinear]] = {cls.__name__: cls for cls in (QLinear, Int8Linear)}  # as saved records call them
+# As saved records call them
+LAYERS: dict[str, type[QLinear]] = {cls.__name__: cls for cls in (QLinear, Int8Linear, PermutedLinear)}
 
 
 def is_quantized(module: nn.Module) -> bool:

@@ -41,7 +41,6 @@ from qkit.model.facts import check_ids, why_no_text
 from qkit.model.hooks import evaluating
 from qkit.model.linear import weight_of
 from qkit.model.surgery import clone, set_parameter, swap
-from qkit.nn.int8_linear import Int8Linear
 from qkit.nn.layers import quantized_layers
 from qkit.nn.qlinear import QLinear
 from qkit.numerics.packing import pack
@@ -253,7 +252,7 @@ def _finished(layer: QLinear, tunable: _Tunable) -> QLinear:
 
 
 def _has_scales(layer: QLinear) -> bool:
-    return not isinstance(layer, Int8Linear) and layer.qtensor.table() is None
+    return type(layer) is QLinear and layer.qtensor.table() is None
 
 
 def _own_vectors(copy: nn.Module, tunables: set[nn.Module]) -> dict[str, nn.Parameter]:

@@ -1,0 +1,61 @@
+"""Models out: in qkit's own format, or in one that others read."""
+
+import os
+from pathlib import Path
+from typing import Any, overload
+
+from torch import nn
+
+from qkit.checkpoints import native
+from qkit.checkpoints.format import SaveReport
+from qkit.checkpoints.formats import FORMATS, check_layers, format_named
+from qkit.nn.layers import quantized_layers
+from qkit.text.resources import expanded
+
+
+@overload
+def save(model: nn.Module, folder: str | os.PathLike, tokenizer: Any = None, format: None = None) -> Path: ...
+
+
+@overload
+def save(model: nn.Module, folder: str | os.PathLike, tokenizer: Any = None, *, format: str) -> SaveReport: ...
+
+
+def save(
+    model: nn.Module, folder: str | os.PathLike, tokenizer: Any = None, format: str | None = None
+) -> Path | SaveReport:
+    """Save a model, so that `load` returns the same one; or so that another library loads it.
+
+    In qkit's own format every scheme, and unquantized models, come back bit for bit (`qkit.checkpoints.native`). In a
+    format of others the codes and scales go over as they are, nothing is quantized again; what the other side computes
+    differently is said in the report.
+
+    Args:
+        model: a transformers model.
+        folder: made if need be; for "gguf" a folder or the name of a file.
+        tokenizer: saved beside it.
+        format: None, or a name of `qkit.checkpoints.formats`: "gptq", "awq", "bitsandbytes", "compressed-tensors", "gguf".
+
+    Returns:
+        The folder; with a format a `SaveReport`, which is a path as well.
+
+    Raises:
+        ValueError: no such format; one that cannot hold a layer of the model (the sentence says which can); a model that
+            `load` could not build again. Nothing is written then.
+        OSError: the folder cannot be made or written.
+    """
+    if format is None:
+        for form in FORMATS.values():
+            if form.suffix and os.fspath(folder).endswith(form.suffix):
+                raise ValueError(
+                    f"{os.fspath(folder)!r} is the name of a {form.name} file and qkit's own format is a folder; "
+                    f"add format={form.name!r}, or give another name"
+                )
+        return native.save(model, folder, tokenizer)
+    form = format_named(format)
+    native.check_savable(model, tokenizer)
+    layers = quantized_layers(model)
+    check_layers(form, layers)
+    form.check(model, layers)
+    path = form.write(model, expanded(folder), tokenizer)
+    return SaveReport(path, form.name, len(layers), form.lost(layers))

@@ -1,0 +1,89 @@
+"""The door that all formats of others share: what is refused before anything is written, and what a folder says it is."""
+
+import json
+
+import pytest
+import torch
+
+import qkit
+from damage import refused
+from qkit.checkpoints.formats import FORMATS, format_of
+
+
+def whole_words(make_model, kind="llama"):
+    """A model every side of whose layers is a multiple of 32."""
+    sizes = {
+        "llama": {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16},
+        "gpt2": {"n_embd": 64, "n_inner": 96},
+        "opt": {"hidden_size": 64, "ffn_dim": 96, "word_embed_proj_dim": 64},
+    }
+    return make_model(kind, **sizes[kind])
+
+
+@pytest.fixture
+def words_model(make_model):
+    return whole_words(make_model)
+
+
+def test_an_unknown_format_and_what_is_not_quantized_are_refused(words_model, tmp_path):
+    with pytest.raises(ValueError, match=r"format='gptx' is not one of gptq.*leave it out for qkit's own"):
+        qkit.save(words_model, tmp_path / "out", format="gptx")
+    with pytest.raises(ValueError, match="no layer of this one is; quantize it first"):
+        qkit.save(words_model, tmp_path / "out", format="gptq")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scheme_that_a_format_does_not_hold_is_refused_with_those_that_do(words_model, tmp_path):
+    qkit.quantize(words_model, qkit.NF4())
+    match = r"'gptq' holds steps of .*q_proj has codes that are places in a table.*qkit's own \(leave format out\)"
+    with pytest.raises(ValueError, match=match):
+        qkit.save(words_model, tmp_path / "out", format="gptq")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_model_is_not_mixed_with_this_one(words_model, tmp_path):
+    qkit.quantize(words_model, qkit.RTN(4, 32, symmetric=True))
+    qkit.save(words_model, tmp_path)
+    with pytest.raises(ValueError, match=r"holds another model already \(qkit.json.*give a new folder"):
+        qkit.save(words_model, tmp_path, format="gptq")
+
+
+def test_a_report_is_a_path_and_says_what_is_lost(words_model, tmp_path):
+    qkit.quantize(words_model, qkit.RTN(4, 32, symmetric=True, activations="int8"))
+    report = qkit.save(words_model, tmp_path / "out", format="gptq")
+    assert report.layers == 14 and "14 layers round their inputs to INT8 here" in repr(report)
+    assert format_of(report.path) is FORMATS["gptq"]
+    qkit.load(report)
+
+
+def test_saving_again_replaces_the_model(words_model, make_model, tmp_path, ids, logits):
+    qkit.quantize(words_model, qkit.RTN(4, 32, symmetric=True))
+    qkit.save(words_model, tmp_path, format="gptq")
+    other = whole_words(make_model)
+    qkit.quantize(other, qkit.RTN(2, 16))
+    loaded, _ = qkit.load(qkit.save(other, tmp_path, format="gptq"))
+    assert torch.equal(logits(loaded, ids), logits(other, ids))
+
+
+def test_a_format_that_nobody_here_reads_is_named(words_model, tmp_path):
+    qkit.quantize(words_model, qkit.RTN(4, 32, symmetric=True))
+    qkit.save(words_model, tmp_path, format="gptq")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["quant_method"] = "hqq"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused(tmp_path, "quantized by 'hqq'; qkit reads gptq")
+
+
+def test_a_save_that_is_interrupted_leaves_no_folder_that_looks_whole(words_model, tmp_path, monkeypatch):
+    from qkit.checkpoints import folder
+
+    qkit.quantize(words_model, qkit.RTN(4, 32, symmetric=True))
+    qkit.save(words_model, tmp_path, format="gptq")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder, "publish", full)
+    with pytest.raises(OSError, match="could not be written"):
+        qkit.save(words_model, tmp_path, format="gptq")
+    refused(tmp_path, "holds neither qkit.json nor config.json")
