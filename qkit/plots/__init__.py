@@ -8,7 +8,15 @@ from qkit.plots.base import BLUE, BOUND, GREEN, GREY, METHOD_COLOURS, ORANGE, OR
 from qkit.plots.bitsandbytes import CodebookLevels, OutlierMap, codebook_levels, input_label, outlier_map
 from qkit.plots.choosing import LossAgainstBytes, layer_choices, loss_against_bytes
 from qkit.plots.gptq import CompensationPicture, against_chunks, compensation_picture
-from qkit.plots.kernels import WordPicture, on_rooflines, operand_fill, register_bits, times_by_tokens, written_by
+from qkit.plots.kernels import (
+    WordPicture,
+    on_rooflines,
+    operand_fill,
+    ratios_to_baseline,
+    register_bits,
+    times_by_tokens,
+    written_by,
+)
 from qkit.plots.smoothquant import Migration, migration
 from qkit.plots.steps import LayerOnRoofline, steps_on_roofline
 from qkit.plots.weights import (
@@ -78,6 +86,7 @@ __all__ = [
     "outlier_map",
     "output_error",
     "perplexity_against_bytes",
+    "ratios_to_baseline",
     "register_bits",
     "scale_at",
     "smooth_inputs",

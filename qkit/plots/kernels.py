@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, TwoSlopeNorm
 from matplotlib.ticker import NullLocator
 
 from qkit.bench.recorded import Recorded
@@ -269,6 +269,45 @@ def times_by_tokens(record: Recorded, names: Sequence[str]) -> Picture:
         f"Microseconds of a layer of {record.rows} x {record.features} on {record.machine} ({record.date}) against tokens, from "
         f"the fewest to the most: {spans}."
     )
+    return picture
+
+
+def ratios_to_baseline(records: Mapping[str, Recorded], names: Sequence[str]) -> Picture:
+    """The time of each of `names` over that of the baseline, by tokens: blue is faster, orange slower.
+
+    Its data: of each record its ratios, float64 [names, tokens], for the numbers of tokens that all of `names` have there.
+
+    Raises:
+        ValueError: a record lacks one of `names`.
+    """
+    for title, record in records.items():
+        if lacking := [name for name in names if name not in record.microseconds]:
+            raise ValueError(
+                f"{', '.join(lacking)} not in the record {title!r}, which has {', '.join(record.microseconds)}"
+            )
+    colours = LinearSegmentedColormap.from_list("faster to slower", [BLUE, "white", ORANGE])
+    with rc_context(STYLE):
+        picture = Picture(13, 1.5 + 0.4 * len(names))
+        said = []
+        for axes, (title, record) in zip(
+            picture.subplots(1, len(records), squeeze=False)[0], records.items(), strict=True
+        ):
+            tokens = sorted(set.intersection(*(set(record.microseconds[name]) for name in names)))
+            ratios = np.array([[record.ratio(name, m) for m in tokens] for name in names])
+            picture.data = {**picture.data, title: ratios}
+            axes.imshow(ratios, cmap=colours, norm=TwoSlopeNorm(1.0, 0.2, 2.5), aspect="auto")
+            for (y, x), ratio in np.ndenumerate(ratios):
+                axes.text(x, y, f"{ratio:.2f}", ha="center", va="center", fontsize=8.5)
+            axes.set_xticks(range(len(tokens)), [str(m) for m in tokens], fontsize=10)
+            axes.set_yticks(range(len(names)), names if not said else [""] * len(names), fontsize=10.5)
+            axes.grid(False)
+            axes.set_title(title, loc="left", fontsize=12)
+            axes.set_xlabel("tokens, M", fontsize=11)
+            said.append(
+                f"{title}: {int((ratios > 1).sum())} of {ratios.size} are slower than {record.baseline}, from {ratios.min():.2f} "
+                f"to {ratios.max():.2f} of its time"
+            )
+    picture.alt = f"Times over those of the plain product, of {', '.join(names)}. {'; '.join(said)}."
     return picture
 
 

@@ -97,6 +97,9 @@ FIGURES = {
     "times_by_tokens": lambda llama, ids: plots.times_by_tokens(
         recorded("h100-14336x4096"), ["bf16", "W4 g128 bf16", "gemlite W4 g128", "W8A8 dynamic bf16"]
     ),
+    "ratios_to_baseline": lambda llama, ids: plots.ratios_to_baseline(
+        {"one": recorded("h100-14336x4096"), "two": recorded("h200-14336x4096")}, ["W4 g128 bf16", "W8A8 dynamic bf16"]
+    ),
     "on_rooflines": lambda llama, ids: plots.on_rooflines(
         {"H100": (recorded("h100-14336x4096"), ["bf16"]), "CPU": (recorded("cpu-4096x4096"), ["torch fp32"])}
     ),

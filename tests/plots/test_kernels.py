@@ -112,6 +112,15 @@ def test_times_are_those_recorded_and_bounds_those_of_the_bytes_and_operations()
     assert "W4 g128 bf16 12 to 660" in picture.alt and "a card (2026-11-28)" in picture.alt
 
 
+def test_ratios_are_those_of_the_record_where_all_have_been_measured():
+    picture = plots.ratios_to_baseline({"a card": RECORD}, ["W4 g128 bf16", "W8A8 dynamic bf16"])
+    assert picture.data["a card"].tolist() == [[12 / 40, 660 / 600], [22 / 40, 400 / 600]]
+    assert {"0.30", "1.10", "0.55", "0.67"} <= {text.get_text() for text in picture.axes[0].texts}
+    assert "a card: 1 of 4 are slower than bf16, from 0.30 to 1.10 of its time" in picture.alt
+    with pytest.raises(ValueError, match="NF4 not in the record 'a card', which has bf16, "):
+        plots.ratios_to_baseline({"a card": RECORD}, ["W4 g128 bf16", "NF4"])
+
+
 def test_each_machine_has_its_roof_and_its_points():
     slow = Recorded(
         "slow", "2026-11-28", {}, 64, 64, "torch fp32", {"torch fp32": {1: 10.0, 8: 20.0}}, peaks=(3.0, 7.0)
