@@ -15,8 +15,8 @@ def gptq_columns(
 ) -> Tensor:
     """`qkit.backends.torch.gptq_columns`, with its blocks rounded by a kernel.
 
-    The product between blocks stays what it is there, in float64: a data center's card multiplies that on tensor cores (2 ms for
-    4096 x 4096 on an H100), and in float32, let alone TF32 with its 10 bits, the codes would no more be the CPU's.
+    The product between blocks stays what it is there, in float64: a data center's card multiplies that on tensor cores, and in
+    float32, let alone TF32 with its 10 bits, the codes would no more be the CPU's. (Other cards do float64 at 1/64 of the rate.)
     """
     return plain.gptq_columns(w, upper, group, scale, zero, q_max, regrid, round_block)
 
