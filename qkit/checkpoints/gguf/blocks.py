@@ -33,7 +33,7 @@ from torch import Tensor
 from qkit.numerics.qtensor import QTensor
 from qkit.numerics.stored import StoredWeight
 
-BLOCK = 32
+WEIGHTS = 32  # of a block
 
 
 def from_q4_0(raw: Tensor) -> QTensor:
@@ -69,7 +69,7 @@ def to_q4_1(q: QTensor) -> Tensor:
 
 def to_q8_0(q: QTensor) -> Tensor:
     """8 bits, symmetric -> blocks uint8 [out, 34 in / 32]."""
-    codes = (q.codes() ^ 128).reshape(q.shape[0], -1, BLOCK)
+    codes = (q.codes() ^ 128).reshape(q.shape[0], -1, WEIGHTS)
     return torch.cat([_bytes(_of_blocks(q.scales, q)), codes], -1).reshape(q.shape[0], -1)
 
 
@@ -82,39 +82,31 @@ def minimum(q: QTensor) -> Tensor:
     return q.offsets.float() if q.offsets is not None else -q.scales.float() * q.zeros()
 
 
-def block_type(stored: StoredWeight, name: str = "the weight") -> str:
-    """Which blocks hold a stored weight.
-
-    Raises:
-        ValueError: none does; the sentence says why, and what would fit.
-    """
-    holds = "GGUF holds 4 bits, and 8 bits symmetric, in groups of whole blocks of 32"
-    mend = (
-        "save it with format='qkit', or quantize with qkit.RTN(4, 32), qkit.GPTQ(4, 32) or qkit.RTN(8, symmetric=True)"
-    )
+def why_no_block(stored: StoredWeight) -> str | None:
+    """Why no block holds a weight, as the end of a sentence that begins with its name; None: `block_type` does."""
     if stored.kind != QTensor.kind:
-        raise ValueError(f"{name} has codes of a table (NF4, FP4), {holds}; {mend}")
+        return f"has codes that are places in a table ({stored!r})"
     q = cast(QTensor, stored)
-    if q.bits not in (4, 8) or (q.bits == 8 and not q.symmetric):
-        raise ValueError(f"{name} has {q.bits} bits{'' if q.symmetric else ' with zero points'}, {holds}; {mend}")
-    if q.shape[1] % BLOCK:
-        raise ValueError(
-            f"{name} has in_features={q.shape[1]}, no multiple of {BLOCK}, the length of a block of GGUF; leave it in "
-            f"float with exclude=, or save the model with format='qkit'"
-        )
-    if (q.shape[1] // q.row_groups) % BLOCK:
-        raise ValueError(f"{name} has groups of {q.shape[1] // q.row_groups}, {holds}; {mend}")
+    group = q.shape[1] // q.row_groups
+    if q.bits not in (4, 8):
+        return f"has {q.bits} bits"
+    if q.bits == 8 and not q.symmetric:
+        return "has 8 bits that are not symmetric (a block of 8 bits has no minimum)"
+    if q.shape[1] % WEIGHTS:
+        return f"has in_features={q.shape[1]}, no multiple of {WEIGHTS}, the length of a block (leave it in float with exclude=)"
+    if group % WEIGHTS:
+        return f"has groups of {group}, which are no whole blocks of {WEIGHTS}"
     if not torch.equal(q.scales.half().float(), q.scales.float()):
-        raise ValueError(
-            f"{name} has scales that float16 does not hold ({float(q.scales.min()):g} .. {float(q.scales.max()):g}), and a "
-            f"block of GGUF has no other; quantize it with scales of 16 bits, as qkit.RTN and qkit.GPTQ do unless told otherwise, or "
-            f"save the model with format='qkit'"
-        )
+        return "has scales that float16 does not hold exactly (schemes with INT8 activations, or scale_dtype='float32')"
     if not minimum(q).half().isfinite().all():
-        raise ValueError(
-            f"{name} has a minimum of {float(minimum(q).abs().max()):g}, float16 ends at 65504, and a block of GGUF has no "
-            f"other; leave the layer in float with exclude="
+        return (
+            f"has a minimum of {float(minimum(q).abs().max()):g}, and float16, in which a block has it, ends at 65504"
         )
+    return None
+
+
+def block_type(q: QTensor) -> str:
+    """Which blocks hold a weight that `why_no_block` lets through."""
     return "Q8_0" if q.bits == 8 else "Q4_0" if q.symmetric else "Q4_1"
 
 
@@ -132,7 +124,7 @@ def check_finite_blocks(q: QTensor, name: str) -> None:
 
 def _of_blocks(numbers: Tensor, q: QTensor) -> Tensor:
     """Numbers of groups [out or 1, groups] for each block, float16 [out, in / 32]."""
-    blocks = q.shape[1] // BLOCK
+    blocks = q.shape[1] // WEIGHTS
     return numbers.half().repeat_interleave(blocks // numbers.shape[1], 1).expand(q.shape[0], blocks)
 
 
@@ -153,5 +145,5 @@ def _from_halves(octets: Tensor) -> Tensor:
 
 def _to_halves(codes: Tensor) -> Tensor:
     """The inverse of `_from_halves`."""
-    low, high = codes.reshape(len(codes), -1, 2, BLOCK // 2).unbind(2)
+    low, high = codes.reshape(len(codes), -1, 2, WEIGHTS // 2).unbind(2)
     return low | high << 4

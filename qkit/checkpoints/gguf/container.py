@@ -17,6 +17,7 @@ codes of ours are the package's work.
 import mmap
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -245,7 +246,7 @@ def _tensors(cursor: _Cursor, count: int, alignment: Any) -> dict[str, Entry]:
             )
         tensors[name] = Entry(name, shape, number, start + offset, length)
     places = sorted(tensors.values(), key=lambda entry: entry.start)
-    for first, second in zip(places, places[1:], strict=False):
+    for first, second in pairwise(places):
         if first.start + first.length > second.start:
             raise ValueError(f"{first.name} and {second.name} of {path} lie on each other; {ALTERED}")
     return tensors

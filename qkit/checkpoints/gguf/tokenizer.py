@@ -82,6 +82,10 @@ def tokenizer_from(container: Container, vocabulary: int) -> Any:
     if len(types) != len(tokens):
         raise ValueError(f"{facts.path} has {len(types)} types of {len(tokens)} tokens; it was altered: copy it again")
     described = _byte_level(facts, tokens) if kind == "gpt2" else _sentence_piece(facts, tokens, types)
+    words = described["model"]["vocab"]
+    for token, type_ in zip(tokens, types, strict=True):
+        if type_ == UNUSED:  # what a converter fills an embedding up with that has more rows than there are tokens
+            del words[token]
     known = {ours: facts.get(f"tokenizer.ggml.{theirs}_token_id", int, None) for theirs, ours in SPECIAL.items()}
     special = {name: tokens[i] for name, i in known.items() if i is not None and 0 <= i < len(tokens)}
     described["added_tokens"] = [

@@ -3,15 +3,13 @@
 The package `gguf` writes the container.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from qkit.checkpoints.files import draft_folder, make_folder, publish
+from qkit.checkpoints.files import draft_folder, in_words, make_folder, publish
 from qkit.checkpoints.gguf.architecture import (
     FREQUENCIES,
     check_writable,
@@ -20,10 +18,9 @@ from qkit.checkpoints.gguf.architecture import (
     rotary_heads,
     to_pairs,
 )
-from qkit.checkpoints.gguf.blocks import TO, block_type, is_exact
+from qkit.checkpoints.gguf.blocks import TO, block_type
 from qkit.checkpoints.gguf.tokenizer import entries_of
 from qkit.nn.layers import quantized_layers
-from qkit.nn.qlinear import QLinear
 from qkit.numerics.mapping import check_finite
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7}  # what most of a file is, in `general.file_type`
@@ -38,36 +35,27 @@ class Written:
     data: Tensor
 
 
-def save_gguf(model: nn.Module, path: Path, tokenizer: Any = None) -> list[str]:
-    """Write a model as one file, whole or not at all, for llama.cpp and for `qkit.load`.
+def save_gguf(model: nn.Module, path: Path, tokenizer: Any = None) -> None:
+    """Write a model as one file, whole or not at all. Its quantized layers are such that blocks hold them (`why_no_block`).
 
-    Layers of 4 bits, and of 8 bits symmetric, keep their codes if their groups are whole blocks of 32; a layer of anything
-    else is refused. Parameters in float become F16, vectors F32. Nothing is written before all of this is known.
+    Parameters in float become F16, vectors F32. Nothing is written before everything is known.
 
     Args:
         model: a Llama, Mistral, Qwen2 or Qwen3 of transformers.
         path: the file; its folder is made if need be.
         tokenizer: of transformers; without one llama.cpp reads token ids only.
 
-    Returns:
-        What the file does not hold exactly, and what llama.cpp computes otherwise, a sentence each.
-
     Raises:
-        ValueError: another model or tokenizer, or a layer that no block of GGUF holds.
+        ValueError: another model or tokenizer.
         ImportError: the package `gguf` is not installed.
         OSError: the file cannot be written; what was there before is still there.
     """
-    try:
-        import gguf
-    except ImportError as error:
-        raise ImportError(
-            "GGUF files are written with the package gguf, which is not installed; pip install 'qkit[gguf]'"
-        ) from error
+    gguf = package()
     architecture = check_writable(model)
-    tensors, notes = _tensors(model)
+    tensors = _tensors(model)
     entries = {**_entries(model, architecture, tensors), **_words(tokenizer, model)}
     folder = make_folder(path.parent)
-    with draft_folder(folder) as draft:
+    with in_words(path, "what was there before is whole"), draft_folder(folder) as draft:
         writer = gguf.GGUFWriter(draft / path.name, architecture)
         try:
             for key, value in entries.items():
@@ -82,52 +70,42 @@ def save_gguf(model: nn.Module, path: Path, tokenizer: Any = None) -> list[str]:
         finally:
             writer.close()
         publish(draft / path.name, path)
-    return notes
 
 
-def _tensors(model: nn.Module) -> tuple[dict[str, Written], list[str]]:
-    """Every tensor of the file by its name there, and what is to be said about them."""
+def package() -> Any:
+    """The package `gguf`.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise ImportError(
+            "GGUF files are written with the package gguf, which is not installed; pip install 'qkit[gguf]'"
+        ) from error
+    return gguf
+
+
+def _tensors(model: nn.Module) -> dict[str, Written]:
+    """Every tensor of the file by its name there."""
     config: Any = model.config
     layers = quantized_layers(model)
-    kinds = {name: block_type(layer.qtensor, name) for name, layer in layers.items()}  # refuses, before any work
     own = {f"{name}.{part}" for name, layer in layers.items() for part in (*layer.parts, "weight", "input_scale")}
     tensors: dict[str, Written] = {}
-    rounded: list[str] = []
     for name, layer in layers.items():
-        stored: Any = layer.qtensor
-        raw = TO[kinds[name]](stored)
-        tensors[_name(f"{name}.weight", model)] = Written(kinds[name], _in_order(raw, f"{name}.weight", config))
-        if not is_exact(stored):
-            rounded.append(name)
-    floats = []
-    head = "lm_head.weight"
+        q: Any = layer.qtensor
+        raw = TO[block_type(q)](q.to("cpu"))
+        tensors[_name(f"{name}.weight", model)] = Written(block_type(q), _in_order(raw, f"{name}.weight", config))
+    tied = config.tie_word_embeddings and "lm_head" not in layers
     for name, parameter in model.state_dict().items():
-        if name in own or (name == head and config.tie_word_embeddings and "lm_head" not in layers):
-            continue
-        written, exact = _float(parameter, name)
-        tensors[_name(name, model)] = Written(written.type, _in_order(written.data, name, config))
-        floats += [] if exact else [name]
+        if name not in own and not (name == "lm_head.weight" and tied):
+            written = _float(parameter, name)
+            tensors[_name(name, model)] = Written(written.type, _in_order(written.data, name, config))
     if (rope := config.rope_parameters).get("rope_type") == "llama3":
         divisors = llama3_divisors(rope["rope_theta"], _head_dim(config), rope["factor"])
         tensors[FREQUENCIES] = Written("F32", divisors)
-    return tensors, _notes(layers, rounded, floats)
-
-
-def _notes(layers: dict[str, QLinear], rounded: list[str], floats: list[str]) -> list[str]:
-    notes = []
-    if rounded:
-        notes.append(
-            f"{len(rounded)} layers have zero points; their minima -s z are rounded to float16 ({rounded[0]}, ...)"
-        )
-    if floats:
-        notes.append(f"{len(floats)} parameters in float are rounded to F16 ({floats[0]}, ...)")
-    if layers:
-        notes.append(
-            "llama.cpp rounds activations to 8 bits in blocks of 32, so its logits differ where the weights do not"
-        )
-    if any(layer.activations for layer in layers.values()):
-        notes.append("how qkit rounds activations (per token or per tensor, outliers apart) is not in the file")
-    return notes
+    return tensors
 
 
 def _name(name: str, model: nn.Module) -> str:
@@ -144,16 +122,16 @@ def _in_order(data: Tensor, name: str, config: Any) -> Tensor:
     return data if heads is None else data[to_pairs(len(data), heads)]
 
 
-def _float(parameter: Tensor, name: str) -> tuple[Written, bool]:
-    """A parameter as F32 (a vector, or what F16 cannot reach) or F16, and whether that is exact."""
+def _float(parameter: Tensor, name: str) -> Written:
+    """A parameter as F32 (a vector, or what F16 cannot reach) or F16."""
     if parameter.is_meta:
         raise ValueError(f"{name} has no numbers, it is on the device meta; load all of the model into memory first")
     check_finite(parameter, name)
     full = parameter.detach().float().cpu()
     half = full.half()
     if full.dim() < 2 or not half.isfinite().all():
-        return Written("F32", full), True
-    return Written("F16", half), torch.equal(half.float(), full)
+        return Written("F32", full)
+    return Written("F16", half)
 
 
 def _head_dim(config: Any) -> int:
@@ -186,7 +164,7 @@ def _entries(model: nn.Module, architecture: str, tensors: dict[str, Written]) -
     }
     return {
         "general.type": "model",
-        "general.name": os.path.basename(config._name_or_path or "") or type(model).__name__,
+        "general.name": Path(config._name_or_path or "").name or type(model).__name__,
         "general.file_type": FILE_TYPES[max(set(types), key=types.count)] if types else 1,
         "general.quantization_version": QUANTIZATION_VERSION,
         **{f"{architecture}.{key}": value for key, value in own.items()},

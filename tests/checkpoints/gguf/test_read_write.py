@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from qkit import GPTQ, NF4, RTN, W8A8, QLinear, quantize
+from qkit import GPTQ, NF4, RTN, W8A8, QLinear, load, quantize, save
 from qkit.checkpoints.gguf.architecture import gguf_name, llama3_divisors, to_halves, to_pairs
 from qkit.checkpoints.gguf.blocks import block_type
 from qkit.checkpoints.gguf.container import open_container
@@ -69,8 +69,7 @@ def test_what_was_written_comes_back(kind, changes, scheme, make_model, ids, log
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.data = parameter.data.half().float()
-    notes = save_gguf(model, tmp_path / "model.gguf")
-    assert not any("rounded to" in note for note in notes)  # everything is exact
+    save_gguf(model, tmp_path / "model.gguf")
     again, tokenizer = load_gguf(tmp_path / "model.gguf")
     assert tokenizer is None
     assert torch.equal(logits(again, ids), logits(model, ids))
@@ -104,10 +103,10 @@ def test_zero_points_are_rounded_to_minima_and_it_is_said(make_model, ids, logit
     pytest.importorskip("gguf", reason="gguf is not installed: pip install qkit[gguf]")
     model = make_model("llama", **SIZES)
     quantize(model, GPTQ(4, 32), calibration=ids)
-    notes = save_gguf(model, tmp_path / "model.gguf")
-    assert any("14 layers have zero points; their minima -s z are rounded to float16" in note for note in notes)
-    assert any("parameters in float are rounded to F16" in note for note in notes)
-    again, _ = load_gguf(tmp_path / "model.gguf")
+    report = save(model, tmp_path / "out", format="gguf")
+    assert report.path == tmp_path / "out" / "model.gguf" and report.layers == 14
+    assert "14 layers have zero points; their minima -s z are rounded to float16 there" in report.notes
+    again, _ = load(tmp_path / "out")
     error = (logits(again, ids) - logits(model, ids)).norm() / logits(model, ids).norm()
     assert 0 < error < 2e-3
     for name, layer in quantized_layers(again).items():
@@ -117,7 +116,7 @@ def test_zero_points_are_rounded_to_minima_and_it_is_said(make_model, ids, logit
 @pytest.mark.parametrize(
     ("change", "scheme", "why"),
     [
-        ({}, NF4(), "q_proj has codes of a table"),
+        ({}, NF4(), "q_proj has codes that are places in a table"),
         ({}, RTN(3, 32), "q_proj has 3 bits"),
         ({}, W8A8(), "q_proj has scales that float16 does not hold"),
         ({"intermediate_size": 100}, RTN(4, None, symmetric=True), "down_proj has in_features=100, no multiple of 32"),
@@ -131,7 +130,7 @@ def test_what_llama_cpp_cannot_hold_is_refused_and_nothing_is_written(change, sc
     if scheme is not None:
         quantize(model, scheme)
     with pytest.raises(ValueError, match=why) as caught:
-        save_gguf(model, tmp_path / "there" / "model.gguf")
+        save(model, tmp_path / "there" / "model.gguf", format="gguf")
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
@@ -142,13 +141,13 @@ def test_other_models_are_refused_by_name(make_model, tmp_path):
         ("mistral", {"sliding_window": 16}, "sliding_window=16"),
     ):
         with pytest.raises(ValueError, match=why):
-            save_gguf(make_model(kind, **changes), tmp_path / "model.gguf")
+            save(make_model(kind, **changes), tmp_path / "model.gguf", format="gguf")
 
 
 def test_without_the_package_nothing_is_written_and_it_is_said(make_model, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     with pytest.raises(ImportError, match=r"pip install 'qkit\[gguf\]'"):
-        save_gguf(make_model("llama", **SIZES), tmp_path / "model.gguf")
+        save(make_model("llama", **SIZES), tmp_path / "model.gguf", format="gguf")
     assert not list(tmp_path.iterdir())
 
 
@@ -242,3 +241,44 @@ def test_names_and_rows():
     assert gguf_name("model.layers.0.self_attn.rotary_emb.inv_freq") is None
     assert to_pairs(8, 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
     assert torch.equal(torch.arange(48)[to_pairs(48, 4)][to_halves(48, 4)], torch.arange(48))
+
+
+def test_a_file_is_known_by_its_name_its_beginning_or_its_folder(make_model, tmp_path):
+    pytest.importorskip("gguf", reason="gguf is not installed: pip install qkit[gguf]")
+    model = make_model("llama", **SIZES)
+    quantize(model, SYMMETRIC)
+    path = save(model, tmp_path / "model.gguf", format="gguf").path
+    other = path.rename(tmp_path / "blob")
+    for place in (other, path.parent / "folder" / "model.gguf", path.parent / "folder"):
+        place.parent.mkdir(exist_ok=True)
+        if not place.exists():
+            place.write_bytes(other.read_bytes())
+        assert len(quantized_layers(load(place)[0])) == 14
+    with pytest.raises(ValueError, match="cannot be read"):
+        load(tmp_path / "missing.gguf")
+    (tmp_path / "text.gguf").write_text("no model")
+    with pytest.raises(ValueError, match="does not begin with the letters GGUF"):
+        load(tmp_path / "text.gguf")
+    with pytest.raises(ValueError, match="add format='gguf'"):
+        save(model, tmp_path / "model.gguf")
+    with pytest.raises(ValueError, match=r"format 'gguf' holds 4 bits.*down_proj has codes that are places in a table"):
+        mixed = make_model("llama", **SIZES)
+        quantize(mixed, {"*.down_proj": NF4(), "*": SYMMETRIC})
+        save(mixed, path, format="gguf")
+
+
+def test_a_file_that_cannot_be_written_leaves_the_one_before(make_model, tmp_path, monkeypatch):
+    pytest.importorskip("gguf", reason="gguf is not installed: pip install qkit[gguf]")
+    from qkit.checkpoints.gguf import write
+
+    model = make_model("llama", **SIZES)
+    path = save(model, tmp_path / "model.gguf", format="gguf").path
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(write, "publish", full)
+    with pytest.raises(OSError, match="could not be written"):
+        save(model, path, format="gguf")
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
