@@ -75,6 +75,7 @@ def test_without_the_package_codes_are_read_and_what_needs_it_is_said(tiny, monk
 
 @pytest.mark.parametrize("length", [0, 3, 4, 8, 20, 24, 30, 100, 1000, 9000, 40_000, 134_000])
 def test_a_file_that_ends_early_is_refused(tiny, length):
+    pytest.importorskip("gguf", reason="gguf is not installed: pip install qkit[gguf]")
     path, raw = tiny
     path.write_bytes(raw[:length])
     refused(path, "cut or altered|does not begin with the letters GGUF")
@@ -97,6 +98,7 @@ def test_other_versions_and_the_other_order_of_bytes_are_refused(tiny):
 
 
 def test_a_number_that_is_none_is_named(tiny):
+    pytest.importorskip("gguf", reason="gguf is not installed: pip install qkit[gguf]")
     path, raw = tiny
     container = open_container(path)
     for name, octets in (
