@@ -108,6 +108,22 @@ def test_integers_times_integers(shape, static, threshold):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("threshold", [0.0, 1.5])
+def test_tokens_too_long_for_the_registers_are_read_in_turns(threshold, monkeypatch):
+    q, x, bias = int8_rows(random(20, 390)), random(3, 390).half(), random(20)
+    x[1, 200], x[2, 389] = torch.nan, torch.inf
+    for tokens in (x, x[:1]):
+        found = []
+        for width in (512, 64):
+            monkeypatch.setattr(integer, "WHOLE", width)
+            monkeypatch.setattr(integer, "SPLIT", width)
+            found.append(poisoned(len(tokens), 20, dtype=torch.float32))
+            integer.launch(tokens, integer.lay(q), None, threshold, bias, found[-1], CARD)
+        assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0].isnan(), found[1].isnan())
+        assert found[0][0].isfinite().all() and not found[0][1:].isfinite().any()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_what_no_code_can_say_comes_out_as_nan():
     q, x = int8_rows(random(20, 130)), random(3, 130).half()
     x[0, 1], x[1, 5] = torch.nan, torch.inf

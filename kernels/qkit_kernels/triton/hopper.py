@@ -33,6 +33,7 @@ from qkit_kernels.triton.words import quarter, table_bytes, values
 
 WARPS = 4  # of a group, which has 64 rows of the weight
 REGISTERS = 168  # a thread, before the groups take those that the producer gives back: 65536 among 384, in eights
+copy_in = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared  # its name up to Triton 3.7
 
 
 @gluon.constexpr_function
@@ -172,20 +173,20 @@ def produce(
                 + (words2_desc.block_type.nbytes if C else 0)
                 + (grid_desc.block_type.nbytes * (2 if OFFSET else 1) if SPAN else 0),
             )
-            tma.async_copy_global_to_shared(words0_desc, [n * 16, block * (32 * A)], ready, words0.index(stage))
+            copy_in(words0_desc, [n * 16, block * (32 * A)], ready, words0.index(stage))
             if B:
-                tma.async_copy_global_to_shared(words1_desc, [n * 16, block * (32 * B)], ready, words1.index(stage))
+                copy_in(words1_desc, [n * 16, block * (32 * B)], ready, words1.index(stage))
             if C:
-                tma.async_copy_global_to_shared(words2_desc, [n * 16, block * (32 * C)], ready, words2.index(stage))
+                copy_in(words2_desc, [n * 16, block * (32 * C)], ready, words2.index(stage))
             if SPAN:
                 at = block // SPAN * (8 * S)
-                tma.async_copy_global_to_shared(grid_desc, [n * 16, at], ready, grids.index(stage))
+                copy_in(grid_desc, [n * 16, at], ready, grids.index(stage))
                 if OFFSET:
-                    tma.async_copy_global_to_shared(off_desc, [n * 16, at], ready, offs.index(stage))
+                    copy_in(off_desc, [n * 16, at], ready, offs.index(stage))
             gdc_wait()  # x was put in order by the kernel before, which may still run
-            tma.async_copy_global_to_shared(x_desc, [token, block * 128], ready, xs.index(stage))
+            copy_in(x_desc, [token, block * 128], ready, xs.index(stage))
             if MORE:
-                tma.async_copy_global_to_shared(more_desc, [token + BM, block * 128], ready, mores.index(stage))
+                copy_in(more_desc, [token + BM, block * 128], ready, mores.index(stage))
             step += 1
 
 

@@ -25,31 +25,52 @@ def rounded(x, scale):
 
 
 @triton.jit
+def step_of(largest, bad, scale_ptr, STATIC: tl.constexpr):
+    """What one step of a token's codes is worth: to divide by, and to say."""
+    if STATIC:
+        scale = tl.load(scale_ptr)
+    else:
+        scale = tl.math.div_rn(largest, 127.0)
+        scale = tl.where(scale > 0, scale, 1.0)
+    return scale, tl.where(bad > 0, float("nan"), scale)
+
+
+@triton.jit
+def unsayable(x, STATIC: tl.constexpr):
+    """1 where a token holds what a code cannot say, else 0."""
+    if STATIC:
+        return tl.max((x != x).to(tl.int32), 0)
+    else:
+        return tl.max((tl.abs(x) < float("inf")).to(tl.int32) ^ 1, 0)
+
+
+@triton.jit
 def quantize_tokens(
     x_ptr, codes_ptr, token_scale_ptr, scale_ptr, K, KP, stride_xm,
-    STATIC: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr,
+    STATIC: tl.constexpr, WIDTH: tl.constexpr, TURNS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One token: codes int8 [M, KP] with zeros behind K, and its scale float32 [M]; NaN where a code could not say it.
 
     Args:
         x_ptr: [M, K].
         scale_ptr: float32 [1], with STATIC.
-        WIDTH: a power of two, at least KP.
+        WIDTH: columns at a time, a power of two; TURNS of them are at least KP. A token of one turn stays in registers.
     """
     if EARLY:
         gdc_launch_dependents()
     m, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
-    x = tl.load(x_ptr + m * stride_xm + k, mask=k < K, other=0.0).to(tl.float32)
-    if STATIC:
-        bad = tl.max((x != x).to(tl.int32), 0)
-        scale = tl.load(scale_ptr)
-    else:
-        size = tl.abs(x)
-        bad = tl.max((size < float("inf")).to(tl.int32) ^ 1, 0)
-        scale = tl.math.div_rn(tl.max(size, 0), 127.0)
-        scale = tl.where(scale > 0, scale, 1.0)
-    tl.store(codes_ptr + m * KP + k, rounded(x, scale), mask=k < KP)
-    tl.store(token_scale_ptr + m, tl.where(bad > 0, float("nan"), scale))
+    largest, bad = 0.0, 0
+    for turn in tl.static_range(TURNS):
+        at = turn * WIDTH + k
+        x = tl.load(x_ptr + m * stride_xm + at, mask=at < K, other=0.0).to(tl.float32)
+        largest, bad = tl.maximum(largest, tl.max(tl.abs(x), 0)), bad | unsayable(x, STATIC)
+    scale, said = step_of(largest, bad, scale_ptr, STATIC)
+    for turn in tl.static_range(TURNS):
+        at = turn * WIDTH + k
+        if TURNS > 1:
+            x = tl.load(x_ptr + m * stride_xm + at, mask=at < K, other=0.0).to(tl.float32)
+        tl.store(codes_ptr + m * KP + at, rounded(x, scale), mask=at < KP)
+    tl.store(token_scale_ptr + m, said)
 
 
 @triton.jit
@@ -70,45 +91,54 @@ def outlier_columns(
 
 
 @triton.jit
+def outlying(x_ptr, flags_ptr, m, k, K, stride_xm, threshold, stretches, EARLY: tl.constexpr):
+    """Columns k of a token as they are, and 1 where one is an outlier, by its own size or by the flags of all stretches."""
+    raw = tl.load(x_ptr + m * stride_xm + k, mask=k < K, other=0.0)
+    if stretches == 0:
+        out = (tl.abs(raw.to(tl.float32)) >= threshold).to(tl.int32)
+    else:
+        if EARLY:
+            gdc_wait()
+        out = k * 0
+        for stretch in tl.range(0, stretches):
+            out |= tl.load(flags_ptr + stretch * K + k, mask=k < K, other=0).to(tl.int32)
+    return raw, out
+
+
+@triton.jit
 def split_tokens(
     x_ptr, flags_ptr, codes_ptr, token_scale_ptr, scale_ptr, wild_ptr, columns_ptr, count_ptr, K, KP, stride_xm, threshold,
-    stretches, STATIC: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr,
+    stretches, STATIC: tl.constexpr, WIDTH: tl.constexpr, TURNS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """`quantize_tokens` of the columns that are no outliers; those that are, one after another, into wild [M, K].
 
     A running sum over the flags gives each outlier its place, the same in every program. The first program writes which
-    columns they are, int32 [K], and how many, int32 [1]. Without FLAGGED there is one token, which
-    needs no flags.
+    columns they are, int32 [K], and how many, int32 [1]. Without stretches there is one token, which needs no flags.
     """
     if EARLY:
         gdc_launch_dependents()
     m, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
-    raw = tl.load(x_ptr + m * stride_xm + k, mask=k < K, other=0.0)
-    x = raw.to(tl.float32)
-    if stretches == 0:
-        out = (tl.abs(x) >= threshold).to(tl.int32)
-    else:
-        if EARLY:
-            gdc_wait()
-        out = tl.zeros((WIDTH,), tl.int32)
-        for stretch in tl.range(0, stretches):
-            out |= tl.load(flags_ptr + stretch * K + k, mask=k < K, other=0).to(tl.int32)
-    place = tl.cumsum(out, 0) - 1
-    x = tl.where(out > 0, 0.0, x)
-    if STATIC:
-        bad = tl.max((x != x).to(tl.int32), 0)
-        scale = tl.load(scale_ptr)
-    else:
-        size = tl.abs(x)
-        bad = tl.max((size < float("inf")).to(tl.int32) ^ 1, 0)
-        scale = tl.math.div_rn(tl.max(size, 0), 127.0)
-        scale = tl.where(scale > 0, scale, 1.0)
-    tl.store(codes_ptr + m * KP + k, rounded(x, scale), mask=k < KP)
-    tl.store(token_scale_ptr + m, tl.where(bad > 0, float("nan"), scale))
-    tl.store(wild_ptr + m * K + place, raw, mask=out > 0)
+    largest, bad = 0.0, 0
+    for turn in tl.static_range(TURNS):
+        raw, out = outlying(x_ptr, flags_ptr, m, turn * WIDTH + k, K, stride_xm, threshold, stretches, EARLY)
+        x = tl.where(out > 0, 0.0, raw.to(tl.float32))
+        largest, bad = tl.maximum(largest, tl.max(tl.abs(x), 0)), bad | unsayable(x, STATIC)
+    scale, said = step_of(largest, bad, scale_ptr, STATIC)
+    count = 0
+    for turn in tl.static_range(TURNS):
+        at = turn * WIDTH + k
+        if TURNS > 1:
+            raw, out = outlying(x_ptr, flags_ptr, m, at, K, stride_xm, threshold, stretches, EARLY)
+            x = tl.where(out > 0, 0.0, raw.to(tl.float32))
+        place = count + tl.cumsum(out, 0) - 1
+        tl.store(codes_ptr + m * KP + at, rounded(x, scale), mask=at < KP)
+        tl.store(wild_ptr + m * K + place, raw, mask=out > 0)
+        if m == 0:
+            tl.store(columns_ptr + place, at, mask=out > 0)
+        count += tl.sum(out, 0)
+    tl.store(token_scale_ptr + m, said)
     if m == 0:
-        tl.store(columns_ptr + place, k, mask=out > 0)
-        tl.store(count_ptr, tl.sum(out, 0))
+        tl.store(count_ptr, count)
 
 
 @triton.jit

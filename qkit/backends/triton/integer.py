@@ -20,6 +20,10 @@ from qkit.numerics.qtensor import QTensor
 from qkit_kernels.triton import integer as kernels
 
 STRETCHES = 8  # of tokens that look for outliers together, at most: each token reads what all of them found
+WHOLE, SPLIT = (
+    16384,
+    8192,
+)  # columns of a token that the registers of eight warps hold; those with outliers take more room
 ROOM = 64  # outliers that are gathered side by side; more are fetched one by one
 
 
@@ -64,10 +68,11 @@ def launch(
     new, early = {"device": x.device}, card.early
     codes = torch.empty(tokens, filled, dtype=torch.int8, **new)
     scales = torch.empty(tokens, dtype=torch.float32, **new)
-    width, static = triton.next_power_of_2(filled), input_scale is not None
-    warps = min(16, max(8, width // 1024))  # of a program that has one token
+    static = input_scale is not None
     fixed = input_scale if static else scales
     wild = columns = count = gathered = codes  # pointers that nobody reads
+    width = min(triton.next_power_of_2(filled), SPLIT if threshold else WHOLE)
+    turns = triton.cdiv(filled, width)
     if threshold:
         wild = torch.empty(tokens, features, dtype=x.dtype, **new)
         columns, count = (torch.empty(n, dtype=torch.int32, **new) for n in (features, 1))
@@ -81,12 +86,12 @@ def launch(
             )
         kernels.split_tokens[(tokens,)](
             x, flags, codes, scales, fixed, wild, columns, count, features, filled, x.stride(0), limit, stretches,
-            STATIC=static, WIDTH=width, EARLY=early, num_warps=warps, **begins(early and tokens > 1),
+            STATIC=static, WIDTH=width, TURNS=turns, EARLY=early, num_warps=8, **begins(early and tokens > 1),
         )  # fmt: skip
     else:
         kernels.quantize_tokens[(tokens,)](
             x, codes, scales, fixed, features, filled, x.stride(0),
-            STATIC=static, WIDTH=width, EARLY=early, num_warps=warps,
+            STATIC=static, WIDTH=width, TURNS=turns, EARLY=early, num_warps=8,
         )  # fmt: skip
     shift = weight.rows if bias is None else bias.contiguous()
     if tokens <= tiles.TOKENS:
