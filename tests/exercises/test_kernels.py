@@ -129,7 +129,7 @@ def test_a_wrong_kernel_is_told_what_is_wrong(name, old, new, words, tmp_path):
         assert verdict.passed is False and words in verdict.message
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("name", thinned(NAMES, ("09.1", "09.4")))
 def test_of_all_small_changes_only_those_pass_that_change_no_result(name, tmp_path):
     alive, count = [], 0
