@@ -26,7 +26,7 @@ def test_the_lessons_kernels_and_the_exercises_compile_for_a_card(target):
     assert done.returncode == 0, done.stderr[-2000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert {use["kernel"] for use in found} == {
-        *("add", "sign", "w4_one", "who_reads", "w4_many"),
+        *("add", "sign", "w4_one", "who_reads", "squares", "w4_many"),
         *("token_scales", "w4_zeros", "w8a8_one"),
     }
     assert not [use for use in found if use["stack"]]
