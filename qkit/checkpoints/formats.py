@@ -5,9 +5,10 @@ from pathlib import Path
 from qkit.checkpoints.format import Format
 from qkit.checkpoints.gguf.form import GGUFFormat
 from qkit.checkpoints.gptq import GPTQFormat
+from qkit.checkpoints.onnx import ONNXFormat
 from qkit.nn.qlinear import QLinear
 
-FORMATS: dict[str, Format] = {form.name: form for form in (GPTQFormat(), GGUFFormat())}
+FORMATS: dict[str, Format] = {form.name: form for form in (GPTQFormat(), GGUFFormat(), ONNXFormat())}
 
 
 def format_named(name: str) -> Format:

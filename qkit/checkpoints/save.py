@@ -34,7 +34,8 @@ def save(
         model: a transformers model.
         folder: made if need be; for "gguf" a folder or the name of a file.
         tokenizer: saved beside it.
-        format: None, or a name of `qkit.checkpoints.formats`: "gptq", "awq", "bitsandbytes", "compressed-tensors", "gguf".
+        format: None, or a name of `qkit.checkpoints.formats`: "gptq", "awq", "bitsandbytes", "compressed-tensors", "gguf",
+            "onnx".
 
     Returns:
         The folder; with a format a `SaveReport`, which is a path as well.
