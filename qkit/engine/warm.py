@@ -1,11 +1,17 @@
-"""Kernels are compiled when they first run: here they run once on next to nothing, before a clock starts."""
+"""Kernels are compiled when they first run: here they run once on next to nothing, before a clock starts. On a GPU they can be
+tried with several tiles too, of which the fastest are kept for good.
+"""
 
 import torch
+from torch import nn
 
 from qkit import ops
+from qkit.dispatch import missing
 from qkit.engine.plan import Plan, schemes_of
 from qkit.engine.solve import solve_layer
 from qkit.methods.statistics import WANTS, InputStatistics
+from qkit.nn.int8_linear import Int8Linear
+from qkit.nn.qlinear import QLinear
 
 FEATURES = 256
 OUTPUTS = (16, 512)  # few numbers are worked on by one thread, many by all
@@ -29,3 +35,37 @@ def warm_up(plan: Plan) -> None:
             solved.q.codes()
             for tokens in TOKENS:
                 solved.layer(x[:tokens])
+
+
+def tune_tiles(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Try the tiles that may be good for the weights of a model on its GPU, and keep the fastest for good; seconds a shape.
+
+    They are taken from then on by all that runs on such a card (`qkit.backends.triton.tuning`); results may differ in their last
+    bit, since other tiles add up in another order. INT8 products have one table, and are not tried.
+
+    Args:
+        dtype: of the activations, float16 or bfloat16.
+
+    Returns:
+        how many shapes were tried.
+
+    Raises:
+        ValueError: no Triton, or no weight on a GPU.
+    """
+    if why := missing("qkit.backends.triton.clock"):
+        raise ValueError(
+            f"tiles are those of Triton's kernels, which cannot be imported ({why}); pip install 'qkit[gpu]'"
+        )
+    from qkit.backends.triton import clock, layout
+
+    layers = [m for m in model.modules() if isinstance(m, QLinear) and not isinstance(m, Int8Linear)]
+    weights = {repr(layer.qtensor): layer.qtensor for layer in layers if layer.packed.is_cuda}
+    weights = {name: q for name, q in weights.items() if layout.fits(q)}
+    if not weights or dtype not in layout.KIND:
+        raise ValueError(
+            f"no weight of this model is on a GPU in a form that has kernels for {dtype}; quantize it, move it with .to('cuda'), "
+            "and name torch.float16 or torch.bfloat16"
+        )
+    for q in weights.values():
+        clock.tune(q, dtype)
+    return len(weights)

@@ -97,6 +97,14 @@ def every_cut():
     yield from integers(tokens)
 
 
+def everything_that_is_tried():
+    """The tiles that `tuning` tries, of a weight that takes little and of one that takes much."""
+    for i, job in enumerate(floats(tokens=(8, 16, 32, 64, 128, 256), dtypes=DTYPES[:1])):
+        yield {**job, "tried": True, "dtype": DTYPES[i % 2]}
+    for job in floats("offsets", 8, 32, (16, 64, 256), DTYPES[1:]):
+        yield {**job, "tried": True}
+
+
 def compiled(target, jobs):
     """What the kernels take that a card would be given for these jobs."""
     script = Path(__file__).parents[1] / "support" / "compiled.py"
@@ -139,7 +147,7 @@ def test_one_launch_of_each_kernel_for(target):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("jobs", [every_weight, every_cut], ids=lambda jobs: jobs.__name__)
+@pytest.mark.parametrize("jobs", [every_weight, every_cut, everything_that_is_tried], ids=lambda jobs: jobs.__name__)
 @pytest.mark.parametrize("target", PRODUCTS)
 def test_every_launch_that_the_table_can_ask_for(target, jobs):
     check(target, compiled(target, jobs()))

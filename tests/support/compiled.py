@@ -113,7 +113,14 @@ def run(job: dict[str, Any]) -> None:
     shape, dtype = tuple(job["shape"]), DTYPES[job["dtype"]]
     x = torch.empty(job["tokens"], shape[1], dtype=dtype, device="meta")
     if job["kind"] != "integers":
-        linear.product(x, layout.lay(weight(job["kind"], job["bits"], shape, job["group"]), dtype))
+        laid = layout.lay(weight(job["kind"], job["bits"], shape, job["group"]), dtype)
+        if job.get("tried"):  # every tile that `tuning` would try
+            for cut in tiles.candidates(job["tokens"], laid, tiles.card(0)):
+                linear.launch(
+                    x, laid, torch.empty(job["tokens"], shape[0], dtype=dtype, device="meta"), cut, tiles.card(0)
+                )
+        else:
+            linear.product(x, laid)
         return
     codes = torch.empty(shape[0], -(-shape[1] // 128) * 128, dtype=torch.int8, device="meta")
     laid = integer.Bytes(codes, torch.empty(shape[0], device="meta"))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qkit.backends import torch as plain
-from qkit.backends.triton import hopper, tiles
+from qkit.backends.triton import hopper, tiles, tuning
 from qkit.backends.triton.arguments import TOGETHER, aligned, begins, constants, pointers, sizes
 from qkit.backends.triton.layout import BLOCK, KIND, Laid, fits, laid
 from qkit.backends.triton.new_enough import TensorDescriptor, triton
@@ -78,7 +78,7 @@ def most(card: tiles.Card) -> int:
         return tiles.TOKENS + 1
     if card.small_tiles:
         return MOST // 4
-    return MOST + MOST // 4 if card.major == 9 else MOST
+    return MOST + MOST // 4 if card.hopper else MOST
 
 
 def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
@@ -90,18 +90,29 @@ def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
     if len(x) >= most(card):
         return torch.mm(x, floats(weight, card.ptx).T, out=y)
     x = aligned(x)
-    if len(x) <= tiles.TOKENS:
-        few(x, weight, y, tiles.few(weight.shape[0], weight.blocks, card.units, len(x)), card.ptx, card.narrow)
+    if (cut := tuning.chosen(len(x), weight, card)) is not None:
+        launch(x, weight, y, cut, card)
+    elif len(x) <= tiles.TOKENS:
+        launch(x, weight, y, tiles.few(weight.shape[0], weight.blocks, card.units, len(x)), card)
     elif (cut := tiles.hopper(len(x), weight, card)) is not None:
-        hopper.many(x, weight, y, cut)
+        launch(x, weight, y, cut, card)
     else:
         # A last tile of 256 tokens, at most half full, costs as much as a full one: what is left over is a product of its own
         over = len(x) % 256 if len(x) > 256 and len(x) % 256 <= 128 else 0
         for part, out in zip(x.split([len(x) - over, over]), y.split([len(x) - over, over]), strict=True):
             if len(part):
-                cut = tiles.many(len(part), weight, card)
-                many(part, weight, out, cut, card.ptx, card.ptx and card.major == 9, card.early)
+                launch(part, weight, out, tiles.many(len(part), weight, card), card)
     return y
+
+
+def launch(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Few | tiles.Many | tiles.Hopper, card: tiles.Card) -> None:
+    """y [M, N] of aligned x by the kernel that is cut so."""
+    if isinstance(cut, tiles.Few):
+        few(x, weight, y, cut, card.ptx, card.narrow)
+    elif isinstance(cut, tiles.Hopper):
+        hopper.many(x, weight, y, cut)
+    else:
+        many(x, weight, y, cut, card.ptx, card.hopper, card.early)
 
 
 def linear(x: Tensor, q: StoredWeight, activations: Activations | None) -> Tensor:

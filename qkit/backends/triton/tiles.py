@@ -1,5 +1,7 @@
 """How the work is cut for a card: a small table, with reasons, by numbers of tokens, rows and blocks and the card's size."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -19,12 +21,14 @@ class Card:
         shared: bytes of shared memory that one program may have.
         major: the first number of its compute capability; 9 is Hopper.
         ptx: it speaks PTX; others (AMD) are given the kernels' plain twins.
+        name: what it calls itself.
     """
 
     units: int
     shared: int
     major: int
     ptx: bool = True
+    name: str = ""
 
     @property
     def tensor_cores(self) -> bool:
@@ -43,6 +47,11 @@ class Card:
         return self.major not in (9, 10)
 
     @property
+    def hopper(self) -> bool:
+        """Whether it has `wgmma`, which no other has."""
+        return self.ptx and self.major == 9
+
+    @property
     def early(self) -> bool:
         """Whether a kernel may begin while the one before it still runs."""
         return self.ptx and self.major >= 9
@@ -59,7 +68,7 @@ def card(device: int) -> Card:
     found = torch.cuda.get_device_properties(device)
     ptx = torch.version.hip is None
     shared = found.shared_memory_per_block_optin if ptx else found.shared_memory_per_block
-    return Card(found.multi_processor_count, shared, found.major, ptx)
+    return Card(found.multi_processor_count, shared, found.major, ptx, found.name)
 
 
 @dataclass(frozen=True)
@@ -133,10 +142,17 @@ def hopper(tokens: int, weight: Laid, card: Card) -> Hopper | None:
 
     A program's time is the time of a block of columns times its blocks, in as many rounds as the tiles need on the card.
     """
-    if not (card.ptx and card.major == 9) or weight.grid.shape[2] == 8:
+    if not card.hopper or weight.grid.shape[2] == 8:
         return None
+    rows = -(-weight.shape[0] // 128)
+    rounds = -(-rows * -(-tokens // 256) // card.units)
+    least, best = min(_hopper_cuts(tokens, weight, card), key=lambda cut: cut[0], default=(math.inf, None))
+    return best if least < rounds * weight.blocks * _MANY_BLOCK else None
+
+
+def _hopper_cuts(tokens: int, weight: Laid, card: Card) -> Iterator[tuple[float, Hopper]]:
+    """What can be launched, and how long it takes by `_HOPPER`."""
     rows, blocks = -(-weight.shape[0] // 128), weight.blocks
-    best, least = None, -(-rows * -(-tokens // 256) // card.units) * blocks * _MANY_BLOCK
     for bm, more, stages, in_turns, block in _HOPPER:
         room = (card.shared - 2048) // (256 * (bm + more) + 2048 * weight.bits + _grid_bytes(weight, 128))
         work = rows * -(-tokens // (bm + more))
@@ -144,9 +160,33 @@ def hopper(tokens: int, weight: Laid, card: Card) -> Hopper | None:
             if (parts > 1 and (2 * parts > blocks or work * parts > card.units)) or room < 2:
                 continue
             time = -(-work // card.units) * -(-blocks // parts) * block + (_ADD_UP if parts > 1 else 0)
-            if time < least:
-                best, least = Hopper(bm, more, min(stages, room), in_turns, card.units, parts), time
-    return best
+            yield time, Hopper(bm, more, min(stages, room), in_turns, card.units, parts)
+
+
+def candidates(tokens: int, weight: Laid, card: Card) -> list[Few | Many | Hopper]:
+    """What may be tried for up to 256 tokens; what the table says comes first (`tuning`)."""
+    rows, blocks = weight.shape[0], weight.blocks
+    if tokens <= TOKENS:
+        found: list[Few | Many | Hopper] = [few(rows, blocks, card.units, tokens)]
+        for warps in (4, 8, 16):
+            stretches = -(-blocks // warps)
+            turns = (-(-stretches // unrolled) for unrolled in (4, 8))
+            found += [Few(warps, 1, -(-stretches // n), n) for n in turns if warps <= blocks]
+    else:
+        by_table = many(tokens, weight, card)
+        found = [hopper(tokens, weight, card) or by_table, by_table]
+        table = _MANY_SMALL_TILES if card.small_tiles else _MANY
+        found += [
+            Many(*cut, parts)
+            for _, cut in table
+            for parts in (1, 2, 4)
+            if 2 * parts <= max(2, blocks)
+            and cut[1] < 2 * tokens
+            and _shared(weight, cut[0], cut[1], cut[3]) <= card.shared
+        ]
+        if card.hopper and weight.grid.shape[2] < 8:
+            found += [cut for _, cut in _hopper_cuts(tokens, weight, card)]
+    return list(dict.fromkeys(found))
 
 
 # Tokens of a tile, and more of them; stages; in turns; microseconds of one block of 128 rows by 128 columns on an H100, W4
