@@ -79,7 +79,7 @@ def test_numbers_of_tokens_that_change_compile_once_or_twice():
     net_compiled = torch.compile(
         net, fullgraph=True, dynamic=True, backend=lambda module, _: compiled.append(1) or module
     )
-    for tokens in (5, 1, 3, 16, 17, 40, 300, 1030):
+    for tokens in (5, 1, 3, 16, 17, 40, 300, 1300):
         assert torch.equal(net_compiled(inputs(tokens)), net(inputs(tokens)))
     assert len(compiled) <= 3  # one token is a case of its own
 
@@ -104,15 +104,15 @@ def test_graphs_that_the_compiler_records_before_anything_else_ran():
 
 @torch.no_grad()
 def test_what_is_not_laid_out_yet_cannot_be_recorded():
-    layer = network()[0]
+    layer, x = network()[0], inputs(3)
     with pytest.raises(RuntimeError, match="run the model once before"), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        layer(inputs(3))
+        layer(x)
     torch.cuda.synchronize()
-    assert layer(inputs(3)).isfinite().all()
+    assert layer(x).isfinite().all()
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("tokens", [1, 12, 100, 300, 1100])
+@pytest.mark.parametrize("tokens", [1, 12, 100, 300, 1300])
 def test_a_graph_sees_a_weight_that_was_written_into_once_it_is_used_outside(tokens):
     net, other, x = network(), network(seed=50), inputs(tokens)
     net(x)
@@ -166,7 +166,7 @@ def test_the_memory_of_what_was_laid_out_comes_back_with_the_weight():
 def test_autocast_vmap_and_derivatives():
     net, x = network(), inputs(6)
     y = net(x.clone().requires_grad_())
-    assert torch.equal(y.detach(), net(x).detach())
+    assert (y - net(x)).norm() <= 0.01 * y.norm()  # a bias that the kernel adds itself is rounded once less
     y.float().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
     layer = net[0]
@@ -219,7 +219,7 @@ def test_several_threads_with_streams_of_their_own_lay_out_and_multiply():
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one card is here")
 def test_a_card_that_is_not_the_current_one():
     x, net = inputs(5), network()
-    for tokens in (5, 40, 1100):
+    for tokens in (5, 40, 1300):
         x = inputs(tokens)
         expected = net(x)
         assert torch.cuda.current_device() == 0
@@ -245,7 +245,7 @@ def test_what_is_on_the_host_is_refused():
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("tokens", [3, 20, 200, 1030])
+@pytest.mark.parametrize("tokens", [3, 20, 200, 1300])
 def test_what_is_no_number_stays_none_and_in_its_token(tokens, dtype):
     for q in (
         weight(4, 130, 1184, 32, "zero points"),
