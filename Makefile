@@ -14,7 +14,7 @@ LESSONS := $(wildcard lessons/*.ipynb)
 # lesson's kernel. What one process compiles, the others read from Numba's cache.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-all test-exhaustive test-oldest test-browser test-peers test-gpu bench lab lessons claims docs lint clean
+.PHONY: demo test test-all test-exhaustive test-oldest test-browser test-peers test-gpu bench lab lessons html claims docs lint clean
 
 demo: .venv/installed
 	$(BIN)/qkit compare bookworm-14m --out out
@@ -59,6 +59,10 @@ lessons: .venv/installed-lab
 	$(BIN)/python -m jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.store_widget_state=False \
 		--ExecutePreprocessor.record_timing=False $(LESSONS)
 	$(BIN)/python tests/support/claims.py
+
+# The lessons as pages that need nothing from a network, as they are stored: out/lessons.
+html: .venv/installed-lab
+	$(BIN)/python -m qkit.plots.lesson_page lessons out/lessons
 
 # The ledger of claims, lessons/claims.md, from the cells' metadata.
 claims: .venv/created

@@ -1,0 +1,40 @@
+"""Lessons as pages: formulas become pictures, code does not, and nothing is fetched."""
+
+import base64
+import json
+import re
+
+import pytest
+
+from qkit.plots.lesson_page import formula, lesson_page, main, with_pictures
+
+
+def test_a_formula_is_a_picture_with_its_tex_as_its_text():
+    made = formula(r"y = \sum_k x_k < \text{all}")
+    assert made.startswith('<img alt="y = \\sum_k x_k &lt; \\text{all}" src="data:image/svg+xml;base64,')
+    svg = base64.b64decode(re.search('base64,([^"]+)', made)[1]).decode()
+    assert "<svg" in svg and "<path" in svg and "http://cdn" not in svg
+    assert formula("x") == formula("x")
+
+
+def test_formulas_are_replaced_and_code_and_prices_are_not():
+    text = with_pictures("In `$8` and $x$:\n\n$$\\frac{a}{b}$$\n\nfor 5 \\$ each, `$11`.")
+    assert text.count("data:image/svg+xml") == 2 and "`$8`" in text and "`$11`" in text and "5 \\$ each" in text
+    assert text.count('style="text-align: center"') == 1
+
+
+def test_what_cannot_be_set_is_refused():
+    with pytest.raises(ValueError, match=r"the formula .* cannot be set"):
+        formula(r"\begin{matrix} a \end{matrix}")
+
+
+def test_a_shelf_becomes_pages_that_fetch_nothing(tmp_path, capsys):
+    cells = [{"cell_type": "markdown", "id": "a", "metadata": {}, "source": "# One\n\n$$x^2$$"}]
+    (tmp_path / "one.ipynb").write_text(
+        json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    )
+    main(str(tmp_path), str(tmp_path / "pages"))
+    page = (tmp_path / "pages" / "one.html").read_text()
+    assert page == lesson_page(tmp_path / "one.ipynb") and "one.html" in capsys.readouterr().out
+    assert "$$" not in page.split("<body")[1] and page.count('src="data:image/svg+xml;base64') == 1
+    assert not re.search(r"<script[^>]*src=", page)
