@@ -74,7 +74,7 @@ def floats(weight: Laid, ptx: bool = True) -> Tensor:
 
 def most(card: tiles.Card) -> int:
     """Tokens from which the weight is made floats first: fewer where small tiles make it floats again and again."""
-    if not card.tensor_cores:
+    if not card.tensor_cores or (card.small_tiles and not card.ptx):  # AMD's RDNA spills in all tiles of `many`
         return tiles.TOKENS + 1
     if card.small_tiles:
         return MOST // 4
