@@ -143,6 +143,8 @@ class FolderFormat(Format):
             parts = {part: state.pop(key) for part, key in present.items() if part != "bias"}
             biased = module._parameters.get("bias") is not None
             bias = nn.Parameter(torch.empty(shape_of(module)[0], device="meta")) if biased else None
+            if not biased and "bias" in present and not state[present["bias"]].any():
+                del state[present["bias"]]  # AutoGPTQ gave every layer one, of zeros
             try:
                 layers[name] = self.layer(parts, bias, shape_of(module), quantization, name)
             except ValueError as error:
@@ -206,7 +208,7 @@ def skeleton(folder: Path, config: dict[str, Any]) -> nn.Module:
     except Exception as error:  # whatever transformers makes of a field that is missing or altered
         raise ValueError(
             f"{folder} holds no causal language model that this transformers knows: {CONFIG} says "
-            f"model_type={config.get('model_type')!r} ({line_of(error, 0)}); {MEND}"
+            f"model_type={config.get('model_type')!r} ({line_of(error, -1)}); {MEND}"
         ) from error
     wanted = (config.get("architectures") or [cls.__name__])[0]
     if wanted != cls.__name__:
@@ -337,6 +339,22 @@ def float_tensors(model: nn.Module, layers: dict[str, QLinear]) -> dict[str, Ten
         seen.add(id(tensor))
         result[name] = tensor
     return result
+
+
+def check_no_conv1d(model: nn.Module, layers: dict[str, QLinear], form: Format) -> None:
+    """Refuse layers that took the place of a Conv1D, where the other side's loader replaces Linear layers alone.
+
+    Raises:
+        ValueError: naming the layer.
+    """
+    with parameters_without_memory():
+        plain = type(model)(cast(Any, model).config)
+    for name in layers:
+        if not isinstance(plain.get_submodule(name), nn.Linear):
+            raise ValueError(
+                f"format {form.name!r} is read into Linear layers, and {name} of a {type(model).__name__} is a Conv1D, which "
+                f"transformers leaves alone there; bitsandbytes and gptq hold those, and so does qkit's own (leave format out)"
+            )
 
 
 def check_free(folder: Path) -> None:

@@ -2,13 +2,26 @@
 
 from pathlib import Path
 
+from qkit.checkpoints.awq import AWQFormat
+from qkit.checkpoints.bitsandbytes import BitsAndBytesFormat
+from qkit.checkpoints.compressed_tensors import CompressedTensorsFormat
 from qkit.checkpoints.format import Format
 from qkit.checkpoints.gguf.form import GGUFFormat
 from qkit.checkpoints.gptq import GPTQFormat
 from qkit.checkpoints.onnx import ONNXFormat
 from qkit.nn.qlinear import QLinear
 
-FORMATS: dict[str, Format] = {form.name: form for form in (GPTQFormat(), GGUFFormat(), ONNXFormat())}
+FORMATS: dict[str, Format] = {
+    form.name: form
+    for form in (
+        GPTQFormat(),
+        AWQFormat(),
+        BitsAndBytesFormat(),
+        CompressedTensorsFormat(),
+        GGUFFormat(),
+        ONNXFormat(),
+    )
+}
 
 
 def format_named(name: str) -> Format:

@@ -17,6 +17,7 @@ say version 1 and hold the zero points of version 2 are about: where they say sy
 they are that.
 """
 
+import re
 from typing import Any, ClassVar
 
 import torch
@@ -75,7 +76,10 @@ class GPTQFormat(FolderFormat):
         """Version 1 where all is symmetric, else version 2."""
         symmetric = all(steps(layer).symmetric for layer in layers.values())
         version = "gptq" if symmetric else "gptq_v2"
-        skipped = {"dynamic": {f"-:^{name.replace('.', chr(92) + '.')}$": {} for name in left}} if left else {}
+        skipped: dict[str, Any] = {}
+        if left:  # transformers heeds the one field, GPTQModel itself the other
+            skipped["modules_in_block_to_quantize"] = [list(layers)]
+            skipped["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in left}
         return {
             "quant_method": "gptq",
             "bits": next(iter(layers.values())).bits,
