@@ -204,7 +204,7 @@ def skeleton(folder: Path, config: dict[str, Any]) -> nn.Module:
     kept = {key: value for key, value in config.items() if key not in ("quantization_config", "dtype", "torch_dtype")}
     try:
         made = AutoConfig.for_model(kept.pop("model_type"), **kept)
-        cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(made)]
+        cls = cast(Any, MODEL_FOR_CAUSAL_LM_MAPPING)[type(made)]
     except Exception as error:  # whatever transformers makes of a field that is missing or altered
         raise ValueError(
             f"{folder} holds no causal language model that this transformers knows: {CONFIG} says "

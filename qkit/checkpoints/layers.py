@@ -46,7 +46,7 @@ def layer_from(record: dict[str, Any], state: dict[str, Tensor], name: str) -> Q
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{part} of {name} hold NaN or infinity; quantize the layer again")
     q = stored_from(parts, meta)
-    beside = {key: state[f"{name}.{key}"] for key in BESIDE if f"{name}.{key}" in state}
+    beside: dict[str, Any] = {key: state[f"{name}.{key}"] for key in BESIDE if f"{name}.{key}" in state}
     return module(
         q, nn.Parameter(torch.empty(q.shape[0], device="meta")) if bias else None, dtype=dtype, **settings, **beside
     )

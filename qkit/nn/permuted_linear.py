@@ -22,6 +22,8 @@ class PermutedLinear(QLinear):
         dtype: as for `QLinear`.
     """
 
+    order: Tensor
+
     def __init__(
         self,
         q: StoredWeight,

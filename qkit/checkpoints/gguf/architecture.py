@@ -10,7 +10,7 @@ paired in llama.cpp as they are in transformers, and nothing is moved.
 
 import math
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -267,7 +267,7 @@ def check_writable(model: Any) -> str:
     Raises:
         ValueError: none does.
     """
-    name, config = type(model).__name__, getattr(model, "config", None)
+    name, config = type(model).__name__, cast(Any, getattr(model, "config", None))
     if name not in ARCHITECTURE_OF:
         raise ValueError(
             f"{name} has no counterpart here, qkit writes GGUF of {', '.join(ARCHITECTURE_OF)}; save it with format='qkit'"

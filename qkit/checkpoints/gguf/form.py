@@ -11,6 +11,7 @@ from qkit.checkpoints.gguf.blocks import is_exact, why_no_block
 from qkit.checkpoints.gguf.container import MAGIC
 from qkit.checkpoints.gguf.read import load_gguf
 from qkit.checkpoints.gguf.write import package, save_gguf
+from qkit.checkpoints.steps import steps
 from qkit.nn.qlinear import QLinear
 
 FILE = "model.gguf"  # in a folder
@@ -45,7 +46,7 @@ class GGUFFormat(Format):
 
     def lost(self, layers: dict[str, QLinear]) -> tuple[str, ...]:
         """Minima, activations, floats."""
-        rounded = [name for name, layer in layers.items() if not is_exact(layer.qtensor)]
+        rounded = [name for name, layer in layers.items() if not is_exact(steps(layer))]
         own = sum(layer.activations is not None for layer in layers.values())
         return (
             *(
