@@ -40,7 +40,7 @@ OLDER = ("sm_75",)  # Triton does not reach their tensor cores
 # Bytes of the stack that a kernel may have: a few addresses or factors that wait there for the end of the loop, or for its next
 # turn (on an H100 looked at in the machine code). What spills in earnest has hundreds.
 WAITING = 64
-AMD = {"gfx90a": 0, "gfx942": 0, "gfx1100": 80}  # registers that may spill: RDNA's do in `many_integers`
+AMD = ("gfx90a", "gfx942", "gfx1100")
 
 
 def floats(kind="zero points", bits=4, group=128, tokens=REGIONS, dtypes=DTYPES, shape=(4096, 4096)):
@@ -122,7 +122,7 @@ def wrong(target, usage):
     few, many = kernel in ("few", "few_integers"), kernel in ("many", "many_hopper", "many_integers")
     if usage["shared"] > usage["room"]:
         yield "shared memory"
-    if usage.get("stack", 0) > WAITING or usage.get("vgpr_spill_count", 0) > AMD.get(target, 0):
+    if usage.get("stack", 0) > WAITING or usage.get("vgpr_spill_count", 0):
         yield "spills"
     if target in PRODUCTS and (few or many) and not products >= PRODUCTS[target][many]:
         yield "no product on tensor cores"

@@ -270,6 +270,6 @@ _INTEGERS = (
     (2**62, Integers(128, 256, 128, 8, 4, False)),
 )
 _INTEGERS_SMALL_TILES = (
-    (32, Integers(32, 64, 64, 4, 4, True)),
-    (2**62, Integers(64, 128, 64, 8, 3, True)),
+    (32, Integers(32, 64, 32, 4, 4, True)),
+    (2**62, Integers(64, 128, 32, 8, 3, True)),
 )
