@@ -10,6 +10,7 @@
 
 from importlib import import_module
 
+from qkit import integrations
 from qkit.checkpoints.load import load
 from qkit.checkpoints.save import save
 from qkit.engine.quantize import quantize, quantize_tensor
@@ -42,6 +43,8 @@ from qkit.train.own_text import own_text
 from qkit.train.tune import tune
 
 __version__ = "0.1.0"
+
+integrations.register()
 
 __all__ = [
     "AWQ",

@@ -11,6 +11,7 @@ from torch import nn
 from qkit.checkpoints.files import check_sha256, line_of
 from qkit.checkpoints.folder import method_of
 from qkit.checkpoints.formats import FORMATS, format_of
+from qkit.checkpoints.hub import METHOD
 from qkit.checkpoints.manifest import NAME as MANIFEST
 from qkit.checkpoints.names import HARMLESS, some
 from qkit.checkpoints.native import load_checkpoint
@@ -50,7 +51,9 @@ def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
     if (form := format_of(folder)) is not None:
         return form.read(folder)
     if (folder / "config.json").is_file():
-        if (method := method_of(folder)) is not None:
+        if (method := method_of(folder)) == METHOD:
+            return _from_transformers(folder, "auto")  # which asks qkit.integrations.transformers
+        if method is not None:
             raise ValueError(
                 f"folder {name!r} holds a model that was quantized by {method!r}; qkit reads {', '.join(FORMATS)}: load it "
                 f"with the library that wrote it, and hand it over in float"
@@ -65,7 +68,7 @@ def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
     return _from_transformers(name)
 
 
-def _from_transformers(source: Path | str) -> tuple[nn.Module, Any]:
+def _from_transformers(source: Path | str, dtype: torch.dtype | str = torch.float32) -> tuple[nn.Module, Any]:
     """A causal language model of a folder or of the hub, every tensor of which was there, and its tokenizer."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
@@ -95,7 +98,7 @@ def _from_transformers(source: Path | str) -> tuple[nn.Module, Any]:
             GenerationConfig.from_pretrained(source)  # with the model, one that cannot be read would be passed over
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=torch.float32,
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are named below

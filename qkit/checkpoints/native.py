@@ -6,7 +6,7 @@ A saved model is a folder:
                                     that belongs to it, and a sha256 of all this
     weights-<sha256>.safetensors    every tensor; a quantized layer as <layer>.packed, <layer>.scales, ...
     tokenizer-<sha256>/             what transformers writes of a tokenizer, and the config, which it looks at
-    config.json                     for people and for the tools of the hub; `load` does not read it
+    config.json                     for people, for the tools of the hub, and for transformers; `load` does not read it
 
 qkit.json is the one commit point. The files that it names lie there before it, under names that no other save overwrites, and
 it comes by rename: whatever is interrupted, and whoever else saves into the same folder, the older or the newer save is there
@@ -14,7 +14,8 @@ whole. Files that it no longer names are removed afterwards. config.json is a co
 files one is always first, and this one decides nothing. The tokenizer has no such copy, it may be large.
 
 The weights are not called model.safetensors on purpose: transformers would load packed codes as if they were floats and only
-warn; so it says that there is no such file. Nothing is ever unpickled.
+warn. It loads such a folder by `qkit.integrations.transformers`, and without qkit finds no weights (`qkit.checkpoints.hub`).
+Nothing is ever unpickled.
 """
 
 import hashlib
@@ -29,7 +30,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qkit.checkpoints.files import DRAFT, alone, draft_folder, in_words, line_of, make_folder, publish, record_of
-from qkit.checkpoints.layers import layer_from, layer_record
+from qkit.checkpoints.hub import FILE, LOCK, QUANTIZATION, layer_records, quantization_config
+from qkit.checkpoints.layers import layer_from
 from qkit.checkpoints.manifest import NAME, VERSION, check_files, file_records, read_manifest, remove_unnamed, seal
 from qkit.checkpoints.skeleton import parameters_without_memory
 from qkit.checkpoints.tensors import apart, narrowest
@@ -127,14 +129,16 @@ def _describe(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if (first := first_name.setdefault(_memory(tensor), name)) != name:
             tied[name] = first
     config, generation = cast(Any, model.config), cast(Any, getattr(model, "generation_config", None))
+    own = {key: value for key, value in config.to_dict().items() if key not in (QUANTIZATION, FILE)}  # of where it lay
+    own["dtype"] = str(cast(Any, model).dtype).removeprefix("torch.")  # a config may say nothing, or what was once true
     return tensors, {
         "format": "qkit",
         "version": VERSION,
         "class": type(model).__name__,
-        "config": {**config.to_dict(), "_name_or_path": ""},  # where it lay is nobody else's business
+        "config": {**own, "_name_or_path": ""},  # where it lay is nobody else's business
         "attention": config._attn_implementation,  # to_dict leaves it out, and it decides the last bits
         "generation_config": generation.to_dict() if generation else None,
-        "layers": {name: layer_record(layer) for name, layer in layers.items()},
+        "layers": layer_records(model),
         "tied": tied,
         "widened": {},
         "derived": sorted(derived),  # buffers that a state dict leaves out (rotary frequencies), in the dtype they had
@@ -207,7 +211,7 @@ def _copy_config(draft: Path) -> None:
     """Make config.json say what qkit.json says, also when somebody else saves meanwhile: the last to write looks again."""
     folder, copied = draft.parent, None
     while (manifest := read_manifest(folder)) != copied:
-        (draft / "config.json").write_text(_config(manifest).to_json_string(), encoding="utf-8")
+        (draft / "config.json").write_text(_hub_config(manifest).to_json_string(), encoding="utf-8")
         publish(draft / "config.json", folder / "config.json")
         copied = manifest
 
@@ -265,6 +269,15 @@ def _config(manifest: dict[str, Any]) -> Any:
     if manifest["attention"] in ("eager", "sdpa"):  # the ones that every machine has
         config["attn_implementation"] = manifest["attention"]
     return AutoConfig.for_model(config.pop("model_type"), **config)
+
+
+def _hub_config(manifest: dict[str, Any]) -> Any:
+    """The config with what transformers has to know of this folder."""
+    config, weights = _config(manifest), manifest["weights"]
+    if manifest["layers"]:
+        config.quantization_config = quantization_config(manifest["layers"], manifest["derived"], weights)
+    setattr(config, FILE, LOCK if manifest["layers"] else weights["file"])
+    return config
 
 
 def _skeleton(cls: type[nn.Module], manifest: dict[str, Any]) -> nn.Module:

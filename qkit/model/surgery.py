@@ -7,7 +7,7 @@ because it is a spelling mistake.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -34,6 +34,10 @@ HOOKS = (  # of a module, and what belongs to them
 )
 
 Globs = str | list[str] | tuple[str, ...] | None
+
+AFTER_SWAP: dict[
+    str, Callable[[nn.Module], object]
+] = {}  # what rooms above do with a model once layers of it are swapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +210,8 @@ def swap(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
     for owner, head in heads.items():
         if output_embedding(owner) is not head and is_quantized(output_embedding(owner)):
             owner.resize_token_embeddings = partial(_refuse_to_resize, type(owner).__name__)
+    for follow in AFTER_SWAP.values():
+        follow(model)
 
 
 def _tied_parameters(model: nn.Module) -> dict[str, tuple[nn.Module, dict[str, str]]]:

@@ -101,9 +101,10 @@ def test_a_model_that_is_not_whole_is_refused(llama, tmp_path, change, match):
 
 
 @pytest.mark.parametrize("scheme", [qkit.RTN(4), qkit.NF4(), qkit.LLMInt8()], ids=lambda scheme: scheme.name)
-def test_a_quantized_model_that_save_pretrained_wrote_is_refused(llama, tmp_path, scheme):
+def test_a_quantized_model_that_save_pretrained_wrote_by_itself_is_refused(llama, tmp_path, scheme):
+    """As it did before qkit lent a hand (`qkit.integrations.transformers`)."""
     qkit.quantize(llama, scheme)
-    llama.save_pretrained(tmp_path)
+    type(llama).save_pretrained(llama, tmp_path)
     refused(tmp_path, r"holds the codes of a quantized model \(.*packed.*\), which .*; use qkit\.save")
 
 
