@@ -1,6 +1,7 @@
 """One commit point: whoever dies or saves beside it, a folder holds one save, whole, from the first to the last moment."""
 
 import itertools
+import json
 import os
 import random
 import shutil
@@ -13,6 +14,7 @@ import torch
 
 from grids import thinned
 from qkit import NF4, RTN, load, quantize, save
+from qkit.checkpoints.hub import FILE, LOCK, QUANTIZATION
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 SIZES |= {"num_key_value_heads": 1, "head_dim": 8}
@@ -244,8 +246,12 @@ def test_files_that_only_look_like_ours_survive(saves, tmp_path):
     assert all(path.read_text() == "mine" for path in mine)
 
 
-def test_config_json_is_what_transformers_writes(saves, tmp_path):
+def test_config_json_is_what_transformers_writes_and_what_it_has_to_know(saves, tmp_path):
     model = saves["A"][0]
     save(model, tmp_path / "saved")
     model.config.to_json_file(tmp_path / "expected.json")
-    assert (tmp_path / "saved" / "config.json").read_bytes() == (tmp_path / "expected.json").read_bytes()
+    written = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert written.pop(FILE) == LOCK
+    assert (tmp_path / "saved" / written.pop(QUANTIZATION)["weights"]["file"]).is_file()
+    expected = json.loads((tmp_path / "expected.json").read_text())
+    assert written == {**expected, "dtype": "float32"}
