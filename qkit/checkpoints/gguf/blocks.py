@@ -110,8 +110,9 @@ def block_type(q: QTensor) -> str:
     return "Q8_0" if q.bits == 8 else "Q4_0" if q.symmetric else "Q4_1"
 
 
-def is_exact(q: QTensor) -> bool:
-    """Whether the blocks of a weight that `block_type` accepts dequantize to the same numbers."""
+def is_exact(stored: StoredWeight) -> bool:
+    """Whether the blocks of a weight that `why_no_block` lets through dequantize to the same numbers."""
+    q = cast(QTensor, stored)
     return q.symmetric or torch.equal(minimum(q).half().float(), minimum(q))
 
 

@@ -46,6 +46,7 @@ NUMBERS = {
 }  # as struct has them
 STRING, LIST = 8, 9
 ALIGNMENT = 32
+NUMBERS_AT_ONCE = 2**20  # that are dequantized together: the work of it takes several times as much memory
 DIMENSIONS = 4  # at most, as ggml has them
 
 # Types by number: name, weights of a block, its bytes. The others are asked of the package `gguf`.
@@ -98,41 +99,47 @@ class Container:
         kind = TYPES.get(entry.type, ("",))[0]
         if kind not in FROM or len(entry.shape) != 2:
             return None
-        q = FROM[kind](torch.from_numpy(self._octets(entry)))
+        q = FROM[kind](torch.from_numpy(self._octets(entry).copy()))
         check_finite_blocks(q, f"{name} of {self.path}")
         return q
 
     def floats(self, name: str) -> Tensor:
-        """A tensor as float32, dequantized where need be; NaN and infinity are refused."""
+        """A tensor as float32, dequantized where need be, some rows at a time; NaN and infinity are refused."""
         entry = self.tensors[name]
-        octets, kind = self._octets(entry), TYPES.get(entry.type, ("",))[0]
-        if kind == "F32":
-            tensor = torch.from_numpy(octets.view(np.float32))
-        elif kind in ("F16", "BF16"):
-            half = torch.from_numpy(octets.view(np.int16))
-            tensor = half.view(torch.float16 if kind == "F16" else torch.bfloat16).float()
-        elif kind in FROM and octets.ndim == 2:
-            tensor = FROM[kind](torch.from_numpy(octets)).dequantize()
-        else:
-            from gguf import GGMLQuantizationType  # there, or the header would have been refused
-            from gguf.quants import dequantize
+        data = self._octets(entry)
+        data = data.reshape(-1, data.shape[-1])
+        numbers = torch.empty(len(data), entry.shape[-1])
+        rows = max(1, NUMBERS_AT_ONCE // entry.shape[-1])
+        for start in range(0, len(data), rows):
+            numbers[start : start + rows] = self._numbers(entry, data[start : start + rows].copy())
+        check_finite(numbers, f"{name} of {self.path}")
+        return numbers.reshape(entry.shape)
 
-            try:
-                with np.errstate(all="ignore"):  # what is no number is named below
-                    tensor = torch.from_numpy(dequantize(octets, GGMLQuantizationType(entry.type)))
-            except NotImplementedError as error:
-                raise ValueError(
-                    f"{name} of {self.path} is of type {GGMLQuantizationType(entry.type).name}, which the package gguf does "
-                    f"not dequantize; give a file with another"
-                ) from error
-        tensor = tensor.reshape(entry.shape).contiguous()
-        check_finite(tensor, f"{name} of {self.path}")
-        return tensor
+    def _numbers(self, entry: Entry, octets: np.ndarray) -> Tensor:
+        """Rows of bytes as rows of numbers."""
+        kind = TYPES.get(entry.type, ("",))[0]
+        if kind == "F32":
+            return torch.from_numpy(octets.view(np.float32))
+        if kind in ("F16", "BF16"):
+            return torch.from_numpy(octets.view(np.int16)).view(torch.float16 if kind == "F16" else torch.bfloat16)
+        if kind in FROM:
+            return FROM[kind](torch.from_numpy(octets)).dequantize()
+        from gguf import GGMLQuantizationType  # there, or the header would have been refused
+        from gguf.quants import dequantize
+
+        try:
+            with np.errstate(all="ignore"):  # what is no number is named by the caller
+                return torch.from_numpy(dequantize(octets, GGMLQuantizationType(entry.type)))
+        except NotImplementedError as error:
+            raise ValueError(
+                f"{entry.name} of {self.path} is of type {GGMLQuantizationType(entry.type).name}, which the package gguf does "
+                f"not dequantize; give a file with another"
+            ) from error
 
     def _octets(self, entry: Entry) -> np.ndarray:
-        """The bytes of a tensor, row after row: uint8 [..., bytes of a row]; a copy."""
+        """The bytes of a tensor, row after row: uint8 [..., bytes of a row]; a view of the file."""
         data = np.frombuffer(self._buffer, np.uint8, entry.length, entry.start)
-        return data.reshape(*entry.shape[:-1], -1).copy()
+        return data.reshape(*entry.shape[:-1], -1)
 
 
 def open_container(path: Path) -> Container:
