@@ -33,6 +33,18 @@ def test_its_table_is_what_compare_measures():
         assert printed[name][2:5] == cells[2:5], name
 
 
+def test_its_table_of_smollm2_is_that_of_the_results():
+    def table(text: str) -> dict[str, list[str]]:
+        """Name: (bits, perplexity, KL); the results have megabytes between."""
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if " ± " in line]
+        return {row[0]: [row[1], *row[-2:]] for row in rows if len(row) > 3}
+
+    measured = table((ROOT / "benchmarks" / "results" / "smollm2-2026-11-28.md").read_text(encoding="utf-8"))
+    quoted = table(README)
+    assert len(quoted) == 15 and all(measured[name] == row for name, row in quoted.items())
+    assert "RTN W4 g32 min-max" in measured and "RTN W4 g32 min-max" not in quoted  # it says nothing
+
+
 def test_its_lines_of_library_use_run_as_they_stand(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code = re.search(r"```python\n(.*?)```", README, re.S)[1]
