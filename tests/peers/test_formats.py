@@ -28,7 +28,7 @@ ROWS = [
     ("bitsandbytes", qkit.LLMInt8()),
     *(("compressed-tensors", qkit.RTN(bits, 32, symmetric=True)) for bits in (3, 4, 8)),
     ("compressed-tensors", qkit.RTN(8, symmetric=True)),
-    ("compressed-tensors", {"*proj": qkit.RTN(4, 32, symmetric=True), "*": qkit.RTN(8, symmetric=True)}),
+    ("compressed-tensors", {"*.0.*": qkit.RTN(8, symmetric=True), "*": qkit.RTN(4, 32, symmetric=True)}),
     ("compressed-tensors", qkit.W8A8()),
     ("compressed-tensors", qkit.W8A8("per-tensor")),
 ]
@@ -84,7 +84,7 @@ def test_w8a8_differs_by_what_127_and_a_half_is_to_127(make_model, ids, tmp_path
     theirs = judge(qkit.save(model, tmp_path, format="compressed-tensors").path)
     name = "model.layers.0.mlp.down_proj"
     layer, other = model.get_submodule(name), theirs.get_submodule(name)
-    x = torch.randn(16, layer.in_features, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 16, layer.in_features, generator=torch.Generator().manual_seed(0))
     output, weight = other(x).detach(), layer.weight
 
     def rounded(reach, low):

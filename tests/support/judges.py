@@ -26,8 +26,9 @@ def judge(folder: str | os.PathLike) -> nn.Module:
         folder, dtype=torch.float32, device_map="cpu", output_loading_info=True, **more
     )
     assert not any(found.values()), found
-    if said["quant_method"] == "bitsandbytes":
-        model.train()  # in eval mode it repacks the weights and computes in bfloat16
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.train()  # in eval mode it repacks the weights and computes in bfloat16
     if said["quant_method"] == "compressed-tensors":
         with torch.no_grad():
             model(torch.arange(8)[None])  # it unpacks at the first call
@@ -53,7 +54,10 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
         elif getattr(module, "quantization_scheme", None) is not None:
             found[name] = module.weight.data
         elif hasattr(module, "qweight"):  # AWQ's layers have no such method
+            bias, module.bias = module.bias, None
             with torch.no_grad():
-                probed = module(torch.eye(module.in_features)) - (0 if module.bias is None else module.bias)
-            found[name] = probed.T.half()  # as it dequantizes; a sum of it and zeros is it
+                found[name] = module(
+                    torch.eye(module.in_features)
+                ).T.half()  # as it dequantizes; a sum with zeros is it
+            module.bias = bias
     return found
