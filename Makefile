@@ -14,7 +14,7 @@ LESSONS := $(wildcard lessons/*.ipynb)
 # lesson's kernel. What one process compiles, the others read from Numba's cache.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-all test-exhaustive test-oldest test-browser test-peers test-gpu bench lab lessons html claims docs lint clean
+.PHONY: demo test test-all test-exhaustive test-oldest test-browser test-peers test-judges test-gpu bench lab lessons html claims docs lint clean
 
 demo: .venv/installed
 	$(BIN)/qkit compare bookworm-14m --out out
@@ -41,6 +41,16 @@ test-browser: .venv/installed-browser
 
 test-peers: .venv/installed-peers
 	$(BIN)/python -m pytest -m peers
+
+# The folders that qkit writes, by the libraries whose formats they are; these pin older packages than the rest.
+test-judges: .venv-judges/installed
+	.venv-judges/bin/python -m pytest -m peers tests/peers/test_formats.py
+
+.venv-judges/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-judges
+	.venv-judges/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-judges/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[judges]"
+	touch $@
 
 # On a machine with a card, by a Python that has torch, triton and pytest already: PYTHON=python3 make test-gpu
 test-gpu:
@@ -93,4 +103,4 @@ lint: .venv/installed-dev
 	touch $@ .venv/installed
 
 clean:
-	rm -rf .venv .venv-oldest out build *.egg-info .coverage*
+	rm -rf .venv .venv-oldest .venv-judges out build *.egg-info .coverage*

@@ -48,7 +48,7 @@ def relative(a, b):
 @pytest.mark.parametrize("kind", SIZES)
 @pytest.mark.parametrize(("form", "scheme"), ROWS, ids=str)
 def test_the_library_loads_what_qkit_wrote(form, scheme, kind, left, make_model, ids, logits, tmp_path):
-    pytest.importorskip(NEEDS[form], reason="the judges are installed apart: CONTRIBUTING.md")
+    pytest.importorskip(NEEDS[form], reason="the judges are installed apart: make test-judges")
     from judges import judge, weights
 
     model = make_model(kind, **SIZES[kind])
@@ -76,7 +76,7 @@ def test_the_library_loads_what_qkit_wrote(form, scheme, kind, left, make_model,
 
 def test_w8a8_differs_by_what_127_and_a_half_is_to_127(make_model, ids, tmp_path):
     """One layer, the same inputs: with compressed-tensors' own scale of a token our arithmetic gives its output."""
-    pytest.importorskip("compressed_tensors", reason="the judges are installed apart: CONTRIBUTING.md")
+    pytest.importorskip("compressed_tensors", reason="the judges are installed apart: make test-judges")
     from judges import judge
 
     model = make_model("llama", **SIZES["llama"])
@@ -99,7 +99,7 @@ def test_w8a8_differs_by_what_127_and_a_half_is_to_127(make_model, ids, tmp_path
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
 def test_qkit_loads_what_bitsandbytes_wrote(kind, double, make_model, ids, logits, tmp_path):
-    pytest.importorskip("bitsandbytes", reason="the judges are installed apart: CONTRIBUTING.md")
+    pytest.importorskip("bitsandbytes", reason="the judges are installed apart: make test-judges")
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     from judges import judge, weights

@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests/support CUDA_VISIBLE_DEVICES= python tests/checkpoints/peers/make.py [NAME...]
 
-Made once, on a CPU, in an environment with torch 2.13.0, transformers 5.17.0, gptqmodel 7.6.0, optimum 2.3.0, bitsandbytes
-0.50.2, compressed-tensors 0.19.0 (see CONTRIBUTING.md, "Judges"). Each folder keeps config.json and model.safetensors;
+Made once, on a CPU, in the environment of `make test-judges` (torch 2.13.0, transformers 5.17.0, gptqmodel 7.6.0, bitsandbytes
+0.50.2, compressed-tensors 0.19.0). Each folder keeps config.json and model.safetensors;
 expected.json says what the library itself makes of each layer: the sha256 of ŵ [out, in], in the dtype it gives it out.
 """
 
