@@ -251,8 +251,8 @@ def many_integers(tokens: int, rows: int, card: Card) -> Integers:
         cut = next(cut for limit, cut in _INTEGERS_SMALL_TILES if tokens <= limit)
     elif tokens > 32 and -(-rows // 128) * -(-tokens // 128) * 2 < card.units:
         cut = _SMALL
-    elif tokens > 128 and -(-rows // 256) * -(-tokens // 128) < 0.75 * card.units:
-        cut = _MEDIUM
+    elif tokens > 128 and (card.major == 10 or -(-rows // 256) * -(-tokens // 128) < 0.75 * card.units):
+        cut = _MEDIUM  # sm_100: INT8 is `mma.sync` there, and the largest tile spills beside outliers
     else:
         cut = next(cut for limit, cut in _INTEGERS if tokens <= limit)
     stages = cut.stages
