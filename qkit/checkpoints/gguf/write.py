@@ -43,7 +43,7 @@ def save_gguf(model: nn.Module, path: Path, tokenizer: Any = None) -> None:
     Args:
         model: a Llama, Mistral, Qwen2 or Qwen3 of transformers.
         path: the file; its folder is made if need be.
-        tokenizer: of transformers; without one llama.cpp reads token ids only.
+        tokenizer: of transformers; without one the library llama.cpp reads token ids, and its server does not start.
 
     Raises:
         ValueError: another model or tokenizer.
