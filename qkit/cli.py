@@ -142,6 +142,7 @@ def convert(
 ) -> None:
     """Write a quantized model in a format that other libraries read: the same codes, nothing is quantized again."""
     chosen = None if format == "qkit" else format_named(format).name
+    check_folder(folder.parent if folder.suffix and chosen and folder.suffix == FORMATS[chosen].suffix else folder)
     network, tokenizer = qkit.load(model)
     if chosen is None:
         report = SaveReport(qkit.save(network, folder, tokenizer), "qkit", len(quantized_layers(network)))

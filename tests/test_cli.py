@@ -76,6 +76,15 @@ def test_quantize_leaves_what_a_glob_excludes_and_says_so(run, tmp_path, monkeyp
     assert "48 layers" in printed and "excluded" in printed and f"qkit.load({str(tmp_path)!r})" in printed
 
 
+def test_convert_writes_what_others_read_and_says_what_is_lost(run, tmp_path):
+    run("quantize", "bookworm-14m", str(tmp_path / "a"), "--scheme", "w4a8g128sym")
+    printed = run("convert", str(tmp_path / "a"), str(tmp_path / "b"), "--format", "gptq")
+    assert "56 quantized layers" in printed and "note: 56 layers round their inputs to INT8 here" in printed
+    report = json.loads(run("convert", str(tmp_path / "b"), str(tmp_path / "c"), "--format", "qkit", "--json"))
+    assert report == {"path": str(tmp_path / "c"), "format": "qkit", "layers": 56, "notes": []}
+    assert (tmp_path / "c" / "qkit.json").is_file() and qkit.load(tmp_path / "c")[1] is not None
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -88,6 +97,8 @@ def test_quantize_leaves_what_a_glob_excludes_and_says_so(run, tmp_path, monkeyp
         (["quantize", "bookworm-14m", "out", "--exclude", "typo*"], "exclude='typo*' matches none"),
         (["quantize", "bookworm-14m", "out", "--scheme", "nf4", "--calibration", "nothing"], "is no file and none of"),
         (["compare", "--scheme", "w8", "--planted", "-1"], "factor=-1"),
+        (["convert", "bookworm-14m", "out", "--format", "gptx"], "format='gptx' is not one of gptq"),
+        (["convert", "bookworm-14m", "out", "--format", "awq"], "no layer of this one is; quantize it first"),
         (["bench", "gpu", "--shape", "4096"], "shape '4096' is not understood"),
         (["bench", "gpu", "--batch", "16"], "--batch belongs to a model; add --model"),
         (["bench", "gpu", "--model", "--tokens", "16"], "--tokens belongs to a layer; leave out --model"),
@@ -108,6 +119,7 @@ def test_an_error_is_one_sentence_on_stderr_and_status_2(arguments, words, monke
     "arguments",
     [
         ["quantize", "bookworm-14m", "FOLDER"],
+        ["convert", "bookworm-14m", "FOLDER", "--format", "gptq"],
         ["compare", "--out", "FOLDER"],
         ["bench", "cpu", "--out", "FOLDER"],
         ["bench", "model", "--out", "FOLDER"],

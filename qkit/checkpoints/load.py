@@ -85,6 +85,11 @@ def _from_transformers(source: Path | str, dtype: torch.dtype | str = torch.floa
             else f"{what} is not embedded ({', '.join(EMBEDDED)}), is no folder here, and the hub gave none "
             f"({line_of(error, 0)}); check the spelling, or the network"
         ) from error
+    said = None if local else getattr(config, "quantization_config", None)
+    if isinstance(said, dict) and said.get("quant_method") != METHOD:  # ours to read: the libraries often want a GPU
+        from huggingface_hub import snapshot_download
+
+        return load(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(
             f"{what} holds a {config.model_type}, which is no causal language model; load it with transformers and hand the "

@@ -422,6 +422,17 @@ def test_shards_and_autogptqs_own_config_are_read(saved, tmp_path, ids, logits):
     refused(folder, "model-00002-of-00002.safetensors is missing")
 
 
+def test_a_model_of_the_hub_is_read_as_its_folder_is(saved, ids, logits, monkeypatch):
+    import huggingface_hub
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(saved / "awq")
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: config)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(saved / "awq"))
+    expected, _ = qkit.load(saved / "awq")
+    assert torch.equal(logits(qkit.load("somebody/model-AWQ")[0], ids), logits(expected, ids))
+
+
 @pytest.mark.parametrize("form", CASES)
 def test_mutants_of_a_folder_load_or_are_refused_in_one_sentence(saved, form, tmp_path, monkeypatch):
     """Bits of the header, fields of the config: whatever is said is a ValueError of one line, and nothing is unpickled."""
