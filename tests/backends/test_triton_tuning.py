@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'qkit
 from qkit.backends.triton import clock, layout, tiles, tuning
 from qkit.backends.triton import linear as gpu
 
-CARD = tiles.Card(units=4, shared=227 * 1024, major=8, ptx=False, name="a card")
+CARD = tiles.Card(units=4, shared=227 * 1024, major=9, ptx=False, name="a card")
 HOPPER = tiles.Card(units=132, shared=227 * 1024, major=9)
 
 
