@@ -109,7 +109,7 @@ def test_whatever_is_tried_computes_the_same(tokens, features):
     x[:, 512:-32] = 0  # so that sums are what float16 holds
     laid, expected = layout.laid(q, torch.float16), exact(x, q)
     cuts = tiles.candidates(tokens, laid, CARD)
-    assert len(cuts) > 3 and len(set(cuts)) == len(cuts)
+    assert len(cuts) > 1 and len(set(cuts)) == len(cuts)
     for cut in cuts:
         y = torch.full((tokens, 20), torch.nan, dtype=torch.float16)
         gpu.launch(gpu.aligned(x), laid, y, cut, CARD)
