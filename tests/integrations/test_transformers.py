@@ -2,8 +2,11 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from qkit.checkpoints.hub import FILE, LOCK
 from qkit.integrations.transformers import QkitConfig
 from qkit.nn.layers import quantized_layers
 
+README = Path(__file__).parents[2] / "README.md"
 SCHEMES = [
     qkit.RTN(4),
     qkit.RTN(3, 4, include_zero=False),
@@ -249,6 +253,31 @@ def test_on_the_fly_is_what_quantize_does(kind, make_model, ids, logits, scheme,
     assert torch.equal(logits(read(tmp_path / "saved"), ids), logits(model, ids))
 
 
+def test_on_the_fly_one_float_layer_is_in_memory_at_a_time(llama, tmp_path, monkeypatch):
+    """When a weight is quantized, those before it are gone."""
+    llama.save_pretrained(tmp_path)
+    seen, alive = [], []
+    plugin, solve = integrations.transformers, integrations.transformers.solve_layer
+
+    def watch(weight, *others):
+        alive.append(sum(one() is not None for one in seen))
+        seen.append(weakref.ref(weight))
+        return solve(weight, *others)
+
+    monkeypatch.setattr(plugin, "solve_layer", watch)
+    AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=QkitConfig(qkit.NF4()))
+    assert len(alive) == 14 and not any(alive)
+
+
+def test_the_lines_of_the_readme_run_as_they_stand(llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    llama.save_pretrained("folder-of-floats")
+    section = README.read_text(encoding="utf-8").split("### Hugging Face")[1]
+    names = {}
+    exec(compile(re.search(r"```python\n(.*?)```", section, re.S)[1], "README.md", "exec"), names)
+    assert len(quantized_layers(names["model"])) == 14
+
+
 def test_on_the_fly_by_layer_and_with_a_head_that_was_tied(make_model, ids, logits, tmp_path):
     model = make_model("llama", tie=True)
     model.save_pretrained(tmp_path)
@@ -260,7 +289,7 @@ def test_on_the_fly_by_layer_and_with_a_head_that_was_tied(make_model, ids, logi
 
 def test_the_config_as_a_record(llama, ids, logits, tmp_path):
     llama.save_pretrained(tmp_path)
-    record = json.loads(QkitConfig(qkit.NF4()).to_json_string())
+    record = json.loads(json.dumps(QkitConfig(qkit.NF4()).to_dict()))
     assert record == {"quant_method": "qkit", "scheme": qkit.NF4().to_dict()}
     loaded = read(tmp_path, quantization_config=QkitConfig.from_dict(record))
     qkit.quantize(llama, qkit.NF4())
