@@ -14,7 +14,7 @@ once out of one word with a shift and a mask, places i and i + 4, and so finds n
 The versions gemv and gemv_fast pack along the other axis, and are refused by name.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ from qkit.nn.qlinear import QLinear
 from qkit.numerics.packing import pack
 
 PLACES = (0, 2, 4, 6, 1, 3, 5, 7)  # the column of its eight that each place of a word holds
+# Of these transformers expects scales of an activation beside the weights ("mlp.act.scales"), as AutoAWQ folded them
+SCALED = ("starcoder2", "falcon", "mpt", "gptj", "gpt_neox", "gpt_bigcode", "bloom")
 READS = ("gemm", "gemv", "gemv_fast")
 
 
@@ -54,6 +56,11 @@ class AWQFormat(FolderFormat):
         """One group size, eight codes a word."""
         check_group(layers, self.name)
         check_no_conv1d(model, layers, self)
+        if (kind := cast(Any, model).config.model_type) in SCALED:
+            raise ValueError(
+                f"format 'awq' keeps scales of an activation in models of type {kind!r}, which qkit's have not; these can: gptq, "
+                f"bitsandbytes, and qkit's own (leave format out)"
+            )
         for name, layer in layers.items():
             if layer.out_features % 8:
                 raise ValueError(
@@ -65,7 +72,7 @@ class AWQFormat(FolderFormat):
         """Activations stay floats on the other side."""
         return rounded_inputs(layers)
 
-    def config(self, layers: dict[str, QLinear], left: list[str]) -> dict[str, Any]:
+    def config(self, layers: dict[str, QLinear], left: list[str], heads: list[str]) -> dict[str, Any]:
         """Zero points always: those of a symmetric weight are 8."""
         return {
             "quant_method": "awq",
@@ -73,7 +80,7 @@ class AWQFormat(FolderFormat):
             "group_size": common_group(layers),
             "zero_point": True,
             "version": "gemm",
-            "modules_to_not_convert": left,
+            "modules_to_not_convert": [*left, *heads],
         }
 
     def tensors(self, layer: QLinear, config: dict[str, Any]) -> dict[str, Tensor]:

@@ -83,7 +83,7 @@ class BitsAndBytesFormat(FolderFormat):
             f"CPU with AVX-512, or dequantizes them wrongly",
         )
 
-    def config(self, layers: dict[str, QLinear], left: list[str]) -> dict[str, Any]:
+    def config(self, layers: dict[str, QLinear], left: list[str], heads: list[str]) -> dict[str, Any]:
         """What BitsAndBytesConfig says of such a model."""
         layer = next(iter(layers.values()))
         eight = isinstance(layer, Int8Linear)
@@ -91,7 +91,7 @@ class BitsAndBytesFormat(FolderFormat):
             "quant_method": "bitsandbytes",
             "load_in_4bit": not eight,
             "load_in_8bit": eight,
-            "llm_int8_skip_modules": [*left, "lm_head"],
+            "llm_int8_skip_modules": [*left, *heads],
             "llm_int8_threshold": layer.threshold if isinstance(layer, Int8Linear) else 6.0,
         }
         if not eight:

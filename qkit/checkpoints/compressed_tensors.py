@@ -80,7 +80,7 @@ class CompressedTensorsFormat(FolderFormat):
             )
         return () if any(isinstance(one, Int8Linear) for one in layers.values()) else rounded_inputs(layers)
 
-    def config(self, layers: dict[str, QLinear], left: list[str]) -> dict[str, Any]:
+    def config(self, layers: dict[str, QLinear], left: list[str], heads: list[str]) -> dict[str, Any]:
         """A group for each kind of layer; one alone speaks of all Linear layers."""
         kinds: dict[str, tuple[dict[str, Any], list[str]]] = {}
         for name, layer in layers.items():
@@ -96,7 +96,7 @@ class CompressedTensorsFormat(FolderFormat):
                 f"group_{index}": {"targets": ["Linear"] if alone else names, **arguments}
                 for index, (arguments, names) in enumerate(kinds.values())
             },
-            "ignore": [*left, "lm_head"],
+            "ignore": [*left, *heads],
             "kv_cache_scheme": None,
         }
 
@@ -120,6 +120,7 @@ class CompressedTensorsFormat(FolderFormat):
             form = group.get("format") or config.get("format")
             if form not in (PACKED, INTEGERS):
                 raise ValueError(f"says format={form!r}; qkit reads {PACKED!r} and {INTEGERS!r}")
+            _check_targets(group.get("targets"))
             _check_weights(group.get("weights"))
             if group.get("output_activations"):
                 raise ValueError("rounds the outputs of its layers, which qkit's layers do not")
@@ -129,8 +130,8 @@ class CompressedTensorsFormat(FolderFormat):
             if config.get(field):
                 raise ValueError(f"has a {field}, so its model computes what qkit's layers do not")
         sparsity = config.get("sparsity_config") or {}
-        if sparsity.get("format", "dense") != "dense":
-            raise ValueError(f"keeps its weights sparse ({sparsity.get('format')!r}); qkit reads dense ones")
+        if not isinstance(sparsity, dict) or sparsity.get("format", "dense") != "dense":
+            raise ValueError(f"says sparsity_config={sparsity!r}; qkit reads dense weights")
 
     def parts(self, present: set[str]) -> bool:
         """Told by the scales."""
@@ -201,12 +202,24 @@ def _arguments(layer: QLinear) -> dict[str, Any]:
     return {"weights": weights, "input_activations": inputs, "output_activations": None}
 
 
+def _check_targets(targets: Any) -> None:
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise ValueError(f"says targets={targets!r} of a group, where names of layers belong")
+    for target in targets:
+        try:
+            re.compile(target.removeprefix("re:"))
+        except re.error as error:
+            raise ValueError(f"says targets={target!r}, which is no pattern ({error})") from error
+
+
 def _check_weights(arguments: Any) -> None:
     if not isinstance(arguments, dict) or arguments.get("type", "int") != "int":
         raise ValueError(f"says weights={arguments!r}; qkit reads integers")
     bits, size = arguments.get("num_bits"), arguments.get("group_size")
     if type(bits) is not int or not 2 <= bits <= 8:
         raise ValueError(f"says num_bits={bits!r}; qkit reads 2 to 8")
+    if not isinstance(arguments.get("symmetric", True), bool):
+        raise ValueError(f"says symmetric={arguments['symmetric']!r}, which is true or false")
     strategy = arguments.get("strategy")
     if strategy not in (None, "tensor", "channel", "group"):
         raise ValueError(f"says strategy={strategy!r} of its weights; qkit reads 'tensor', 'channel' and 'group'")
@@ -236,11 +249,11 @@ def _rounding(inputs: Any) -> str:
 def _group_of(name: str, groups: dict[str, Any]) -> dict[str, Any]:
     """The group that speaks of a layer: by its name, by a pattern, or of all Linear layers."""
     for group in groups.values():
-        for target in group.get("targets") or []:
+        for target in group["targets"]:
             if target == name or (target.startswith("re:") and re.match(target[3:], name)):
                 return group
     for group in groups.values():
-        if "Linear" in (group.get("targets") or []):
+        if "Linear" in group["targets"]:
             return group
     raise ValueError("has codes, and no group of the config_groups speaks of it")
 

@@ -51,8 +51,10 @@ class FolderFormat(Format):
         """
 
     @abstractmethod
-    def config(self, layers: dict[str, QLinear], left: list[str]) -> dict[str, Any]:
-        """The quantization_config of a model with these quantized `layers`; the linear layers `left` stay floats."""
+    def config(self, layers: dict[str, QLinear], left: list[str], heads: list[str]) -> dict[str, Any]:
+        """The quantization_config of a model with these quantized `layers`; the linear layers `left` stay floats,
+        and so do the output `heads`.
+        """
 
     @abstractmethod
     def check_config(self, config: dict[str, Any]) -> None:
@@ -91,7 +93,7 @@ class FolderFormat(Format):
         """The folder, of which config.json comes last."""
         check_free(path)
         layers = quantized_layers(model)
-        quantization = self.config(layers, left_linear(model))
+        quantization = self.config(layers, *left_linear(model))
         tensors = {}
         for name, tensor in float_tensors(model, layers).items():
             tensors[name] = narrowest(tensor.detach())
@@ -210,9 +212,11 @@ def skeleton(folder: Path, config: dict[str, Any]) -> nn.Module:
             f"{folder} holds no causal language model that this transformers knows: {CONFIG} says "
             f"model_type={config.get('model_type')!r} ({line_of(error, -1)}); {MEND}"
         ) from error
-    wanted = (config.get("architectures") or [cls.__name__])[0]
-    if wanted != cls.__name__:
-        raise ValueError(f"{folder} holds a {wanted}, qkit reads causal language models ({cls.__name__}); {MEND}")
+    wanted = config.get("architectures") or [cls.__name__]
+    if wanted != [cls.__name__]:
+        raise ValueError(
+            f"{folder} holds a model of architectures={wanted!r}, qkit reads causal language models ({cls.__name__}); {MEND}"
+        )
     try:
         with parameters_without_memory():
             model = cls(made)
@@ -316,11 +320,11 @@ def fill(folder: Path, model: nn.Module, state: dict[str, Tensor], layers: dict[
 # ---- what a folder is made of
 
 
-def left_linear(model: nn.Module) -> list[str]:
-    """The linear layers that are not quantized, the output head aside."""
+def left_linear(model: nn.Module) -> tuple[list[str], list[str]]:
+    """The linear layers that are not quantized: those of the decoder, and the output heads."""
     heads = output_heads(model)
-    modules = model.named_modules(remove_duplicate=False)
-    return [name for name, module in modules if is_linear(module) and module not in heads]
+    linear = {name: m for name, m in model.named_modules(remove_duplicate=False) if is_linear(m)}
+    return [name for name, m in linear.items() if m not in heads], [name for name, m in linear.items() if m in heads]
 
 
 def float_tensors(model: nn.Module, layers: dict[str, QLinear]) -> dict[str, Tensor]:

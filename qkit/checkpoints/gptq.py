@@ -72,7 +72,7 @@ class GPTQFormat(FolderFormat):
         """Activations stay floats on the other side."""
         return rounded_inputs(layers)
 
-    def config(self, layers: dict[str, QLinear], left: list[str]) -> dict[str, Any]:
+    def config(self, layers: dict[str, QLinear], left: list[str], heads: list[str]) -> dict[str, Any]:
         """Version 1 where all is symmetric, else version 2."""
         symmetric = all(steps(layer).symmetric for layer in layers.values())
         version = "gptq" if symmetric else "gptq_v2"
