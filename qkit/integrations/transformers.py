@@ -32,6 +32,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from qkit.checkpoints.files import check_record, write_bytes
 from qkit.checkpoints.hub import FILE, LOCK, METHOD, QUANTIZATION, layer_records, quantization_config
 from qkit.checkpoints.layers import BESIDE, layer_from
+from qkit.checkpoints.manifest import OWN
 from qkit.checkpoints.tensors import apart
 from qkit.engine.plan import Plan, assign, check_plan, plan_to_dict, schemes_of
 from qkit.engine.solve import solve_layer
@@ -112,6 +113,7 @@ class QkitHfQuantizer(HfQuantizer):
         self.refused: Exception | None = None
         if self.pre_quantized:
             _check_layers(quantization_config.layers)
+            _check_file(quantization_config)
             return
         needy = next((one for one in schemes_of(cast(Plan, quantization_config.scheme)) if one.calibrated), None)
         if needy is not None:
@@ -304,6 +306,16 @@ def _check_layers(layers: Any) -> None:
         raise ValueError(
             f"config.json has no record of a quantized layer for {odd}; it was altered: save the model again"
         )
+
+
+def _check_file(config: QkitConfig) -> None:
+    """Refuse a config whose file is none of its folder that `qkit.save` wrote."""
+    weights, derived = config.weights, config.derived
+    known = isinstance(weights, dict) and {"file", "bytes", "sha256"} <= set(weights)
+    if weights is not None and not (known and isinstance(weights["file"], str) and OWN.fullmatch(weights["file"])):
+        raise ValueError(f"config.json names weights {weights!r}, no file that qkit.save wrote; save the model again")
+    if derived is not None and not (isinstance(derived, list) and all(isinstance(name, str) for name in derived)):
+        raise ValueError(f"config.json names derived buffers {derived!r}, no list of names; save the model again")
 
 
 def _read(files: list[str], wanted: set[str]) -> dict[str, Tensor]:

@@ -378,6 +378,21 @@ def test_a_config_that_does_not_say_how_is_refused(llama, layers, tmp_path):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "weights", ["x", {}, {"file": "../secret.safetensors", "bytes": 1, "sha256": "0"}, {"file": 1}]
+)
+def test_a_config_that_names_another_file_is_refused(llama, weights, tmp_path):
+    qkit.quantize(llama, qkit.RTN(4))
+    qkit.save(llama, tmp_path)
+    config = entries(tmp_path)["quantization_config"]
+    alter(tmp_path, quantization_config={**config, "weights": weights})
+    with pytest.raises(ValueError, match=r"no file that qkit\.save wrote; save the model again"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    alter(tmp_path, quantization_config={**config, "derived": "all"})
+    with pytest.raises(ValueError, match="no list of names; save the model again"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
 # ---- what one does with a model
 
 
