@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import qkit
+from qkit.bench.peers import onnx_threads
 from qkit.checkpoints.onnx import genai_config
 from qkit.export.onnx import block_of, model_proto, why_not
 
@@ -30,7 +31,10 @@ class Session:
     """A graph at work, with its memory as arrays."""
 
     def __init__(self, proto, config):
-        self.session = runtime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        onnx_threads()  # a process has one pool, and the benchmarks' tests may have started it
+        options = runtime.SessionOptions()
+        options.use_per_session_threads = False
+        self.session = runtime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self.shape = (config.num_key_value_heads, config.head_dim)
         self.layers = config.num_hidden_layers
 
