@@ -84,7 +84,7 @@ class QLoraLinear(Linear):
                         f"adapter {name!r} has a bias and the quantized layer has none to add it to; use lora_bias=False"
                     )
                 bias += self.lora_B[name].bias.to(bias) * self.scaling[name]
-        merged = _with_weight(layer, weight, bias)
+        merged: Any = _with_weight(layer, weight, bias)
         change, made = (weight - old).double(), (merged.weight.float() - old).double()
         size = float((change * change).sum())
         kept = float((change * made).sum()) / size if size else 1.0
@@ -105,17 +105,17 @@ class QLoraLinear(Linear):
 
 def merge_losses(model: nn.Module) -> dict[str, MergeLoss]:
     """What merging cost, by layer; empty where nothing was merged into a quantized layer."""
-    layers = quantized_layers(model).items()
-    return {name: layer.merge_loss for name, layer in layers if hasattr(layer, "merge_loss")}
+    layers: dict[str, Any] = dict(quantized_layers(model))
+    return {name: layer.merge_loss for name, layer in layers.items() if hasattr(layer, "merge_loss")}
 
 
 def _with_weight(layer: QLinear, weight: Tensor, bias: Tensor | None) -> QLinear:
     """A layer like this one, with `weight` [out, in] quantized on a grid of the same kind."""
-    beside = {name: tensor for name in BESIDE if (tensor := layer._buffers.get(name)) is not None}
+    beside: dict[str, Any] = {name: tensor for name in BESIDE if (tensor := layer._buffers.get(name)) is not None}
     if "order" in beside:
         weight = weight[:, beside["order"]]
-    q = int8_rows(weight, "the merged weight") if isinstance(layer, Int8Linear) else _again(weight, layer.qtensor)
-    parameter = None if bias is None or layer.bias is None else nn.Parameter(bias, layer.bias.requires_grad)
+    q: Any = int8_rows(weight, "the merged weight") if isinstance(layer, Int8Linear) else _again(weight, layer.qtensor)
+    parameter = None if bias is None or layer.bias is None else nn.Parameter(bias, bool(layer.bias.requires_grad))
     return type(layer)(q, parameter, dtype=layer.dtype, **layer.settings(), **beside).train(layer.training)
 
 

@@ -29,7 +29,7 @@ from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from qkit.checkpoints.files import check_record, write_bytes
+from qkit.checkpoints.files import Record, check_record, write_bytes
 from qkit.checkpoints.hub import FILE, LOCK, METHOD, QUANTIZATION, layer_records, quantization_config
 from qkit.checkpoints.layers import BESIDE, layer_from
 from qkit.checkpoints.manifest import OWN
@@ -76,7 +76,7 @@ class QkitConfig(QuantizationConfigMixin):
             raise ValueError(
                 f"a quantization_config of qkit's has no field {', '.join(sorted(unknown))}; upgrade qkit if a newer one wrote it"
             )
-        self.quant_method = quant_method
+        cast(Any, self).quant_method = quant_method
         self.layers, self.derived, self.weights = layers, derived, weights
         self.include, self.exclude = include, exclude
         self.scheme = _plan(scheme) if layers is None else None  # what became of it is in the layers
@@ -152,7 +152,7 @@ class QkitHfQuantizer(HfQuantizer):
                 f"{model.config.name_or_path} holds no safetensors files, and qkit reads nothing else; copy or save it again"
             )
         if self.quantization_config.weights is not None:
-            check_record(Path(checkpoint_files[0]), self.quantization_config.weights)
+            check_record(Path(checkpoint_files[0]), cast(Record, self.quantization_config.weights))
         with torch.device("cpu"), torch.no_grad():
             self._place_layers(model, checkpoint_files)
 
@@ -162,7 +162,7 @@ class QkitHfQuantizer(HfQuantizer):
         derived = set(self.quantization_config.derived or ())
         parts = {f"{name}.{part}" for name, record in records.items() for part in (*record["parts"], *BESIDE)}
         state = _read(files, parts | derived)
-        modules = dict(model.named_modules(remove_duplicate=False))
+        modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
         prefix = f"{model.base_model_prefix}."
         layers: dict[str, nn.Module] = {}
         where = model.config.name_or_path
@@ -362,13 +362,14 @@ def _known(model: "PreTrainedModel") -> Iterator[None]:
         yield
         return
     config = QkitConfig(layers=layer_records(model))
-    model.hf_quantizer = QkitHfQuantizer(config, pre_quantized=True)
-    model.config.quantization_config = config
+    network: Any = model
+    network.hf_quantizer = QkitHfQuantizer(config, pre_quantized=True)
+    network.config.quantization_config = config
     try:
         yield
     finally:
-        del model.hf_quantizer
-        del model.config.quantization_config
+        del network.hf_quantizer
+        del network.config.quantization_config
 
 
 def _lock(path: Path) -> None:
