@@ -14,7 +14,7 @@ LESSONS := $(wildcard lessons/*.ipynb)
 # lesson's kernel. What one process compiles, the others read from Numba's cache.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-all test-exhaustive test-oldest test-browser test-peers test-judges test-gpu bench lab lessons html claims docs lint clean
+.PHONY: demo test test-all test-exhaustive test-oldest test-browser test-peers test-judges test-compiled test-gpu bench lab lessons html claims docs lint clean
 
 demo: .venv/installed
 	$(BIN)/qkit compare bookworm-14m --out out
@@ -51,6 +51,10 @@ test-judges: .venv-judges/installed
 	.venv-judges/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-judges/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[judges]"
 	touch $@
+
+# Every Triton kernel for every card, ahead of time; the exhaustive tests have a part of it.
+test-compiled: .venv/installed-dev
+	$(BIN)/python -m pytest -m compiled
 
 # On a machine with a card, by a Python that has torch, triton and pytest already: PYTHON=python3 make test-gpu
 test-gpu:
