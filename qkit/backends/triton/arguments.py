@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qkit.backends.triton.layout import BLOCK, KIND, Laid
+from qkit.backends.triton.new_enough import triton
 from qkit_kernels.triton import assembly
+from qkit_kernels.triton import many as kernels
 
 TOGETHER = 8  # rows of tiles that are worked on together
 
@@ -51,3 +53,26 @@ def aligned(x: Tensor) -> Tensor:
 def begins(early: bool) -> dict[str, bool]:
     """How a kernel is launched that may begin before the one before it has ended."""
     return {"launch_pdl": True} if early else {}
+
+
+def reordered(x: Tensor, early: bool) -> Tensor:
+    """Aligned x in the order of columns in which wgmma meets them."""
+    tokens, features = x.shape
+    ordered = torch.empty(tokens, features, dtype=x.dtype, device=x.device)
+    kernels.reorder[(tokens, triton.cdiv(features, 2048))](x, ordered, features, x.stride(0), BLOCK=2048, EARLY=early)
+    return ordered
+
+
+def shared(weight: Laid, wanted: int, y: Tensor) -> tuple[int, int, Tensor]:
+    """The columns among `wanted` programs: blocks of each, how many that makes, and where they write: y, or a part each."""
+    share = triton.cdiv(weight.blocks, wanted)
+    parts = triton.cdiv(weight.blocks, share)
+    return share, parts, y if parts == 1 else torch.empty(parts, *y.shape, dtype=torch.float32, device=y.device)
+
+
+def add_up(out: Tensor, parts: int, y: Tensor, early: bool) -> None:
+    """y, of the parts that `shared` made room for."""
+    if parts > 1:
+        kernels.add_up[(triton.cdiv(y.numel(), 1024),)](
+            out, y, y.numel(), PARTS=parts, BLOCK=1024, EARLY=early, **begins(early)
+        )

@@ -1,16 +1,14 @@
 """Many tokens on Hopper: describes what the copy engine reads, allocates, launches."""
 
-import torch
 from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from qkit.backends.triton import tiles
-from qkit.backends.triton.arguments import TOGETHER, constants, pointers, sizes
+from qkit.backends.triton.arguments import TOGETHER, add_up, begins, constants, pointers, reordered, shared, sizes
 from qkit.backends.triton.layout import BLOCK, Laid
 from qkit.backends.triton.new_enough import triton
 from qkit_kernels.triton import assembly, hopper
-from qkit_kernels.triton import many as many_kernels
 
 
 def described(tensor: Tensor, block: list[int]) -> TensorDescriptor:
@@ -32,26 +30,17 @@ def planes(weight: Laid) -> list[TensorDescriptor]:
 
 def many(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Hopper) -> None:
     """y [M, N] of aligned x."""
-    (tokens, features), rows = x.shape, weight.shape[0]
-    ordered = torch.empty(tokens, features, dtype=x.dtype, device=x.device)
-    many_kernels.reorder[(tokens, triton.cdiv(features, 2048))](
-        x, ordered, features, x.stride(0), BLOCK=2048, EARLY=True
-    )
+    tokens, rows, ordered = len(x), weight.shape[0], reordered(x, early=True)
     grid, off = (
         described(part.view(part.shape[0], -1), [16, 8 * part.shape[2]])
         for part in (weight.grid, weight.grid if weight.off is None else weight.off)
     )
-    share = triton.cdiv(weight.blocks, cut.parts)
-    parts = triton.cdiv(weight.blocks, share)
-    out = y if parts == 1 else torch.empty(parts, tokens, rows, dtype=torch.float32, device=x.device)
+    share, parts, out = shared(weight, cut.parts, y)
     work = triton.cdiv(rows, 128) * triton.cdiv(tokens, cut.bm + cut.more)
     hopper.many_hopper[(min(work, cut.programs), parts)](
         described(ordered, [cut.bm, BLOCK]), described(ordered, [cut.more or cut.bm, BLOCK]), *planes(weight), grid, off,
         *pointers(weight)[1:], out, tokens, rows, weight.blocks, share, work, rows,
         BM=cut.bm, MORE=cut.more, **constants(weight, ptx=True), STAGES=cut.stages, TOGETHER=TOGETHER, TURNS=cut.in_turns,
-        num_warps=hopper.WARPS, maxnreg=hopper.REGISTERS, launch_pdl=True,
+        num_warps=hopper.WARPS, maxnreg=hopper.REGISTERS, **begins(True),
     )  # fmt: skip
-    if parts > 1:
-        many_kernels.add_up[(triton.cdiv(y.numel(), 1024),)](
-            out, y, y.numel(), PARTS=parts, BLOCK=1024, EARLY=True, launch_pdl=True
-        )
+    add_up(out, parts, y, early=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qkit.backends import torch as plain
 from qkit.backends.triton import tiles
-from qkit.backends.triton.arguments import begins
+from qkit.backends.triton.arguments import TOGETHER, begins
 from qkit.backends.triton.layout import BLOCK, KIND, kept
 from qkit.backends.triton.new_enough import TensorDescriptor, triton
 from qkit.numerics.integers import int8_codes
@@ -20,10 +20,8 @@ from qkit.numerics.qtensor import QTensor
 from qkit_kernels.triton import integer as kernels
 
 STRETCHES = 8  # of tokens that look for outliers together, at most: each token reads what all of them found
-WHOLE, SPLIT = (
-    16384,
-    8192,
-)  # columns of a token that the registers of eight warps hold; those with outliers take more room
+# Columns of a token that the registers of eight warps hold; those with outliers take more room
+WHOLE, SPLIT = 16384, 8192
 ROOM = 64  # outliers that are gathered side by side; more are fetched one by one
 
 
@@ -117,7 +115,7 @@ def launch(
         TensorDescriptor(weight.codes, [rows, filled], [filled, 1], [cut.bn, cut.bk]),
         scales, weight.rows, shift, wild, weight.codes, gathered, columns, count, y,
         tokens, rows, features, filled, y.stride(0),
-        BM=cut.bm, BN=cut.bn, BK=cut.bk, TOGETHER=8, STAGES=cut.stages, SWAP=cut.swap,
+        BM=cut.bm, BN=cut.bn, BK=cut.bk, TOGETHER=TOGETHER, STAGES=cut.stages, SWAP=cut.swap,
         BIAS=bias is not None, WILD=bool(threshold), ROOM=room, EARLY=early,
         num_warps=cut.warps, **begins(early),
     )  # fmt: skip

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from qkit.backends import torch as plain
 from qkit.backends.triton import hopper, tiles, tuning
-from qkit.backends.triton.arguments import TOGETHER, aligned, begins, constants, pointers, sizes
+from qkit.backends.triton.arguments import (
+    TOGETHER,
+    add_up,
+    aligned,
+    begins,
+    constants,
+    pointers,
+    reordered,
+    shared,
+    sizes,
+)
 from qkit.backends.triton.layout import BLOCK, KIND, Laid, fits, laid
 from qkit.backends.triton.new_enough import TensorDescriptor, triton
 from qkit.numerics.activations import Activations, quantize_activations
@@ -43,23 +53,14 @@ def many(
         drain, early: see the kernels; a card has them or not.
     """
     tokens, rows, features = len(x), weight.shape[0], x.shape[1]
-    ordered = torch.empty(tokens, features, dtype=x.dtype, device=x.device)
-    many_kernels.reorder[(tokens, triton.cdiv(features, 2048))](
-        x, ordered, features, x.stride(0), BLOCK=2048, EARLY=early
-    )
-    described = TensorDescriptor(ordered, [tokens, features], [features, 1], [cut.bm, BLOCK])
-    share = triton.cdiv(weight.blocks, cut.parts)
-    parts = triton.cdiv(weight.blocks, share)
-    out = y if parts == 1 else torch.empty(parts, tokens, rows, dtype=torch.float32, device=x.device)
+    described = TensorDescriptor(reordered(x, early), [tokens, features], [features, 1], [cut.bm, BLOCK])
+    share, parts, out = shared(weight, cut.parts, y)
     many_kernels.many[(triton.cdiv(rows, cut.bn) * triton.cdiv(tokens, cut.bm), parts)](
         described, *pointers(weight), out, tokens, rows, *sizes(weight), share, rows, **constants(weight, ptx),
         WARPS=cut.warps, BN=cut.bn, BM=cut.bm, STAGES=cut.stages, TOGETHER=TOGETHER, DRAIN=drain, EARLY=early,
         num_warps=cut.warps, **begins(early),
     )  # fmt: skip
-    if parts > 1:
-        many_kernels.add_up[(triton.cdiv(y.numel(), 1024),)](
-            out, y, y.numel(), PARTS=parts, BLOCK=1024, EARLY=early, **begins(early)
-        )  # fmt: skip
+    add_up(out, parts, y, early)
 
 
 def floats(weight: Laid, ptx: bool = True) -> Tensor:
