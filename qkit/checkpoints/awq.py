@@ -24,6 +24,7 @@ from qkit.checkpoints.steps import (
     FLOATS,
     check_group,
     check_known,
+    check_size,
     common_group,
     grouped,
     rounded_inputs,
@@ -103,9 +104,7 @@ class AWQFormat(FolderFormat):
         bits = config.get("bits", config.get("w_bit", 4))
         if bits != 4 or isinstance(bits, bool | float):
             raise ValueError(f"says bits={bits!r}, and AWQ's files have 4")
-        size = group_size(config)
-        if isinstance(size, bool) or not isinstance(size, int) or (size != -1 and size < 1):
-            raise ValueError(f"says group_size={size!r}; AWQ's files have a number of columns, or -1 for all")
+        check_size(group_size(config), "AWQ")
 
     def parts(self, present: set[str]) -> bool:
         """Told by its codes."""

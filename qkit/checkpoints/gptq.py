@@ -29,6 +29,7 @@ from qkit.checkpoints.steps import (
     check_alike,
     check_group,
     check_known,
+    check_size,
     common_group,
     grouped,
     rounded_inputs,
@@ -117,9 +118,7 @@ class GPTQFormat(FolderFormat):
         """Widths, group size and version."""
         if config.get("bits") not in BITS or isinstance(config["bits"], bool | float):
             raise ValueError(f"says bits={config.get('bits')!r}, and GPTQ's files have {', '.join(map(str, BITS))}")
-        size = config.get("group_size", 128)
-        if isinstance(size, bool) or not isinstance(size, int) or (size != -1 and size < 1):
-            raise ValueError(f"says group_size={size!r}; GPTQ's files have a number of columns, or -1 for all")
+        check_size(config.get("group_size", 128), "GPTQ")
         if _version(config) not in ("gptq", "gptq_v2"):
             raise ValueError(
                 f"says format={_version(config)!r}; qkit reads 'gptq' and 'gptq_v2': convert it with GPTQModel"

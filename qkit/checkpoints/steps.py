@@ -124,3 +124,9 @@ def check_known(parts: dict[str, Tensor], known: set[str]) -> None:
     """Refuse a part that nobody would read; ValueError as the end of a sentence that begins with the layer."""
     if strange := sorted(set(parts) - known):
         raise ValueError(f"has {strange[0]}, which is no part of such a layer")
+
+
+def check_size(size: object, library: str) -> None:
+    """Refuse a group_size that is none; ValueError as the end of a sentence that begins with the folder."""
+    if isinstance(size, bool) or not isinstance(size, int) or (size != -1 and size < 1):
+        raise ValueError(f"says group_size={size!r}; {library}'s files have a number of columns, or -1 for all")
