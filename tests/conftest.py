@@ -1,6 +1,7 @@
 """What the tests share: tiny random models of every supported type, the embedded model, and an RTN written apart."""
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if (
@@ -64,6 +65,25 @@ def build(kind: str, tie: bool | None = None, **changes) -> transformers.PreTrai
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return model.eval()
+
+
+def state_of_the_process() -> dict[str, object]:
+    """What torch computes by in the whole process; a test that leaves it changed breaks another, or lets it pass."""
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    return {
+        "gradients": torch.is_grad_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "products": torch.get_float32_matmul_precision(),
+        "threads": torch.get_num_threads(),
+        "compiler": compiler._stance.stance if compiler else "default",
+    }
+
+
+@pytest.fixture(autouse=True)
+def _the_process_is_as_it_was():
+    before = state_of_the_process()
+    yield
+    assert state_of_the_process() == before
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,10 @@
 """What is done to a model for a while, and is undone whatever happens: listening, another forward, evaluation mode."""
 
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -11,16 +13,46 @@ from torch import Tensor, nn
 Hook = Callable[..., object]
 
 
+def _of_the_process(enter: Callable[[], AbstractContextManager]) -> Callable[[], AbstractContextManager]:
+    """Of a state of the whole process: the first thread that enters sets it, and the last that leaves puts back what was before.
+
+    Would each put back what it found itself, the last could put back what the first had set, for good.
+    """
+    lock, outside, inside = threading.Lock(), ExitStack(), 0
+
+    @contextmanager
+    @wraps(enter)
+    def entered() -> Iterator[None]:
+        nonlocal inside
+        with lock:
+            if inside == 0:
+                outside.enter_context(enter())
+            inside += 1
+        try:
+            yield
+        finally:
+            with lock:
+                inside -= 1
+                if inside == 0:
+                    outside.close()
+
+    return entered
+
+
+_eager = _of_the_process(partial(torch.compiler.set_stance, "force_eager"))
+
+
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """Inside, what torch.compile has made runs as it was written: compiled code calls no hooks that came later."""
     if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and to import the compiler takes seconds
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    with _eager():
         yield
 
 
+@_of_the_process
 @contextmanager
 def full_products() -> Iterator[None]:
     """Inside, float32 times float32 is that: not TF32 with its 10 bits, nor bfloat16, which torch may have been told to take."""

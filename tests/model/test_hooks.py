@@ -1,15 +1,17 @@
 """What is done for a while is undone: after an error too, and to what was there, not to what the class would have."""
 
 import functools
+import threading
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from qkit import search_scales
 from qkit.methods.smoothquant import SmoothQuant
 from qkit.model.blocks import capture
-from qkit.model.hooks import evaluating, full_products, input_of, instead, listening
+from qkit.model.hooks import evaluating, full_products, input_of, instead, listening, uncompiled
 from qkit.model.replay import Replay, find_closings
 
 
@@ -134,3 +136,38 @@ def switches():
         return torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
     except RuntimeError:
         return "newer", torch.backends.cuda.matmul.fp32_precision
+
+
+def is_compiled():
+    """Whether torch.compile compiles now."""
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("eager")
+    torch.compile(lambda x: x + 1, backend=counter)(torch.ones(1))
+    return counter.frame_count > 0
+
+
+@pytest.mark.parametrize(("context", "outside"), [(full_products, switches), (uncompiled, is_compiled)])
+def test_of_two_threads_the_last_that_leaves_puts_back_what_was_before_the_first(context, outside):
+    legacy("high")
+    try:
+        before, there, leave = outside(), threading.Event(), threading.Event()
+
+        def stay():
+            with context():
+                there.set()
+                leave.wait(60)
+
+        other = threading.Thread(target=stay)
+        with context():
+            other.start()
+            assert there.wait(60)
+            inside = outside()
+        assert before != inside == outside(), "the other is still inside"
+        leave.set()
+        other.join()
+        assert outside() == before
+        with context(), context():
+            assert outside() == inside
+        assert outside() == before
+    finally:
+        legacy("highest")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._dynamo
 
 from qkit import ops
 from qkit.methods.codebook import FP4, NF4, codebook_quantize
@@ -12,12 +13,18 @@ pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip i
 import bitsandbytes.functional as peer
 
 pytestmark = pytest.mark.peers
-torch._dynamo.config.disable = True  # bitsandbytes compiles anew for every shape
 
 SHAPES = [(1, 1), (1, 63), (1, 64), (1, 65), (3, 7), (5, 100), (7, 33), (64, 64), (65, 130), (2, 4097), (61, 257)]
 SHAPES += [(64, 256)]
 BLOCKS = [32, 64, 128, 256, 512, 1024, 2048, 4096]
 KINDS = ["normal", "half zeros", "ties", "zeros", "denormal"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _uncompiled():
+    """bitsandbytes compiles anew for every shape."""
+    with torch._dynamo.config.patch(disable=True):
+        yield
 
 
 def draw(kind, *shape):
