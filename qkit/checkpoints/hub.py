@@ -5,6 +5,8 @@ config.json names a file of weights that is none, whose name says what is to be 
 reads in the quantization_config which file it is.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -16,6 +18,20 @@ METHOD = "qkit"  # config.json's quant_method
 LOCK = "this model was quantized by qkit, import qkit before from_pretrained.safetensors"
 FILE = "transformers_weights"  # where a config.json may name its file of weights
 QUANTIZATION = "quantization_config"
+
+
+def overwritten(folder: Path) -> bool:
+    """Whether a folder of `qkit.save` was saved into by others since: there are weights under transformers' name, and the
+    config.json is none that `qkit.save` wrote.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(config, dict) or not any(folder.glob("model*.safetensors")):
+        return False
+    said = config.get(QUANTIZATION)
+    return FILE not in config or (isinstance(said, dict) and "weights" not in said)
 
 
 def layer_records(model: nn.Module) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from torch import nn
 from qkit.checkpoints.files import check_sha256, line_of
 from qkit.checkpoints.folder import method_of
 from qkit.checkpoints.formats import FORMATS, format_of
-from qkit.checkpoints.hub import METHOD
+from qkit.checkpoints.hub import METHOD, overwritten
 from qkit.checkpoints.manifest import NAME as MANIFEST
 from qkit.checkpoints.names import HARMLESS, some
 from qkit.checkpoints.native import load_checkpoint
@@ -47,6 +47,11 @@ def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
         return load_packaged(name)
     folder = resources.expanded(name)
     if (folder / MANIFEST).is_file():
+        if overwritten(folder):
+            raise ValueError(
+                f"folder {name!r} holds two models, one of qkit.save and one that was saved over it with config.json and "
+                f"model.safetensors; remove {MANIFEST} to load the latter, or save into a folder of its own"
+            )
         return load_checkpoint(folder)
     if (form := format_of(folder)) is not None:
         return form.read(folder)

@@ -6,12 +6,13 @@ A saved model is a folder:
                                     that belongs to it, and a sha256 of all this
     weights-<sha256>.safetensors    every tensor; a quantized layer as <layer>.packed, <layer>.scales, ...
     tokenizer-<sha256>/             what transformers writes of a tokenizer, and the config, which it looks at
-    config.json                     for people, for the tools of the hub, and for transformers; `load` does not read it
+    config.json, and generation_config.json, tokenizer.json, ...
+                                    for people, for the tools of the hub, and for transformers; `load` does not read them
 
 qkit.json is the one commit point. The files that it names lie there before it, under names that no other save overwrites, and
 it comes by rename: whatever is interrupted, and whoever else saves into the same folder, the older or the newer save is there
-whole. Files that it no longer names are removed afterwards. config.json is a copy of what it holds, renewed after it: of two
-files one is always first, and this one decides nothing. The tokenizer has no such copy, it may be large.
+whole. Files that it no longer names are removed afterwards. config.json and its like are copies of what it holds and names,
+renewed after it (`qkit.checkpoints.copies`).
 
 The weights are not called model.safetensors on purpose: transformers would load packed codes as if they were floats and only
 warn. It loads such a folder by `qkit.integrations.transformers`, and without qkit finds no weights (`qkit.checkpoints.hub`).
@@ -29,6 +30,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qkit.checkpoints.copies import CONFIG, GENERATION, renew_copies
 from qkit.checkpoints.files import DRAFT, alone, draft_folder, in_words, line_of, make_folder, publish, record_of
 from qkit.checkpoints.hub import FILE, LOCK, QUANTIZATION, layer_records, quantization_config
 from qkit.checkpoints.layers import layer_from
@@ -85,7 +87,7 @@ def save(model: nn.Module, folder: str | os.PathLike, tokenizer=None) -> Path:
             if alone(draft):
                 remove_unnamed(folder, placed)
             raise
-        _copy_config(draft)
+        renew_copies(draft, _for_others)
         if alone(draft):
             remove_unnamed(folder)
     return folder
@@ -207,13 +209,14 @@ def _place_tokenizer(tokenizer: Any, config: Any, draft: Path, mark: str, placed
     return {"folder": name, "files": files}
 
 
-def _copy_config(draft: Path) -> None:
-    """Make config.json say what qkit.json says, also when somebody else saves meanwhile: the last to write looks again."""
-    folder, copied = draft.parent, None
-    while (manifest := read_manifest(folder)) != copied:
-        (draft / "config.json").write_text(_hub_config(manifest).to_json_string(), encoding="utf-8")
-        publish(draft / "config.json", folder / "config.json")
-        copied = manifest
+def _for_others(manifest: dict[str, Any]) -> dict[str, str]:
+    """The files that transformers reads, made of a manifest."""
+    from transformers import GenerationConfig
+
+    texts = {CONFIG: _hub_config(manifest).to_json_string()}
+    if manifest["generation_config"]:
+        texts[GENERATION] = GenerationConfig.from_dict(manifest["generation_config"]).to_json_string()
+    return texts
 
 
 def load_checkpoint(folder: Path) -> tuple[nn.Module, Any]:

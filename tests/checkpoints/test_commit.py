@@ -45,9 +45,15 @@ def which(folder: Path, saves) -> str:
 
 
 def clean(folder: Path) -> bool:
-    """Nothing is left of other saves, or of drafts."""
-    kinds = sorted(path.name.split("-")[0] for path in folder.iterdir())
-    return kinds in (["config.json", "qkit.json", "weights"], ["config.json", "qkit.json", "tokenizer", "weights"])
+    """Nothing is left of other saves, or of drafts; what transformers reads is of this one."""
+    manifest = json.loads((folder / "qkit.json").read_text())
+    names = {"qkit.json", "config.json", "generation_config.json", manifest["weights"]["file"]}
+    if words := manifest["tokenizer"]:
+        copied = set(words["files"]) - {"config.json"}
+        names |= {words["folder"], *copied}
+        assert all((folder / name).read_bytes() == (folder / words["folder"] / name).read_bytes() for name in copied)
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] == manifest["config"]["vocab_size"]
+    return names == {path.name for path in folder.iterdir()}
 
 
 STEPS = ("mkdir", "touch", "replace", "unlink", "write_text", "rmdir")

@@ -454,7 +454,34 @@ def test_saving_again_replaces_the_earlier_model(saved, make_model, ids, logits)
     quantize(other, RTN(2))
     save(other, saved)
     assert torch.equal(logits(load(saved)[0], ids), logits(other, ids))
-    assert sorted(path.name for path in saved.iterdir()) == sorted(["config.json", "qkit.json", weights_of(saved).name])
+    names = {"config.json", "generation_config.json", "qkit.json", weights_of(saved).name}
+    assert {path.name for path in saved.iterdir()} == names
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+def test_a_folder_that_transformers_saved_into_later_holds_two_models_and_says_so(
+    saved, make_model, ids, logits, quantized
+):
+    """Or the older would be loaded in silence."""
+    other = make_model("llama")
+    if quantized:
+        quantize(other, RTN(2))
+    other.save_pretrained(saved)
+    refused(saved, r"holds two models, .*; remove qkit\.json to load the latter, or save into a folder of its own")
+    (saved / "qkit.json").unlink()
+    assert torch.equal(logits(load(saved)[0], ids), logits(other, ids))
+    save(other, saved)  # and the other way round the later is the one that was meant
+    assert torch.equal(logits(load(saved)[0], ids), logits(other, ids))
+
+
+def test_a_tokenizer_of_ones_own_stays_and_one_that_was_saved_goes_with_its_model(llama, word_tokenizer, tmp_path):
+    tokenizer = word_tokenizer(bos_token="w03")
+    save(llama, tmp_path, tokenizer)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    save(llama, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "tokenizer_config.json" in names and "tokenizer.json" not in names
+    assert load(tmp_path)[1] is None
 
 
 def test_saving_the_same_model_twice_writes_the_same_files(saved):
