@@ -33,7 +33,9 @@ class _WhenImported(MetaPathFinder):
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
-            import_module(PLACES[fullname]).register()
+            import_module(
+                PLACES[fullname]
+            )  # registers at its end; if it is itself what imports the library, a little later
 
         spec.loader.exec_module = execute_and_register  # of this spec's own loader
         return spec

@@ -177,3 +177,6 @@ def register() -> None:
         lora_model.dispatch_default = _dispatch(lora_model.dispatch_default)
     if not hasattr(tuners_utils._maybe_include_all_linear_layers, "qkit"):
         tuners_utils._maybe_include_all_linear_layers = _include(tuners_utils._maybe_include_all_linear_layers)
+
+
+register()  # whoever imports this; and `qkit.integrations` sees to it that it is imported with PEFT's choice of layers

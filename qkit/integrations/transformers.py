@@ -19,7 +19,6 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -33,6 +32,7 @@ from qkit.checkpoints.files import Record, check_record, write_bytes
 from qkit.checkpoints.hub import FILE, LOCK, METHOD, QUANTIZATION, layer_records, quantization_config
 from qkit.checkpoints.layers import BESIDE, layer_from
 from qkit.checkpoints.manifest import OWN
+from qkit.checkpoints.names import some
 from qkit.checkpoints.tensors import apart
 from qkit.engine.plan import Plan, assign, check_plan, plan_to_dict, schemes_of
 from qkit.engine.solve import solve_layer
@@ -110,6 +110,7 @@ class QkitHfQuantizer(HfQuantizer):
         self.derived: list[
             tuple[nn.Module, str]
         ] = []  # buffers that are in the file and in no state dict, by owner and name
+        self.names: list[str] = []  # of the layers that are or will be quantized, as soon as they are known
         self.refused: Exception | None = None
         if self.pre_quantized:
             _check_layers(quantization_config.layers)
@@ -140,12 +141,22 @@ class QkitHfQuantizer(HfQuantizer):
         """Nothing to say."""
         return config
 
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        """Asked once with the device_map that was given, and once with the one that was made of "auto"."""
+        _check_in_memory(self.names, device_map)
+
     def _process_model_before_weight_loading(
-        self, model: "PreTrainedModel", checkpoint_files: list[str] | None = None, **kwargs: Any
+        self,
+        model: "PreTrainedModel",
+        checkpoint_files: list[str] | None = None,
+        device_map: Any = None,
+        **kwargs: Any,
     ) -> None:
         if not self.pre_quantized:
             targets, _ = select_layers(model, self.quantization_config.include, self.quantization_config.exclude)
             self.schemes = assign(cast(Plan, self.quantization_config.scheme), targets)[0]
+            self.names = list(self.schemes)
+            _check_in_memory(self.names, device_map)
             return
         if not checkpoint_files or not all(str(file).endswith(".safetensors") for file in checkpoint_files):
             raise ValueError(
@@ -155,6 +166,8 @@ class QkitHfQuantizer(HfQuantizer):
             check_record(Path(checkpoint_files[0]), cast(Record, self.quantization_config.weights))
         with torch.device("cpu"), torch.no_grad():
             self._place_layers(model, checkpoint_files)
+        self.names = list(quantized_layers(model))
+        _check_in_memory(self.names, device_map)
 
     def _place_layers(self, model: "PreTrainedModel", files: list[str]) -> None:
         """Every layer of the config in its place, of the files' own tensors; names of a model without its head are shorter."""
@@ -205,6 +218,11 @@ class QkitHfQuantizer(HfQuantizer):
         """Whether it is the weight of a layer to quantize, and not quantized yet."""
         name, _, leaf = param_name.rpartition(".")
         return leaf == "weight" and name in self.schemes
+
+    def param_element_size(self, model: nn.Module, param_name: str, param: Tensor) -> float:
+        """Bytes of a weight as it will lie in memory, for device_map="auto": the codes, and a bit more each for scales."""
+        scheme = self.schemes.get(param_name.removesuffix(".weight"))
+        return param.element_size() if scheme is None else (scheme.weight_bits + 1) / 8
 
     def get_quantize_ops(self) -> Any:
         """What is done with such a weight."""
@@ -294,6 +312,23 @@ class QkitHfQuantizer(HfQuantizer):
         return True
 
 
+def _check_in_memory(names: Iterable[str], device_map: Any) -> None:
+    """Refuse a device_map that leaves quantized layers on the disk: codes are read from memory alone."""
+    if not isinstance(device_map, dict) or "disk" not in device_map.values():
+        return
+
+    def place(name: str) -> Any:
+        parts = name.split(".")
+        above = (".".join(parts[:count]) for count in range(len(parts), -1, -1))
+        return next((device_map[one] for one in above if one in device_map), None)
+
+    if away := [name for name in names if place(name) == "disk"]:
+        raise ValueError(
+            f"device_map leaves {some(away)} on the disk, and quantized layers are read from memory alone; give max_memory more, "
+            f"or place them on 'cpu'"
+        )
+
+
 def _check_layers(layers: Any) -> None:
     """Refuse the config of a quantized folder that does not say how."""
     if not isinstance(layers, dict) or not layers:
@@ -345,14 +380,25 @@ def _line(error: Exception) -> str:
 # ---- save_pretrained of models that have layers of qkit's, however they came by them
 
 
-def save_pretrained(self: "PreTrainedModel", save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-    """`PreTrainedModel.save_pretrained`; the folder then loads where qkit is imported, and nowhere else."""
-    if not quantized_layers(self):
-        return type(self).save_pretrained(self, save_directory, *args, **kwargs)
-    with _known(self):
-        result = type(self).save_pretrained(self, save_directory, *args, **kwargs)
-    _lock(Path(save_directory) / "config.json")
-    return result
+class SavePretrained:
+    """`model.save_pretrained` of one model; the folder then loads where qkit is imported, and nowhere else.
+
+    An object and no method: of a method bound to the model pickle keeps the name alone, and what came back from a file or
+    another process would save as transformers does, without a word of qkit in the config.
+    """
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        self.model = model
+
+    def __call__(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `PreTrainedModel.save_pretrained`."""
+        model = self.model
+        if not quantized_layers(model):
+            return type(model).save_pretrained(model, save_directory, *args, **kwargs)
+        with _known(model):
+            result = type(model).save_pretrained(model, save_directory, *args, **kwargs)
+        _lock(Path(save_directory) / "config.json")
+        return result
 
 
 @contextmanager
@@ -381,12 +427,12 @@ def _lock(path: Path) -> None:
 
 
 def _let_save(model: nn.Module) -> None:
-    """After a swap: the models of transformers in `model` save by the function above."""
+    """After a swap: the models of transformers in `model` save by the class above."""
     from transformers import PreTrainedModel
 
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            module.save_pretrained = MethodType(save_pretrained, module)
+            module.save_pretrained = SavePretrained(module)
 
 
 def register() -> None:
@@ -394,3 +440,6 @@ def register() -> None:
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = QkitConfig
     auto.AUTO_QUANTIZER_MAPPING[METHOD] = QkitHfQuantizer
     surgery.AFTER_SWAP[METHOD] = _let_save
+
+
+register()  # whoever imports this; and `qkit.integrations` sees to it that it is imported with transformers' table

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -78,6 +79,25 @@ print("qkit" in auto.AUTO_QUANTIZER_MAPPING, "qkit" in auto.AUTO_QUANTIZATION_CO
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(first != "qkit"), "False", "True", "True"]
+
+
+@pytest.mark.parametrize(
+    ("line", "library"),
+    [
+        ("import qkit; qkit.integrations.transformers.QkitConfig(qkit.NF4())", "transformers"),
+        ("from qkit.integrations.transformers import QkitConfig", "transformers"),
+        ("import qkit; qkit.integrations.peft.merge_losses", "peft"),
+        ("from qkit.integrations import peft", "peft"),
+    ],
+)
+def test_an_integration_that_is_asked_for_before_its_library_was_imported(line, library):
+    """It imports the library, in the middle of which qkit is to be registered by the same integration."""
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    checks = {
+        "transformers": "from transformers.quantizers import auto; assert 'qkit' in auto.AUTO_QUANTIZER_MAPPING",
+        "peft": "from peft.tuners.lora import model; assert hasattr(model.dispatch_default, 'qkit')",
+    }
+    subprocess.run([sys.executable, "-c", f"{line}\n{checks[library]}"], check=True)
 
 
 def test_registering_again_changes_nothing():
@@ -176,13 +196,18 @@ def test_save_pretrained_and_back_in_shards(kind, make_model, ids, logits, schem
     assert torch.equal(logits(qkit.load(tmp_path / "many")[0], ids), logits(model, ids))
 
 
-def test_a_copy_saves_itself(llama, ids, logits, tmp_path):
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_copy_saves_itself(llama, ids, logits, copied, loaded, tmp_path):
+    """Copied in memory, or as torch.save and other processes do it."""
     qkit.quantize(llama, qkit.NF4())
-    twin = copy.deepcopy(llama)
+    llama.save_pretrained(tmp_path / "first")
+    twin = copied(read(tmp_path / "first") if loaded else llama)
     with torch.no_grad():
         twin.model.norm.weight.mul_(2)
-    twin.save_pretrained(tmp_path)
-    assert torch.equal(logits(read(tmp_path), ids), logits(twin, ids))
+    twin.save_pretrained(tmp_path / "second")
+    assert torch.equal(logits(read(tmp_path / "second"), ids), logits(twin, ids))
+    assert not torch.equal(logits(twin, ids), logits(llama, ids))
 
 
 def test_what_is_pushed_to_the_hub_is_locked(llama, tmp_path, monkeypatch):
@@ -224,6 +249,32 @@ def test_without_qkit_a_folder_says_what_is_wanting(llama, without_qkit, tmp_pat
     for folder in ("ours", "theirs", "shards"):
         with pytest.raises(OSError, match=r"quantized by qkit, import qkit before from_pretrained"):
             AutoModelForCausalLM.from_pretrained(tmp_path / folder)
+
+
+def test_a_process_without_qkit_is_told_what_is_wanting(llama, tmp_path):
+    """Whatever of transformers it asks, and however."""
+    qkit.quantize(llama, qkit.NF4())
+    qkit.save(llama, tmp_path / "ours")
+    llama.save_pretrained(tmp_path / "theirs")
+    llama.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    script = """
+import sys
+from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM, pipeline
+ways = [lambda folder: pipeline("text-generation", folder)]
+for cls in (AutoModel, AutoModelForCausalLM, LlamaForCausalLM):
+    for more in ({}, {"use_safetensors": True}, {"ignore_mismatched_sizes": True}, {"dtype": "auto"}):
+        ways.append(lambda folder, cls=cls, more=more: cls.from_pretrained(folder, **more))
+for folder in ("ours", "theirs", "shards"):
+    for way in ways:
+        try:
+            way(folder)
+        except (OSError, ValueError) as error:
+            assert "this model was quantized by qkit, import qkit before from_pretrained" in str(error), error
+        else:
+            sys.exit(f"{folder} was loaded")
+assert "qkit" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES[::2], ids=lambda scheme: scheme.name)
@@ -269,13 +320,13 @@ def test_on_the_fly_one_float_layer_is_in_memory_at_a_time(llama, tmp_path, monk
     assert len(alive) == 14 and not any(alive)
 
 
-def test_the_lines_of_the_readme_run_as_they_stand(llama, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    llama.save_pretrained("folder-of-floats")
+def test_the_lines_of_the_readme_run_as_they_stand(llama, tmp_path):
+    """In a process that has imported nothing before."""
+    llama.save_pretrained(tmp_path / "folder-of-floats")
     section = README.read_text(encoding="utf-8").split("### Hugging Face")[1]
-    names = {}
-    exec(compile(re.search(r"```python\n(.*?)```", section, re.S)[1], "README.md", "exec"), names)
-    assert len(quantized_layers(names["model"])) == 14
+    lines = re.search(r"```python\n(.*?)```", section, re.S)[1]
+    check = "assert len(qkit.nn.layers.quantized_layers(model)) == 14"
+    subprocess.run([sys.executable, "-c", f"{lines}\n{check}"], check=True, cwd=tmp_path)
 
 
 def test_on_the_fly_by_layer_and_with_a_head_that_was_tied(make_model, ids, logits, tmp_path):
@@ -396,18 +447,29 @@ def test_a_config_that_names_another_file_is_refused(llama, weights, tmp_path):
 # ---- what one does with a model
 
 
-def test_generate_and_pipeline(embedded, tmp_path):
+@pytest.mark.parametrize("saved_by", ["qkit", "transformers", "on the fly"])
+def test_generate_and_pipeline(embedded, saved_by, tmp_path):
+    """The folder alone: the tokenizer and how to generate are found in it."""
     model, tokenizer = embedded
     model = copy.deepcopy(model)
+    model.generation_config.update(max_new_tokens=4, do_sample=False)
+    if saved_by == "on the fly":
+        model.save_pretrained(tmp_path / "floats")
     qkit.quantize(model, qkit.NF4())
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    if saved_by == "qkit":
+        qkit.save(model, tmp_path, tokenizer)
+    else:
+        saving = model
+        if saved_by == "on the fly":
+            saving = read(tmp_path / "floats", quantization_config=QkitConfig(qkit.NF4()))
+        saving.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
     prompt = "It was the best of times"
-    expected = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=4, do_sample=False)
+    expected = model.generate(**tokenizer(prompt, return_tensors="pt"))
+    assert expected.shape[1] == len(tokenizer(prompt)["input_ids"]) + 4
     write = transformers.pipeline("text-generation", model=str(tmp_path))
-    assert write(prompt, max_new_tokens=4, do_sample=False)[0]["generated_text"] == tokenizer.decode(
-        expected[0], skip_special_tokens=True
-    )
+    assert write(prompt)[0]["generated_text"] == tokenizer.decode(expected[0], skip_special_tokens=True)
+    assert torch.equal(read(tmp_path).generate(**tokenizer(prompt, return_tensors="pt")), expected)
 
 
 def test_device_map(llama, ids, logits, tmp_path):
@@ -419,6 +481,38 @@ def test_device_map(llama, ids, logits, tmp_path):
         for place in ("cpu", "auto", {"": "cpu"}):
             loaded = read(tmp_path / folder, device_map=place, **more)
             assert torch.equal(logits(loaded, ids), logits(llama, ids))
+
+
+def test_a_device_map_that_leaves_codes_on_the_disk_is_refused(llama, tmp_path):
+    """Given as such, or made of "auto"; of what is no quantized layer it may."""
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    llama.save_pretrained(tmp_path / "floats")
+    qkit.quantize(llama, qkit.NF4())
+    qkit.save(llama, tmp_path / "ours")
+    for folder, more in (("ours", {}), ("floats", {"quantization_config": QkitConfig(qkit.NF4())})):
+        more["offload_folder"] = tmp_path / "offloaded"
+        for place in (
+            {"": "disk"},
+            {"": "cpu", "model.layers.1": "disk"},
+            {"": "disk", "model.layers.0": "cpu", "lm_head": "cpu"},
+        ):
+            with pytest.raises(ValueError, match=r"device_map leaves .* on the disk, .*; give max_memory more"):
+                read(tmp_path / folder, device_map=place, **more)
+        with pytest.raises(ValueError, match=r"device_map leaves .* on the disk"):
+            read(tmp_path / folder, device_map="auto", max_memory={"cpu": "14KB"}, **more)
+        rest = dict.fromkeys(("model.layers", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+        read(tmp_path / folder, device_map={**rest, "model.embed_tokens": "disk"}, **more)
+
+
+def test_room_is_made_for_codes_and_not_for_floats(llama, tmp_path):
+    """Bytes that device_map="auto" counts for a model that is quantized on the fly, beside those of the codes."""
+    accelerate = pytest.importorskip("transformers.integrations.accelerate", reason="accelerate is not installed")
+    quantizer = integrations.transformers.QkitHfQuantizer(QkitConfig(qkit.NF4()), pre_quantized=False)
+    quantizer._process_model_before_weight_loading(llama)
+    counted = accelerate.compute_module_sizes(llama, quantizer)[0]["model.layers"]
+    qkit.quantize(llama, qkit.NF4())
+    size = sum(tensor.nbytes for tensor in (*llama.model.layers.parameters(), *llama.model.layers.buffers()))
+    assert size <= counted < 1.2 * size
 
 
 @pytest.mark.parametrize("scheme", [qkit.RTN(3, 4, include_zero=False), qkit.NF4()], ids=lambda scheme: scheme.name)
