@@ -28,13 +28,11 @@ from qkit.checkpoints.steps import (
     common_group,
     grouped,
     rounded_inputs,
-    spread,
-    steps,
-    why_not_steps,
     wide_scales,
 )
 from qkit.checkpoints.words import pack_words, require_part, unpack_words
 from qkit.nn.qlinear import QLinear
+from qkit.nn.steps import spread, steps, why_not_steps
 from qkit.numerics.packing import pack
 
 PLACES = (0, 2, 4, 6, 1, 3, 5, 7)  # the column of its eight that each place of a word holds

@@ -28,12 +28,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from qkit.checkpoints.act_order import group_of_each, in_order, sorted_by_group
 from qkit.checkpoints.folder import FolderFormat, check_no_conv1d
-from qkit.checkpoints.steps import FLOATS, check_known, grouped, rounded_inputs, spread, steps, why_not_steps
-from qkit.checkpoints.words import octets, pack_words, require_part, unpack_words, word_count, words
+from qkit.checkpoints.steps import FLOATS, check_known, grouped, rounded_inputs
+from qkit.checkpoints.words import require_part, unpack_words, word_count, words
 from qkit.nn.int8_linear import Int8Linear
-from qkit.nn.permuted_linear import PermutedLinear
 from qkit.nn.qlinear import QLinear
+from qkit.nn.steps import spread, steps, why_not_steps
 from qkit.numerics.integers import int8_codes
 from qkit.numerics.packing import pack
 from qkit.numerics.qtensor import QTensor
@@ -165,28 +166,19 @@ class CompressedTensorsFormat(FolderFormat):
             if said != list(shape):
                 raise ValueError(f"has weight_shape {said} where the model's config gives {list(shape)}")
             row_words = require_part("weight_packed", parts, (rows, word_count(columns, bits)), torch.int32)
-            codes = octets(row_words, bits, columns)
+            index = group_of_each("weight_g_idx", parts, columns, size, torch.int32, torch.int64)
+            codes, index, order = sorted_by_group(row_words, bits, index)
         else:
             codes = pack(_unsigned(require_part("weight", parts, shape, torch.int8), bits), bits)
+            index, order = torch.arange(columns) // size, None
         scales = _scales(parts, strategy, rows, groups)
         zeros = None if symmetric else _zeros(parts, packed, bits, scales.shape)
         if symmetric and "weight_zero_point" in parts and parts["weight_zero_point"].any():
             zeros = _zeros(parts, packed, bits, scales.shape)
-        index, order = torch.arange(columns) // size, None
-        if "weight_g_idx" in parts:
-            index = require_part("weight_g_idx", parts, (columns,), torch.int32, torch.int64).long()
-            if not 0 <= int(index.min()) <= int(index.max()) < groups:
-                raise ValueError(
-                    f"has weight_g_idx {int(index.min())} .. {int(index.max())} where there are {groups} groups"
-                )
-            if not index.equal(index.sort().values):
-                order = index.argsort(stable=True)
-                index = index[order]
-                codes = octets(pack_words(unpack_words(words(codes), bits, columns)[:, order], bits), bits, columns)
         q = grouped(codes, scales, zeros, index, bits, shape)
         if inputs is not None:
-            return _with_inputs(q, bias, inputs, parts)
-        return QLinear(q, bias) if order is None else PermutedLinear(q, bias, order=order)
+            return _with_inputs(q, bias, order, inputs, parts)
+        return in_order(q, bias, order)
 
 
 def _arguments(layer: QLinear) -> dict[str, Any]:
@@ -285,12 +277,14 @@ def _unsigned(signed: Tensor, bits: int) -> Tensor:
     return (signed.short() + half).to(torch.uint8)
 
 
-def _with_inputs(q: QTensor, bias: nn.Parameter | None, inputs: dict[str, Any], parts: dict[str, Tensor]) -> QLinear:
+def _with_inputs(
+    q: QTensor, bias: nn.Parameter | None, order: Tensor | None, inputs: dict[str, Any], parts: dict[str, Tensor]
+) -> QLinear:
     """A layer that rounds its inputs; with a scale a row and no zero points it multiplies integers."""
     rounding = _rounding(inputs)
     if rounding == "per-token":
-        whole = q.bits == 8 and q.symmetric and q.row_groups == 1
-        return Int8Linear(q, bias) if whole else QLinear(q, bias, "int8")
+        whole = q.bits == 8 and q.symmetric and q.row_groups == 1 and order is None
+        return Int8Linear(q, bias) if whole else in_order(q, bias, order, "int8")
     scale = require_part("input_scale", parts, (1,) if parts.get("input_scale", q.scales).dim() else (), *FLOATS)
     zero = parts.get("input_zero_point")
     if zero is not None and zero.any():

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from qkit.checkpoints.act_order import group_of_each, in_order, sorted_by_group
 from qkit.checkpoints.folder import FolderFormat
 from qkit.checkpoints.steps import (
     FLOATS,
@@ -33,14 +34,12 @@ from qkit.checkpoints.steps import (
     common_group,
     grouped,
     rounded_inputs,
-    spread,
-    steps,
-    why_not_steps,
     wide_scales,
 )
-from qkit.checkpoints.words import octets, pack_words, require_part, unpack_words, word_count, words
+from qkit.checkpoints.words import pack_words, require_part, unpack_words, word_count, words
 from qkit.nn.permuted_linear import PermutedLinear
 from qkit.nn.qlinear import QLinear
+from qkit.nn.steps import spread, steps, why_not_steps
 
 BITS = (2, 3, 4, 8)
 PARTS = {"qweight", "qzeros", "scales"}
@@ -145,19 +144,9 @@ class GPTQFormat(FolderFormat):
         packed_zeros = require_part("qzeros", parts, (groups, word_count(rows, bits)), torch.int32)
         scales = require_part("scales", parts, (groups, rows), *FLOATS).T
         zeros = _zeros(packed_zeros, bits, rows, config).T
-        index = torch.arange(columns) // size
-        if "g_idx" in parts:  # AutoGPTQ reads files without
-            index = require_part("g_idx", parts, (columns,), torch.int32).long()
-            if not 0 <= int(index.min()) <= int(index.max()) < groups:
-                raise ValueError(f"has g_idx {int(index.min())} .. {int(index.max())} where there are {groups} groups")
-        order = None if index.equal(index.sort().values) else index.argsort(stable=True)
-        if order is None:
-            packed = octets(weight.T, bits, columns)
-        else:
-            packed = octets(pack_words(unpack_words(weight.T, bits, columns)[:, order], bits), bits, columns)
-            index = index[order]
-        q = grouped(packed, scales, zeros, index, bits, shape)
-        return QLinear(q, bias) if order is None else PermutedLinear(q, bias, order=order)
+        index = group_of_each("g_idx", parts, columns, size, torch.int32)
+        packed, index, order = sorted_by_group(weight.T, bits, index)
+        return in_order(grouped(packed, scales, zeros, index, bits, shape), bias, order)
 
 
 def _version(config: dict[str, Any]) -> Any:

@@ -1,4 +1,7 @@
-"""What the formats have in common that hold steps of a ruler (GPTQ, AWQ, compressed-tensors), and QTensor with them."""
+"""What the formats have in common that hold steps of a ruler (GPTQ, AWQ, compressed-tensors), and QTensor with them.
+
+What a layer must be for that: `qkit.nn.steps`.
+"""
 
 from math import gcd
 
@@ -6,22 +9,11 @@ import torch
 from torch import Tensor
 
 from qkit.nn.qlinear import QLinear
+from qkit.nn.steps import steps
 from qkit.numerics.packing import pack
 from qkit.numerics.qtensor import QTensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-
-
-def why_not_steps(layer: QLinear, widths: tuple[int, ...]) -> str | None:
-    """Why a format with integers of these `widths`, float scales and zero points cannot hold a layer; None: it can."""
-    q = layer.qtensor
-    if not isinstance(q, QTensor):
-        return f"has codes that are places in a table ({q!r})"
-    if q.offsets is not None:
-        return "keeps the minimum of each group instead of a zero point (include_zero=False)"
-    if q.bits not in widths:
-        return f"has {q.bits} bits"
-    return None
 
 
 def wide_scales(layer: QLinear) -> str | None:
@@ -30,14 +22,6 @@ def wide_scales(layer: QLinear) -> str | None:
     if torch.equal(scales.half().float(), scales.float()):
         return None
     return "has scales that float16 does not hold exactly (schemes with INT8 activations, or scale_dtype='float32')"
-
-
-def steps(layer: QLinear) -> QTensor:
-    """The weight of a layer that `why_not_steps` let through."""
-    q = layer.qtensor
-    if not isinstance(q, QTensor):
-        raise TypeError(f"{q!r} is no QTensor; ask why_not_steps first")
-    return q
 
 
 def check_alike(layers: dict[str, QLinear], format: str) -> None:
@@ -76,16 +60,6 @@ def check_group(layers: dict[str, QLinear], format: str) -> None:
             f"format {format!r} has one group size for all layers, and {', '.join(map(str, sizes))} have none in common; "
             f"quantize them alike, or leave format out for qkit's own"
         )
-
-
-def spread(q: QTensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Scales as they are and zero points uint8, both [out, groups]: one that serves more of the weight is repeated."""
-    own = q.row_groups
-
-    def repeat(numbers: Tensor) -> Tensor:
-        return numbers.cpu().expand(q.shape[0], own).repeat_interleave(groups // own, 1)
-
-    return repeat(q.scales), repeat(q.zeros()).to(torch.uint8)
 
 
 def grouped(

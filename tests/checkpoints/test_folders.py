@@ -24,6 +24,7 @@ from qkit.checkpoints.words import octets, pack_words, unpack_words, word_count,
 from qkit.nn.int8_linear import Int8Linear
 from qkit.nn.layers import quantized_layers
 from qkit.nn.permuted_linear import PermutedLinear
+from qkit.numerics.activations import quantize_activations
 from qkit.numerics.arithmetic import divided
 
 SIZES = {
@@ -255,6 +256,34 @@ def test_act_order_is_a_permutation_of_the_inputs():
         ValueError, match=r"'awq' holds .* has its columns sorted by group .act-order.; these can: gptq"
     ):
         qkit.save(model, "nowhere", format="awq")
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_compressed_tensors_act_order_is_heeded_whatever_becomes_of_inputs(rounded, make, tmp_path):
+    """The columns of a folder in another order, and the group of each written down; inputs are rounded, or not."""
+    folder = qkit.save(make(qkit.RTN(4, 16, symmetric=True)), tmp_path / "a", format="compressed-tensors").path
+    generator = torch.Generator().manual_seed(0)
+
+    def shuffle(tensors):
+        for name in [name.removesuffix("packed") for name in tensors if name.endswith("packed")]:
+            columns = int(tensors[f"{name}shape"][1])
+            order = torch.randperm(columns, generator=generator)
+            codes = unpack_words(tensors[f"{name}packed"], 4, columns)
+            tensors[f"{name}packed"] = pack_words(codes[:, order], 4)
+            tensors[f"{name}g_idx"] = (order // 16).int()
+
+    groups = json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"]
+    dynamic = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+    groups["group_0"]["input_activations"] = dynamic if rounded else None
+    other = rewritten(folder, tmp_path / "b", shuffle, config_groups=groups)
+    layer = qkit.load(other)[0].get_submodule(Q)
+    parts = parts_of(other, Q)
+    steps = unpack_words(parts["weight_packed"], 4, 64).float() - 8
+    weight = steps * parts["weight_scale"].float()[:, parts["weight_g_idx"].long()]
+    assert torch.equal(layer.weight, weight)
+    x = torch.randn(3, 64, generator=generator)
+    expected = (quantize_activations(x) if rounded else x) @ weight.T
+    assert torch.allclose(layer(x), expected, atol=1e-5)
 
 
 # ---- GPTQ's zero points

@@ -11,8 +11,8 @@ from qkit.checkpoints.gguf.blocks import is_exact, why_no_block
 from qkit.checkpoints.gguf.container import MAGIC
 from qkit.checkpoints.gguf.read import load_gguf
 from qkit.checkpoints.gguf.write import package, save_gguf
-from qkit.checkpoints.steps import steps
 from qkit.nn.qlinear import QLinear
+from qkit.nn.steps import steps
 
 FILE = "model.gguf"  # in a folder
 
