@@ -18,15 +18,18 @@ from qkit.checkpoints.folder import check_free
 from qkit.checkpoints.format import Format
 from qkit.checkpoints.manifest import files_in
 from qkit.checkpoints.steps import rounded_inputs
-from qkit.export.onnx import check_model, model_proto, why_not
+from qkit.export.linear import integers, why_not
+from qkit.export.onnx import check_model, model_proto
+from qkit.nn.layers import quantized_layers
 from qkit.nn.qlinear import QLinear
 
 GRAPH, DATA, CONFIG = "model.onnx", "model.onnx.data", "genai_config.json"
+PRECISE = "session.x64quantprecision"
 ONE_FILE = 1 << 30  # bytes of numbers that still go into the graph's own file
 
 
 class ONNXFormat(Format):
-    """ONNX graphs with MatMulNBits."""
+    """ONNX graphs with MatMulNBits, and QDQ."""
 
     name: ClassVar[str] = "onnx"
     holds: ClassVar[str] = "steps of 2, 4 or 8 bits in groups that 16 divides, or one a row"
@@ -57,8 +60,21 @@ class ONNXFormat(Format):
             ) from error
 
     def lost(self, layers: dict[str, QLinear]) -> tuple[str, ...]:
-        """Activations stay floats on the other side."""
-        return rounded_inputs(layers)
+        """What is multiplied by what, at which accuracy_level."""
+        others = {name: layer for name, layer in layers.items() if not integers(layer)}
+        notes = rounded_inputs(others)
+        if others:
+            notes += (
+                f"{len(others)} layers are MatMulNBits with accuracy_level=0, products of floats; with accuracy_level=4 (of "
+                f"qkit.export.onnx.model_proto) onnxruntime rounds their inputs to INT8: faster, logits some percent off",
+            )
+        if whole := len(layers) - len(others):
+            notes += (
+                f"{whole} layers multiply INT8 by INT8 there as here (QDQ); where a float32 sum before them ends in another "
+                f"bit, an input may fall on the next step: logits differ, by less than rounding inputs costs",
+                f"on x86 without VNNI onnxruntime's sums of integers overflow unless {PRECISE} is 1, as {CONFIG} has it",
+            )
+        return notes
 
     def write(self, model: nn.Module, path: Path, tokenizer: Any) -> Path:
         """The folder, of which the graph comes last."""
@@ -88,12 +104,15 @@ def genai_config(model: nn.Module) -> dict[str, Any]:
     ends = getattr(generation, "eos_token_id", None) or config.eos_token_id
     first = ends[0] if isinstance(ends, list) else ends
     pad = config.pad_token_id if config.pad_token_id is not None else first
+    options: dict[str, Any] = {"log_id": "onnxruntime-genai", "provider_options": []}
+    if any(integers(layer) for layer in quantized_layers(model).values()):
+        options[PRECISE] = "1"  # right on every processor; where there is VNNI, "0" reads a prompt faster
     return {
         "model": {
             "bos_token_id": config.bos_token_id,
             "context_length": config.max_position_embeddings,
             "decoder": {
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "session_options": options,
                 "filename": GRAPH,
                 "head_size": network.model.layers[0].self_attn.head_dim,
                 "hidden_size": config.hidden_size,

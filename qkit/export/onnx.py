@@ -5,85 +5,29 @@ What
     what onnxruntime-genai calls a decoder, and what runs on a phone.
 
 How
-    A quantized layer is one `MatMulNBits` (a contributed operation of onnxruntime): ŵ = s (q - z), blocks of a power of two of
-    columns along each row, codes of 2, 4 or 8 bits packed lowest bits first, which is how they are packed here. Nothing is
-    repacked and nothing quantized again; a scale that serves more than one block is repeated. Attention is one
-    `GroupQueryAttention`, which turns the keys, remembers them and masks. All else are plain operations in float32.
+    A quantized layer is one `MatMulNBits`, or QDQ where it multiplies integers (`qkit.export.linear`): the same codes, nothing is
+    quantized again. Attention is one `GroupQueryAttention`, which turns the keys, remembers them and masks. All else are plain
+    operations in float32.
 
 Trade-off
-    `accuracy_level` 0 multiplies floats, exact to float32's rounding. 4 lets onnxruntime round activations to INT8, which is
-    faster, and changes logits by some percent.
+    `accuracy_level` (of MatMulNBits) 0 multiplies floats, exact to float32's rounding. 4 lets onnxruntime round activations to
+    INT8, which is faster, and changes logits by some percent.
 """
 
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from qkit.export.graph import CONTRIBUTED, Graph, floats
+from qkit.export.linear import linear
 from qkit.nn.qlinear import QLinear
-from qkit.numerics.qtensor import QTensor
 
-BITS = (2, 4, 8)
-SMALLEST, LARGEST = 16, 256  # columns of a block
 LEVELS = (0, 4)
 FAMILIES = ("llama", "mistral", "qwen2")
 TURNS = ("default", "linear", "llama3")  # ways of rotary embedding whose angles do not depend on the length of the text
-OPSET, CONTRIBUTED = 21, "com.microsoft"
-
-
-class Graph:
-    """An ONNX graph that grows: each operation names its output, and so the next can ask for it."""
-
-    def __init__(self) -> None:
-        from onnx import helper
-
-        self._helper = helper
-        self.nodes: list[Any] = []
-        self.initializers: list[Any] = []
-        self.used: set[str] = set()  # of the model's tensors
-
-    def tensor(self, name: str, array: np.ndarray) -> str:
-        """A constant."""
-        from onnx import numpy_helper
-
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
-        return name
-
-    def op(self, kind: str, inputs: list[str], name: str, domain: str = "", outputs: int = 1, **attributes: Any) -> str:
-        """An operation; its first output is called as it is."""
-        outs = [name, *(f"{name}.{i}" for i in range(1, outputs))]
-        self.nodes.append(self._helper.make_node(kind, inputs, outs, name=name, domain=domain, **attributes))
-        return name
-
-
-def why_not(layer: QLinear) -> str | None:
-    """Why `MatMulNBits` cannot hold a layer's weight, as the end of a sentence that begins with its name; None: it can."""
-    q = layer.qtensor
-    if not isinstance(q, QTensor):
-        return f"has codes that are places in a table ({q!r})"
-    if q.offsets is not None:
-        return "keeps the minimum of each group instead of a zero point (include_zero=False)"
-    if q.bits not in BITS:
-        return f"has {q.bits} bits"
-    if block_of(q) == 0:
-        groups = "no whole groups" if q.row_groups is None else f"groups of {q.shape[1] // q.row_groups} columns"
-        return f"has {groups}, in which no block of {SMALLEST} columns or more fits"
-    return None
-
-
-def block_of(q: QTensor) -> int:
-    """The largest block of columns that the operation knows and that lies in one group; 0: there is none.
-
-    A row with one scale may be cut anywhere, for the last block is filled up.
-    """
-    if q.row_groups is None:
-        return 0
-    if q.row_groups == 1:
-        return min(LARGEST, max(SMALLEST, 1 << (q.shape[1] - 1).bit_length()))
-    size = q.shape[1] // q.row_groups
-    block = min(LARGEST, size & -size)  # the power of two in it
-    return block if block >= SMALLEST else 0
+OPSET = 21
 
 
 def check_model(model: nn.Module) -> None:
@@ -119,70 +63,14 @@ def _window(config: Any) -> Any:
     return None
 
 
-def matmul_nbits(graph: Graph, x: str, layer: QLinear, name: str, accuracy_level: int) -> str:
-    """x ŵᵀ of codes. See the operator's page of onnxruntime's contributed operators for the packing."""
-    q = layer.qtensor
-    assert isinstance(q, QTensor)
-    rows, columns = q.shape
-    block = block_of(q)
-    blocks = -(-columns // block)
-    octets = q.packed.cpu().numpy().reshape(rows, -1)
-    octets = np.pad(octets, ((0, 0), (0, blocks * block * q.bits // 8 - octets.shape[1])))
-    inputs = [
-        x,
-        graph.tensor(f"{name}.codes", octets.reshape(rows, blocks, block * q.bits // 8)),
-        graph.tensor(f"{name}.scales", _repeated(q.scales.float(), q, blocks).astype(np.float32)),
-    ]
-    if not q.symmetric:
-        zeros = _repeated(q.zeros(), q, blocks).astype(np.uint8)
-        each = 8 // q.bits
-        zeros = np.pad(zeros, ((0, 0), (0, -blocks % each))).reshape(rows, -1, each)
-        packed = (zeros << (q.bits * np.arange(each, dtype=np.uint8))).sum(-1, dtype=np.uint8)
-        inputs.append(graph.tensor(f"{name}.zeros", packed))
-    return graph.op(
-        "MatMulNBits", inputs, f"{name}.product", CONTRIBUTED,
-        K=columns, N=rows, bits=q.bits, block_size=block, accuracy_level=accuracy_level,
-    )  # fmt: skip
-
-
-def _repeated(numbers: Tensor, q: QTensor, blocks: int) -> np.ndarray:
-    """[out, groups] as [out, blocks]."""
-    groups = q.row_groups
-    assert groups is not None
-    numbers = numbers.cpu().expand(q.shape[0], groups)
-    if groups == 1:
-        return numbers.expand(-1, blocks).numpy()
-    return numbers.repeat_interleave(blocks // groups, 1).numpy()
-
-
-def linear(graph: Graph, x: str, layer: nn.Module, name: str, accuracy_level: int) -> str:
-    """x ŵᵀ + bias, of codes or of floats."""
-    module = cast(Any, layer)
-    if isinstance(layer, QLinear):
-        graph.used |= {f"{name}.{part}" for part, _ in layer.named_buffers()}
-        y = matmul_nbits(graph, x, layer, name, accuracy_level)
-    else:
-        graph.used.add(f"{name}.weight")
-        weight = graph.tensor(f"{name}.weight", _floats(module.weight).T)
-        y = graph.op("MatMul", [x, weight], f"{name}.product")
-    if module.bias is None:
-        return y
-    graph.used.add(f"{name}.bias")
-    return graph.op("Add", [y, graph.tensor(f"{name}.bias", _floats(module.bias))], f"{name}.sum")
-
-
 def norm(graph: Graph, x: str, module: nn.Module, name: str) -> str:
     """RMSNorm."""
     graph.used.add(f"{name}.weight")
-    weight = graph.tensor(f"{name}.weight", _floats(cast(Any, module).weight))
+    weight = graph.tensor(f"{name}.weight", floats(cast(Any, module).weight))
     epsilon = float(cast(Any, module).variance_epsilon)
     return graph.op(
         "SimplifiedLayerNormalization", [x, weight], f"{name}.normed", axis=-1, epsilon=epsilon, stash_type=1
     )
-
-
-def _floats(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().float().cpu().numpy()
 
 
 def attention(
@@ -193,12 +81,10 @@ def attention(
     q, k, v = (linear(graph, x, getattr(module, f"{part}_proj"), f"{name}.{part}_proj", level) for part in "qkv")
     past = [f"past_key_values.{i}.key", f"past_key_values.{i}.value"]
     mixed = f"{name}.mixed"
-    graph.nodes.append(
-        graph._helper.make_node(
-            "GroupQueryAttention", [q, k, v, *past, *lengths, "cos", "sin"], [mixed, f"present.{i}.key", f"present.{i}.value"],
-            name=mixed, domain=CONTRIBUTED, num_heads=config.num_attention_heads, kv_num_heads=config.num_key_value_heads,
-            do_rotary=1, rotary_interleaved=0, scale=float(module.scaling),
-        )
+    graph.op(
+        "GroupQueryAttention", [q, k, v, *past, *lengths, "cos", "sin"], mixed, CONTRIBUTED,
+        (f"present.{i}.key", f"present.{i}.value"), num_heads=config.num_attention_heads,
+        kv_num_heads=config.num_key_value_heads, do_rotary=1, rotary_interleaved=0, scale=float(module.scaling),
     )  # fmt: skip
     return linear(graph, mixed, module.o_proj, f"{name}.o_proj", level)
 
@@ -222,8 +108,8 @@ def model_proto(model: nn.Module, accuracy_level: int = 0) -> Any:
     GroupQueryAttention takes more only of one text).
 
     Args:
-        model: a causal language model of `FAMILIES`, floats or quantized; every layer passes `why_not`.
-        accuracy_level: 0, floats; 4, onnxruntime may round activations to INT8.
+        model: a causal language model of `FAMILIES`, floats or quantized; every layer passes `qkit.export.linear.why_not`.
+        accuracy_level: of MatMulNBits: 0, floats; 4, onnxruntime may round activations to INT8.
 
     Raises:
         ImportError: onnx is not installed.
@@ -236,7 +122,7 @@ def model_proto(model: nn.Module, accuracy_level: int = 0) -> Any:
     check_model(model)
     network, config, graph = cast(Any, model), cast(Any, model).config, Graph()
     body = network.model
-    embedding = graph.tensor("model.embed_tokens.weight", _floats(body.embed_tokens.weight))
+    embedding = graph.tensor("model.embed_tokens.weight", floats(body.embed_tokens.weight))
     graph.used.add("model.embed_tokens.weight")
     x = graph.op("Gather", [embedding, "input_ids"], "embedded")
     last = graph.tensor("one", np.array([1], dtype=np.int64))

@@ -8,8 +8,12 @@ import torch
 
 import qkit
 from qkit.bench.peers import onnx_threads
-from qkit.checkpoints.onnx import genai_config
-from qkit.export.onnx import block_of, model_proto, why_not
+from qkit.checkpoints.onnx import PRECISE, genai_config
+from qkit.export.graph import CONTRIBUTED, Graph
+from qkit.export.linear import block_of, integers, linear, why_not
+from qkit.export.onnx import OPSET, model_proto
+from qkit.methods.int8 import int8_rows
+from qkit.nn.int8_linear import Int8Linear
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'qkit[dev]'")
 runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'qkit[dev]'")
@@ -24,17 +28,30 @@ SCHEMES = {
     "W4 per row, 100 columns": qkit.RTN(4, symmetric=True),
     "W2 g32": qkit.RTN(2, 32),
     "LLM.int8": qkit.LLMInt8(),
+    "W8A8": qkit.W8A8(),
+    "W8A8, 100 columns": qkit.W8A8(),
+    "W8A8 static": qkit.W8A8("per-tensor"),
+    "W8A8 and W4": {"*.down_proj": qkit.W8A8(), "*": qkit.RTN(4, 32)},
 }
+
+
+def started(proto, **entries):
+    """onnxruntime with a graph."""
+    onnx_threads()  # a process has one pool, and the benchmarks' tests may have started it
+    options = runtime.SessionOptions()
+    options.use_per_session_threads = False
+    for key, value in entries.pop("entries", {}).items():
+        options.add_session_config_entry(key, value)
+    for name, value in entries.items():
+        setattr(options, name, value)
+    return runtime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 class Session:
     """A graph at work, with its memory as arrays."""
 
     def __init__(self, proto, config):
-        onnx_threads()  # a process has one pool, and the benchmarks' tests may have started it
-        options = runtime.SessionOptions()
-        options.use_per_session_threads = False
-        self.session = runtime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        self.session = started(proto)
         self.shape = (config.num_key_value_heads, config.head_dim)
         self.layers = config.num_hidden_layers
 
@@ -59,7 +76,7 @@ def test_logits_are_those_of_the_model_at_once_and_token_by_token(make_model, id
     sizes = {**SIZES, "intermediate_size": 100} if "100" in name else SIZES
     model = make_model("llama", **sizes)
     if SCHEMES[name] is not None:
-        qkit.quantize(model, SCHEMES[name])
+        qkit.quantize(model, SCHEMES[name], calibration=ids if "static" in name else None)
     floats = copy_with_floats(model)
     session, expected = Session(model_proto(model), model.config), logits(floats, ids)
     assert off(session(ids)[0], expected) < EXACT
@@ -72,7 +89,7 @@ def test_logits_are_those_of_the_model_at_once_and_token_by_token(make_model, id
 
 
 def copy_with_floats(model):
-    """The model with the same weights as floats: no rounding of activations, which the graph does not have either."""
+    """The model with the same weights as floats where the graph does not round activations either."""
     from copy import deepcopy
 
     from qkit.model.surgery import swap
@@ -81,12 +98,64 @@ def copy_with_floats(model):
     copy = deepcopy(model)
     made = {}
     for name, layer in quantized_layers(copy).items():
+        if integers(layer):
+            continue
         made[name] = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
         made[name].weight.data = layer.weight.float()
         if layer.bias is not None:
             made[name].bias = layer.bias
     swap(copy, made)
     return copy
+
+
+def layer_proto(layer, tokens):
+    """The graph of one layer, x [texts, tokens, in] to y."""
+    graph, value = Graph(), onnx.helper.make_tensor_value_info
+    y = linear(graph, "x", layer, "layer", 0)
+    inputs = [value("x", onnx.TensorProto.FLOAT, ["texts", tokens, layer.in_features])]
+    outputs = [value(y, onnx.TensorProto.FLOAT, ["texts", tokens, layer.out_features])]
+    made = onnx.helper.make_graph(graph.nodes, "layer", inputs, outputs, graph.initializers)
+    sets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(CONTRIBUTED, 1)]
+    return onnx.helper.make_model(made, opset_imports=sets, ir_version=10)
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 7), (5, 3), (33, 64), (64, 100), (7, 257)])
+def test_integers_are_multiplied_as_here(rows, columns, biased, static):
+    """Tokens of zeros, of tiny and of huge numbers, and such as a fixed scale clamps; all levels of optimization."""
+    generator = torch.Generator().manual_seed(rows * columns)
+    weight, x = (torch.randn(n, columns, generator=generator) for n in (rows, 2 * 9))
+    x[0], x[1], x[2], x[3] = 0, x[1] * 1e-30, x[2] * 1e30, x[3] * 100
+    x[4], x[4, 0] = 0, -1e-42  # a denormal has no step of its own
+    weight[-1] *= float(rows == 1)  # a row of zeros
+    bias = torch.nn.Parameter(torch.randn(rows, generator=generator)) if biased else None
+    scale = {"activations": "per-tensor", "input_scale": torch.tensor(0.0123)} if static else {}
+    layer = Int8Linear(int8_rows(weight), bias, **scale)
+    x = x.reshape(2, 9, columns)
+    proto, expected = layer_proto(layer, 9), layer(x).detach()
+    reach = x.abs().clamp(max=127 * 0.0123) if static else x.abs()
+    sums = reach @ layer.weight.abs().T + (0 if bias is None else bias.detach().abs())
+    levels = runtime.GraphOptimizationLevel
+    for level in (levels.ORT_DISABLE_ALL, levels.ORT_ENABLE_ALL):
+        for precise in ("0", "1"):
+            session = started(proto, graph_optimization_level=level, entries={PRECISE: precise})
+            y = torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+            assert ((y - expected).abs() <= 2e-6 * sums).all()  # up to 257 float32 products where nothing is fused
+
+
+@pytest.mark.parametrize("scheme", [qkit.W8A8(), qkit.W8A8("per-tensor")], ids=str)
+def test_onnxruntime_makes_integer_products_of_them_and_nan_stays_nan(scheme, make_model, ids, tmp_path):
+    model = make_model("llama", **SIZES)
+    qkit.quantize(model, scheme, calibration=ids if scheme.calibrated else None)
+    started(model_proto(model), optimized_model_filepath=str(tmp_path / "made.onnx"), log_severity_level=3)
+    kinds = [node.op_type for node in onnx.load(tmp_path / "made.onnx").graph.node]
+    assert kinds.count("MatMulIntegerToFloat") == 14 and kinds.count("MatMul") == 1  # the head is of floats
+    assert kinds.count("QuantizeLinear") == 8  # q, k and v read the same, gate and up as well
+    with torch.no_grad():
+        model.model.embed_tokens.weight[5, 3] = torch.nan
+    got = Session(model_proto(model), model.config)(torch.tensor([[1, 2, 5, 3], [1, 2, 3, 4]]))[0]
+    assert got[0, 2].isnan().all() and got[1].isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2"])
@@ -189,3 +258,20 @@ def test_a_folder_is_written_and_not_read(make_model, tmp_path, ids, logits, tok
     assert (large / "model.onnx.data").is_file()
     small, big = (Session(onnx.load(folder / "model.onnx"), model.config)(ids)[0] for folder in (report.path, large))
     assert torch.equal(small, big)
+
+
+def test_the_report_says_what_is_multiplied_by_what(make_model, tmp_path):
+    model = make_model("llama", **SIZES)
+    qkit.quantize(model, {"*.down_proj": qkit.W8A8(), "*": qkit.LLMInt8()}, exclude="*.up_proj")
+    report = qkit.save(model, tmp_path, format="onnx")
+    said = repr(report)
+    assert "12 quantized layers" in said and "10 layers round their inputs to INT8 here" in said
+    assert "10 layers are MatMulNBits with accuracy_level=0" in said
+    assert "2 layers multiply INT8 by INT8 there as here" in said
+    config = json.loads((tmp_path / "genai_config.json").read_text())
+    assert config["model"]["decoder"]["session_options"][PRECISE] == "1"
+    qkit.quantize(model := make_model("llama", **SIZES), qkit.RTN(4, 32))
+    report = qkit.save(model, tmp_path / "w4", format="onnx")
+    assert len(report.notes) == 1 and "accuracy_level=4" in report.notes[0]
+    assert PRECISE not in (tmp_path / "w4" / "genai_config.json").read_text()
+    assert qkit.save(make_model("llama", **SIZES), tmp_path / "floats", format="onnx").notes == ()

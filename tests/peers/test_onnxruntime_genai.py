@@ -15,6 +15,33 @@ SCHEMES = [None, qkit.RTN(4, 128), qkit.RTN(4, 32, symmetric=True), qkit.RTN(8),
 PROMPT = "It was the best of times, and the"
 
 
+INTEGERS = [qkit.W8A8(), qkit.SmoothQuant(activations="per-tensor")]
+
+
+class Judge:
+    """onnxruntime-genai with a folder."""
+
+    def __init__(self, folder):
+        config = genai.Config(str(folder))
+        config.clear_providers()
+        self.model = genai.Model(config)
+
+    def loop(self, ids, more: int = 30):
+        """What writes up to `more` tokens after `ids`, and the logits of the first of them."""
+        options = genai.GeneratorParams(self.model)
+        options.set_search_options(max_length=ids.shape[1] + more, do_sample=False)
+        loop = genai.Generator(self.model, options)
+        loop.append_tokens(ids[0].numpy().astype(np.int32))
+        return loop, torch.from_numpy(np.array(loop.get_logits())[0, -1])
+
+    def writes(self, ids, more: int = 30) -> list[int]:
+        """The ids and its greedy text after them."""
+        loop, _ = self.loop(ids, more)
+        while not loop.is_done():
+            loop.generate_next_token()
+        return loop.get_sequence(0).tolist()
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_it_writes_our_text(embedded, tmp_path, scheme):
     model, tokenizer = copy.deepcopy(embedded[0]), embedded[1]
@@ -26,16 +53,31 @@ def test_it_writes_our_text(embedded, tmp_path, scheme):
         logits = model(ids).logits[0, -1]
         written = model.generate(ids, max_new_tokens=30, do_sample=False)[0]
 
-    config = genai.Config(str(folder))
-    config.clear_providers()
-    other = genai.Model(config)
-    options = genai.GeneratorParams(other)
-    options.set_search_options(max_length=ids.shape[1] + 30, do_sample=False)
-    loop = genai.Generator(other, options)
-    loop.append_tokens(ids[0].numpy().astype(np.int32))
-    theirs = torch.from_numpy(np.array(loop.get_logits())[0, -1])
+    judge = Judge(folder)
+    theirs = judge.loop(ids)[1]
     assert (theirs - logits).norm() < 5e-6 * logits.norm()  # float32 sums in another order, through eight blocks
-    while not loop.is_done():
-        loop.generate_next_token()
-    assert loop.get_sequence(0).tolist() == written.tolist()
-    assert genai.Tokenizer(other).decode(loop.get_sequence(0)) == tokenizer.decode(written, skip_special_tokens=True)
+    assert judge.writes(ids) == written.tolist()
+    text = tokenizer.decode(written, skip_special_tokens=True)
+    assert genai.Tokenizer(judge.model).decode(judge.writes(ids)) == text
+
+
+@pytest.mark.parametrize("scheme", INTEGERS, ids=lambda scheme: scheme.name)
+def test_integers_there_are_nearer_to_ours_than_ours_are_to_floats(embedded, tmp_path, scheme):
+    """Each layer is the same to the last bits (tests/export); through eight blocks those bits tip roundings, and those others."""
+    floats, tokenizer = embedded
+    model, text = copy.deepcopy(floats), qkit.texts("python-docs")
+    qkit.quantize(model, scheme, calibration=text, tokenizer=tokenizer, max_chunks=2)
+    judge = Judge(qkit.save(model, tmp_path, tokenizer, format="onnx").path)
+    ids = tokenizer(text[-1000:], return_tensors="pt").input_ids[:, :64]
+    ours, theirs, before = [], [], []
+    with torch.no_grad():
+        for end in range(8, 64, 4):
+            ours.append(model(ids[:, :end]).logits[0, -1])
+            before.append(floats(ids[:, :end]).logits[0, -1])
+            theirs.append(judge.loop(ids[:, :end])[1])
+    ours, theirs, before = (torch.stack(logits).log_softmax(-1) for logits in (ours, theirs, before))
+
+    def apart(a, b):
+        return float((a.exp() * (a - b)).sum(-1).mean())
+
+    assert apart(ours, theirs) < 0.3 * apart(before, ours)
