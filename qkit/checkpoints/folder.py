@@ -13,7 +13,7 @@ model wants must be there, in its shape, and none may be left over.
 import json
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,6 +37,7 @@ from qkit.nn.qlinear import QLinear
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 OLD_CONFIG = "quantize_config.json"  # where AutoGPTQ kept what is now a part of config.json
 MEND = "copy or convert the model again"
+T = TypeVar("T")
 
 
 class FolderFormat(Format):
@@ -135,6 +136,24 @@ class FolderFormat(Format):
             raise ValueError(f"{path} {error}") from error
         model = skeleton(path, config)
         state = fit_names(read_state(path), model)
+        layers = self.layers(path, model, state, quantization)
+        swap(model, layers)
+        fill(path, model, state, layers)
+        return model.eval(), load_tokenizer(path) if has_tokenizer(path) else None
+
+    def layers(
+        self, path: Path, model: nn.Module, state: dict[str, Tensor], quantization: dict[str, Any]
+    ) -> dict[str, QLinear]:
+        """The quantized layers of a folder, by the names that they have in `model`; biases have no memory yet.
+
+        Args:
+            model: whose linear layers they are to replace.
+            state: every tensor of the folder under the model's names; what the layers are made of is taken out.
+            quantization: the quantization_config, checked.
+
+        Raises:
+            ValueError: a layer that is not whole, or none at all.
+        """
         layers: dict[str, QLinear] = {}
         linear = {name: m for name, m in model.named_modules(remove_duplicate=False) if is_linear(m)}
         taken = parts_of(state, linear)
@@ -153,9 +172,7 @@ class FolderFormat(Format):
                 raise ValueError(f"{name} of {path} {error}; {MEND}") from error
         if not layers:
             raise ValueError(f"{path} says {self.name} and holds no layer that is quantized so; {MEND}")
-        swap(model, layers)
-        fill(path, model, state, layers)
-        return model.eval(), load_tokenizer(path) if has_tokenizer(path) else None
+        return layers
 
 
 # ---- what a folder says
@@ -240,20 +257,28 @@ def read_state(folder: Path) -> dict[str, Tensor]:
         files = sorted(set(shards.values())) if isinstance(shards, dict) and shards else []
         if not files or any(not isinstance(name, str) or Path(name).name != name for name in files):
             raise ValueError(f"{folder / INDEX} names no files of its own folder; {MEND}")
+    return read_files([folder / name for name in files])
+
+
+def read_files(files: list[Path]) -> dict[str, Tensor]:
+    """Every tensor of some safetensors files; a name that two of them hold is an error."""
     state: dict[str, Tensor] = {}
-    for name in files:
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder / name} is missing; qkit reads safetensors only: {MEND}")
+    for path in files:
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; qkit reads safetensors only: {MEND}")
         try:
-            with safe_open(folder / name, "pt") as file:
-                state.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 (not a mapping)
+            with safe_open(path, "pt") as file:
+                found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{folder / name} is not whole ({line_of(error, 0)}); {MEND}") from error
+            raise ValueError(f"{path} is not whole ({line_of(error, 0)}); {MEND}") from error
+        if twice := sorted(set(found) & set(state)):
+            raise ValueError(f"{path} holds {some(twice)}, which another file of the folder holds too; {MEND}")
+        state |= found
     return state
 
 
-def fit_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The tensors under the model's names: some folders leave out "model." or have it twice, as transformers knows."""
+def fit_names(state: dict[str, T], model: nn.Module) -> dict[str, T]:
+    """What there is under the model's names: some folders leave out "model." or have it twice, as transformers knows."""
     prefix = getattr(model, "base_model_prefix", "") + "."
     owners = {name for name, _ in model.named_modules(remove_duplicate=False)}
 
@@ -266,8 +291,10 @@ def fit_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         return False
 
     def fit(name: str) -> str:
-        if not known(name) and known(prefix + name):
+        if not known(name) and prefix + name.partition(".")[0] in owners:
             return prefix + name
+        if not known(name) and known(name.removeprefix(prefix)):
+            return name.removeprefix(prefix)  # a decoder alone
         return name.removeprefix(prefix) if name.startswith(prefix * 2) else name
 
     return {fit(name): tensor for name, tensor in state.items()}

@@ -12,6 +12,7 @@ from types import ModuleType
 
 PLACES = {  # where a library keeps its table of methods, and who enters qkit there
     "transformers.quantizers.auto": "qkit.integrations.transformers",
+    "qkit.integrations.transformers": "qkit.integrations.foreign",  # which is built on it
     "peft.tuners.lora.model": "qkit.integrations.peft",
 }
 
@@ -52,6 +53,6 @@ def register() -> None:
 
 def __getattr__(name: str):
     """Import the integration that somebody asks for."""
-    if name in ("transformers", "peft"):
+    if name in ("transformers", "foreign", "peft"):
         return import_module(f"qkit.integrations.{name}")
     raise AttributeError(f"module 'qkit.integrations' has no attribute {name!r}")

@@ -113,8 +113,7 @@ class QkitHfQuantizer(HfQuantizer):
         self.names: list[str] = []  # of the layers that are or will be quantized, as soon as they are known
         self.refused: Exception | None = None
         if self.pre_quantized:
-            _check_layers(quantization_config.layers)
-            _check_file(quantization_config)
+            self._check_config()
             return
         needy = next((one for one in schemes_of(cast(Plan, quantization_config.scheme)) if one.calibrated), None)
         if needy is not None:
@@ -123,6 +122,11 @@ class QkitHfQuantizer(HfQuantizer):
                 f"call qkit.quantize(model, scheme, calibration=..., tokenizer=...), or take a scheme that needs none: "
                 f"qkit.RTN, qkit.NF4, qkit.FP4, qkit.LLMInt8"
             )
+
+    def _check_config(self) -> None:
+        """Refuse the config of a folder that does not say how it was quantized."""
+        _check_layers(self.quantization_config.layers)
+        _check_file(self.quantization_config)
 
     # ---- loading
 
@@ -312,17 +316,18 @@ class QkitHfQuantizer(HfQuantizer):
         return True
 
 
+def place_of(name: str, device_map: dict[str, Any]) -> Any:
+    """Where a device_map puts a module: the entry of its own name, or of the nearest above it; None: nowhere."""
+    parts = name.split(".")
+    above = (".".join(parts[:count]) for count in range(len(parts), -1, -1))
+    return next((device_map[one] for one in above if one in device_map), None)
+
+
 def _check_in_memory(names: Iterable[str], device_map: Any) -> None:
     """Refuse a device_map that leaves quantized layers on the disk: codes are read from memory alone."""
     if not isinstance(device_map, dict) or "disk" not in device_map.values():
         return
-
-    def place(name: str) -> Any:
-        parts = name.split(".")
-        above = (".".join(parts[:count]) for count in range(len(parts), -1, -1))
-        return next((device_map[one] for one in above if one in device_map), None)
-
-    if away := [name for name in names if place(name) == "disk"]:
+    if away := [name for name in names if place_of(name, device_map) == "disk"]:
         raise ValueError(
             f"device_map leaves {some(away)} on the disk, and quantized layers are read from memory alone; give max_memory more, "
             f"or place them on 'cpu'"
