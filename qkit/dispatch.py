@@ -92,7 +92,7 @@ def missing(module: str) -> str | None:
     return None
 
 
-def _obstacle(kernel: Kernel, device: str) -> str | None:
+def obstacle(kernel: Kernel, device: str) -> str | None:
     """Why a kernel cannot run on this type of device, or None when it can."""
     if kernel.devices and device not in kernel.devices:
         places = " and ".join({"cpu": "the CPU", "cuda": "CUDA devices"}.get(name, name) for name in kernel.devices)
@@ -114,11 +114,11 @@ def select(op: str, backend: str | None, device: str) -> Callable[..., Any]:
     """
     rows = rows_of(op)
     if backend is None:
-        return next(kernel.load() for kernel in rows if _obstacle(kernel, device) is None)
+        return next(kernel.load() for kernel in rows if obstacle(kernel, device) is None)
     kernel = next((kernel for kernel in rows if kernel.backend == backend), None)
     if kernel is None:
         have = ", ".join(kernel.backend for kernel in reversed(rows))
         raise ValueError(f"backend={backend!r} cannot be used: there is no such kernel; use one of: {have}, or None")
-    if why := _obstacle(kernel, device):
+    if why := obstacle(kernel, device):
         raise ValueError(f"backend={backend!r} cannot be used: {why}")
     return kernel.load()

@@ -9,6 +9,9 @@ import pytest
 
 import house
 import qkit
+from qkit.bench.judged import judged
+from qkit.checkpoints.formats import FORMATS
+from who_loads import quoted, table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,6 +46,12 @@ def test_its_table_of_smollm2_is_that_of_the_results():
     quoted = table(README)
     assert len(quoted) == 15 and all(measured[name] == row for name, row in quoted.items())
     assert "RTN W4 g32 min-max" in measured and "RTN W4 g32 min-max" not in quoted  # it says nothing
+
+
+def test_its_table_of_who_loads_what_is_that_of_the_record():
+    assert quoted(README) == table(judged())  # make claims
+    shelf = re.search(r"\| format \| qkit writes \|.*?\n\n", README, re.S)[0]
+    assert re.findall(r"^\| `([\w-]+)`", shelf, re.M) == list(FORMATS)
 
 
 def test_its_lines_of_library_use_run_as_they_stand(tmp_path, monkeypatch, capsys):

@@ -2,7 +2,7 @@
 
 They lie in `data/measured`, a file a machine and shape, as `python benchmarks/gpu.py --out` writes them, and whole models in
 `data/measured/models`, as `qkit bench gpu --model --out` does. Each says on what, when and with which versions; how they were
-measured stands in `benchmarks/results`.
+measured stands in `benchmarks/results`. What other libraries made of qkit's files is in `qkit.bench.judged`.
 """
 
 import json
@@ -115,7 +115,7 @@ def recorded_model(name: str) -> GpuModelRecord:
 
 
 def _read(place: Path, name: str) -> dict[str, Any]:
-    names = sorted(path.stem for path in place.glob("*.json"))
+    names = sorted(path.stem for path in place.glob("*-*.json"))  # a machine and what it ran; judges.json is none
     if name not in names:
         raise ValueError(f"{name!r} was not recorded; there are {', '.join(names)}")
     return json.loads((place / f"{name}.json").read_text(encoding="utf-8"))

@@ -1,8 +1,11 @@
 """What was measured, as tables for a terminal."""
 
+from collections.abc import Sequence
+
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from qkit.bench.doctor import Finding
 from qkit.bench.goals import outcomes
 from qkit.bench.linear import spell
 from qkit.bench.record import GpuModelRecord, GpuRecord, LinearRecord, Measurement, ModelRecord
@@ -139,3 +142,29 @@ def _versions(versions: dict[str, str | None]) -> str:
 
 def _count(threads: int) -> str:
     return "1 thread" if threads == 1 else f"{threads} threads"
+
+
+def doctor_table(findings: Sequence[Finding]) -> Table:
+    """What is here, a section a part."""
+    table = _table("", ["", "found", "what it is for"], words=3)
+    part = findings[0].part
+    for finding in findings:
+        if finding.part != part:
+            table.add_section()
+            part = finding.part
+        row = (finding.name, "not there" if finding.found is None else finding.found, finding.note)
+        table.add_row(*row, style="dim" if finding.found is None else None)
+    return table
+
+
+def doctor_notes(findings: Sequence[Finding]) -> list[str]:
+    """The commands for what is missing, each once, with all that it brings."""
+    brings: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.command:
+            brings.setdefault(finding.command, []).append(finding.name)
+    if not brings:
+        return ["Nothing is missing."]
+    width = max(map(len, (", ".join(names) for names in brings.values())))
+    lines = [f"  {', '.join(names):{width}}  {command}" for command, names in brings.items()]
+    return ["What is not there, and what brings it:", *lines]

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 import qkit
-from llamacpp import CLOSE, PROMPT, behind, llama_cpp, ours, rounded, written
+from llamacpp import CLOSE, behind, heard, llama_cpp, ours, rounded, written
+from qkit.bench.judged import READ_BY_US, READS_OURS
 from qkit.checkpoints.gguf.read import load_gguf
 from qkit.checkpoints.gguf.tokenizer import PRE
 from qkit.nn.layers import quantized_layers
 from small_tokenizers import TEXTS, byte_level, sentence_piece
+from verdicts import PROMPT, TOKENS, compared
 
 pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: pip install qkit[peers]")
 
@@ -31,10 +33,19 @@ def book(embedded):
     return clone(embedded[0]), embedded[1]
 
 
-def test_floats_generate_the_same_text(book, tmp_path):
+def heard_beside(path, model, tokenizer, original=None):
+    """What is measured of one file: llama.cpp's probabilities beside those of `model`."""
+    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
+    return compared(model, ids, heard(llama_cpp(path), ids, model.config.vocab_size, TOKENS), original)
+
+
+def test_floats_generate_the_same_text(book, verdict, tmp_path):
     model, tokenizer = book
     path = qkit.save(model, tmp_path / "model.gguf", tokenizer, format="gguf").path
     assert written(llama_cpp(path), PROMPT)[0] == ours(model, tokenizer, PROMPT)
+    measured = heard_beside(path, model, tokenizer, model)
+    assert measured["same_text"] and measured["error"] < 1e-3 and measured["kl"] < 1e-6, measured
+    verdict("gguf", "floats, F16", "llama.cpp", READS_OURS, "bookworm-14m", **measured)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +59,7 @@ def test_floats_generate_the_same_text(book, tmp_path):
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_codes_generate_our_text(book, tmp_path, scheme, same):
+def test_codes_generate_our_text(book, embedded, verdict, tmp_path, scheme, same):
     model, tokenizer = book
     qkit.quantize(model, scheme)
     path = qkit.save(model, tmp_path / "model.gguf", tokenizer, format="gguf").path
@@ -60,8 +71,11 @@ def test_codes_generate_our_text(book, tmp_path, scheme, same):
         layer.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0]),))
     assert not same or ours(again, tokenizer, PROMPT) == theirs
     floats, _ = load_gguf(path, floats=True)  # the numbers of the codes, in F16 and without rounded activations
-    path = qkit.save(floats, tmp_path / "floats.gguf", tokenizer, format="gguf").path
-    assert written(llama_cpp(path), PROMPT)[0] == ours(floats, tokenizer, PROMPT)
+    as_floats = qkit.save(floats, tmp_path / "floats.gguf", tokenizer, format="gguf").path
+    assert written(llama_cpp(as_floats), PROMPT)[0] == ours(floats, tokenizer, PROMPT)
+    measured = heard_beside(path, model, tokenizer, embedded[0])
+    assert measured["error"] < 0.03 and measured["kl"] < 2e-3, measured  # its activations have 8 bits
+    verdict("gguf", scheme.name, "llama.cpp", READS_OURS, "bookworm-14m", **measured)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +115,7 @@ def test_texts_are_cut_as_here(make, way, make_model, tmp_path):
             assert written(server, text[:end], 1)[1] == len(tokenizer(text[:end]).input_ids), text[:end]
 
 
-def test_smollm2_is_read_as_llama_cpp_reads_it(tmp_path):
+def test_smollm2_is_read_as_llama_cpp_reads_it(verdict, tmp_path):
     from qkit.checkpoints.packaged import packaged_file
 
     try:
@@ -116,3 +130,6 @@ def test_smollm2_is_read_as_llama_cpp_reads_it(tmp_path):
     for layer in [*quantized_layers(model).values(), model.lm_head]:  # its head is in codes of 8 bits there
         layer.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0]),))
     assert ours(model, tokenizer, prompt, 24) == theirs and theirs.startswith(" Paris.")
+    measured = heard_beside(path, load_gguf(path)[0], tokenizer)
+    assert measured["error"] < 0.05 and measured["kl"] < 0.02, measured
+    verdict("gguf", "Q4_1, head Q8_0", "llama.cpp", READ_BY_US, "smollm2-135m", **measured)

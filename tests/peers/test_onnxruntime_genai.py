@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import qkit
+from qkit.bench.judged import READS_OURS
+from verdicts import PROMPT, Heard, compared
 
 genai = pytest.importorskip("onnxruntime_genai", reason="it is not installed: pip install qkit[peers]")
 
 pytestmark = pytest.mark.peers
 SCHEMES = [None, qkit.RTN(4, 128), qkit.RTN(4, 32, symmetric=True), qkit.RTN(8), qkit.RTN(2, 64)]
-PROMPT = "It was the best of times, and the"
 
 
 INTEGERS = [qkit.W8A8(), qkit.SmoothQuant(activations="per-tensor")]
@@ -34,16 +35,17 @@ class Judge:
         loop.append_tokens(ids[0].numpy().astype(np.int32))
         return loop, torch.from_numpy(np.array(loop.get_logits())[0, -1])
 
-    def writes(self, ids, more: int = 30) -> list[int]:
-        """The ids and its greedy text after them."""
-        loop, _ = self.loop(ids, more)
+    def heard(self, ids, more: int = 30) -> Heard:
+        """Its greedy tokens after `ids`, and the logits of each."""
+        (loop, _), rows = self.loop(ids, more), []
         while not loop.is_done():
+            rows.append(torch.from_numpy(np.array(loop.get_logits())[0, -1]))
             loop.generate_next_token()
-        return loop.get_sequence(0).tolist()
+        return Heard(loop.get_sequence(0).tolist()[ids.shape[1] :], torch.stack(rows))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_it_writes_our_text(embedded, tmp_path, scheme):
+def test_it_writes_our_text(embedded, verdict, tmp_path, scheme):
     model, tokenizer = copy.deepcopy(embedded[0]), embedded[1]
     if scheme is not None:
         qkit.quantize(model, scheme)
@@ -56,9 +58,14 @@ def test_it_writes_our_text(embedded, tmp_path, scheme):
     judge = Judge(folder)
     theirs = judge.loop(ids)[1]
     assert (theirs - logits).norm() < 5e-6 * logits.norm()  # float32 sums in another order, through eight blocks
-    assert judge.writes(ids) == written.tolist()
-    text = tokenizer.decode(written, skip_special_tokens=True)
-    assert genai.Tokenizer(judge.model).decode(judge.writes(ids)) == text
+    heard = judge.heard(ids)
+    whole = [*ids[0].tolist(), *heard.tokens]
+    assert whole == written.tolist()
+    assert genai.Tokenizer(judge.model).decode(whole) == tokenizer.decode(written, skip_special_tokens=True)
+    measured = compared(model, ids, heard, embedded[0])
+    assert measured["error"] < 1e-5 and measured["same_text"], measured
+    name = "floats" if scheme is None else scheme.name
+    verdict("onnx", name, "onnxruntime-genai", READS_OURS, "bookworm-14m", **measured)
 
 
 @pytest.mark.parametrize("scheme", INTEGERS, ids=lambda scheme: scheme.name)

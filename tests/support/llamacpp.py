@@ -2,7 +2,8 @@
 
 import torch
 
-PROMPT = "It was the best of times, and the"
+from verdicts import Heard
+
 CLOSE = 0.1  # nats; measured 0.07 at most
 
 
@@ -22,6 +23,23 @@ def written(server, prompt, tokens: int = 40) -> tuple[str, int]:
     """Greedy text, and of how many tokens the prompt was."""
     answer = server.handle_completions({"prompt": prompt, "max_tokens": tokens, "temperature": 0.0})
     return answer["choices"][0]["text"], answer["usage"]["prompt_tokens"]
+
+
+def heard(server, ids: torch.Tensor, vocabulary: int, tokens: int) -> Heard:
+    """Greedy tokens and all log-probabilities; of ids [1, n], so that nobody cuts the text otherwise."""
+    asked = {
+        "prompt": ids[0].tolist(),
+        "max_tokens": tokens,
+        "temperature": 0.0,
+        "logprobs": vocabulary,
+        "ignore_eos": True,
+    }
+    places = server.handle_completions(asked)["choices"][0]["logprobs"]["content"]
+    rows = torch.full((len(places), vocabulary), -torch.inf)
+    for row, place in zip(rows, places, strict=True):
+        for one in place["top_logprobs"]:
+            row[one["id"]] = one["logprob"]
+    return Heard([place["id"] for place in places], rows)
 
 
 def ours(model, tokenizer, prompt: str, tokens: int = 40) -> str:

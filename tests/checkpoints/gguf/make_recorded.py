@@ -9,8 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import qkit
-from llamacpp import PROMPT, llama_cpp, written
+from llamacpp import llama_cpp, written
 from qkit.methods.registry import parse_scheme
+from verdicts import PROMPT
 
 WORDS = ("w4g32sym", "w4g32", "w4g128sym", "w8sym")
 
