@@ -7,6 +7,7 @@ from qkit.plots.awq import AlphaSearch, alpha_search
 from qkit.plots.base import BLUE, BOUND, GREEN, GREY, METHOD_COLOURS, ORANGE, ORIGINAL, QUANTIZED, RED, STYLE, Picture
 from qkit.plots.bitsandbytes import CodebookLevels, OutlierMap, codebook_levels, input_label, outlier_map
 from qkit.plots.choosing import LossAgainstBytes, layer_choices, loss_against_bytes
+from qkit.plots.file_layout import FilePicture, errors_in_steps, file_layouts
 from qkit.plots.gptq import CompensationPicture, against_chunks, compensation_picture
 from qkit.plots.kernels import (
     WordPicture,
@@ -31,6 +32,7 @@ from qkit.plots.weights import (
 )
 from qkit.study.anatomy.awq import consumers_weight, fold_label, scale_at
 from qkit.study.anatomy.bitsandbytes import four_bit_levels, four_bit_sqnr
+from qkit.study.anatomy.files import file_piece
 from qkit.study.anatomy.gptq import ColumnSteps, column_steps, output_error
 from qkit.study.anatomy.smoothquant import SmoothInput, smooth_inputs, w8a8_error
 from qkit.study.anatomy.weights import group_by_scale, levels
@@ -52,6 +54,7 @@ __all__ = [
     "ColumnSteps",
     "CompensationPicture",
     "ErrorCurve",
+    "FilePicture",
     "LayerOnRoofline",
     "LossAgainstBytes",
     "Migration",
@@ -70,6 +73,9 @@ __all__ = [
     "compensation_picture",
     "consumers_weight",
     "error_curve",
+    "errors_in_steps",
+    "file_layouts",
+    "file_piece",
     "fold_label",
     "four_bit_levels",
     "four_bit_sqnr",

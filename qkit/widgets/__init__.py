@@ -3,6 +3,7 @@
 from qkit.widgets.awq import AWQExplorer
 from qkit.widgets.bitsandbytes import CodebookExplorer, OutlierExplorer
 from qkit.widgets.choosing import ChooserExplorer
+from qkit.widgets.files import FileExplorer
 from qkit.widgets.gptq import CompensationExplorer
 from qkit.widgets.live import LivePicture
 from qkit.widgets.roofline import RooflineExplorer
@@ -17,6 +18,7 @@ __all__ = [
     "CompensationExplorer",
     "ErrorExplorer",
     "Explorer",
+    "FileExplorer",
     "HistogramExplorer",
     "LivePicture",
     "OutlierExplorer",

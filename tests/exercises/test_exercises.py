@@ -195,6 +195,34 @@ def right_crossing(rows, features, gigabytes, gops):
     return float("inf")
 
 
+def right_awq_word(word):
+    octets = (word % 2**32).to_bytes(4, "little")
+    halves = [half for octet in octets for half in (octet % 16, octet // 16)]
+    return halves[0], halves[4], halves[1], halves[5], halves[2], halves[6], halves[3], halves[7]
+
+
+def right_wrong_zero(weight, codes, scales, zeros):
+    size = weight.shape[1] // zeros.shape[1]
+    for row in range(len(weight)):
+        for group in range(zeros.shape[1]):
+            part = slice(group * size, (group + 1) * size)
+            fits = [
+                float((scales[row, group] * (codes[row, part].double() - z) - weight[row, part]).square().sum())
+                for z in range(16)
+            ]
+            if (best := min(range(16), key=fits.__getitem__)) != zeros[row, group]:
+                return row, group, best
+    return None
+
+
+def right_q4_0(w):
+    largest = max(w.tolist(), key=abs)
+    d = largest / -8
+    codes = [min(15, int(v / d + 8.5)) if d else 8 for v in w.tolist()]
+    scale = torch.tensor([d], dtype=torch.float16).view(torch.uint8).tolist()
+    return torch.tensor([*scale, *(codes[j] + 16 * codes[j + 16] for j in range(16))], dtype=torch.uint8)
+
+
 RIGHT = {
     "00.1": right_megabytes,
     "00.2": right_perplexity,
@@ -224,6 +252,9 @@ RIGHT = {
     "08.2": right_overflow,
     "08.3": right_gain,
     "09.3": right_crossing,
+    "10.1": right_awq_word,
+    "10.2": right_wrong_zero,
+    "10.3": right_q4_0,
 }
 
 
@@ -334,6 +365,36 @@ def gain(b, c, g, n, r, f, scale_bits=16, rate=1e9, fixed=1e-6):
 def crosses(n, k, b, p, operations=2, weight=2, number=2, way=math.ceil):
     each, moved = operations * n * k / p, number * (n + k) / b
     return math.inf if each <= moved else way(weight * n * k / b / (each - moved))
+
+
+def by_places(*places):
+    return lambda word: [word >> 4 * place & 15 for place in places]
+
+
+def zero_by(change):
+    return lambda *case: change(*right_wrong_zero(*case), case[3])
+
+
+def worst_group(weight, codes, scales, zeros):
+    size = weight.shape[1] // zeros.shape[1]
+    spread = [t.float().repeat_interleave(size, 1) for t in (scales, zeros)]
+    errors = (weight - spread[0] * (codes.float() - spread[1])).square().unflatten(1, (-1, size)).sum(-1)
+    row, group = divmod(int(errors.argmax()), zeros.shape[1])
+    return row, group, int((codes.float() - weight / spread[0]).unflatten(1, (-1, size)).mean(-1)[row, group].round())
+
+
+def block(w, d, codes, order=lambda q: q[:16] + 16 * q[16:], turn=False):
+    q = torch.full((32,), 8.0) if d == 0 else codes(w / d)
+    scale = torch.as_tensor(d).half().reshape(1).view(torch.uint8)
+    return torch.cat([scale.flip(0) if turn else scale, order(q).to(torch.uint8)])
+
+
+def q4_0_codes(steps):
+    return (steps + 8.5).floor().clamp(0, 15)
+
+
+def d_of(w):
+    return w[w.abs().argmax()] / -8
 
 
 WRONG = [
@@ -514,6 +575,45 @@ WRONG = [
     ("09.3", lambda n, k, b, p: math.ceil(p / b), "the ridge in operations a byte"),
     ("09.3", lambda *a: min(crosses(*a), 10**9), "expected inf"),
     ("09.3", lambda *a: crosses(*a, weight=2 + 1 / 64), "expected"),
+    ("10.1", by_places(0, 1, 2, 3, 4, 5, 6, 7), "GPTQ's order"),
+    ("10.1", by_places(0, 2, 4, 6, 1, 3, 5, 7), "the other way round"),
+    ("10.1", by_places(7, 6, 5, 4, 3, 2, 1, 0), "lowest bits"),
+    ("10.1", by_places(7, 3, 6, 2, 5, 1, 4, 0), "not in the highest"),
+    ("10.1", lambda word: [word >> 4 * p for p in (0, 4, 1, 5, 2, 6, 3, 7)], "mask each"),
+    ("10.1", lambda word: [word // 16**p for p in (0, 4, 1, 5, 2, 6, 3, 7)], "mask each"),
+    ("10.1", lambda word: [int(word / 16**p) % 16 for p in (0, 4, 1, 5, 2, 6, 3, 7)], "negative word"),
+    ("10.1", lambda word: right_awq_word(-word if word < 0 else word), "absolute value"),
+    ("10.1", lambda word: right_awq_word(word & 0x7FFFFFFF), "expected"),
+    ("10.1", lambda word: right_awq_word(word)[:7], "expected"),
+    ("10.2", worst_group, "compare in steps"),
+    ("10.2", zero_by(lambda r, g, z, zeros: (r, g, int(zeros[r, g]))), "the one in the file"),
+    ("10.2", zero_by(lambda r, g, z, zeros: (g, r, z)), "swapped"),
+    ("10.2", zero_by(lambda r, g, z, zeros: (r, g, 2 * int(zeros[r, g]) - z)), "the wrong way"),
+    ("10.2", zero_by(lambda r, g, z, zeros: (r, g, int(zeros[r, g]) + 1)), "by how much"),
+    ("10.2", zero_by(lambda r, g, z, zeros: (r, g)), "as the third"),
+    ("10.2", lambda w, q, s, z: (1, 0, 15), "expected"),
+    ("10.2", lambda w, q, s, z: (*right_wrong_zero(w, q, s, z)[:2], 8), "expected"),
+    ("10.3", lambda w: block(w, w.abs().max() / 7, lambda s: s.round() + 8), "absmax / 7"),
+    ("10.3", lambda w: block(w, w.abs().max() / 8, q4_0_codes), "sign of the largest weight is lost"),
+    ("10.3", lambda w: block(w, -w.abs().max() / 8, q4_0_codes), "no absolute value"),
+    ("10.3", lambda w: block(w, w.max() / -8, q4_0_codes), "it may be negative"),
+    ("10.3", lambda w: block(w, -d_of(w), q4_0_codes), "divide by -8"),
+    ("10.3", lambda w: block(w, d_of(w) * 8 / 7, q4_0_codes), "not -7"),
+    ("10.3", lambda w: block(w, d_of(w), q4_0_codes, lambda q: q[0::2] + 16 * q[1::2]), "not neighbours"),
+    ("10.3", lambda w: block(w, d_of(w), q4_0_codes, lambda q: q[16:] + 16 * q[:16]), "in the upper"),
+    ("10.3", lambda w: block(w, d_of(w), q4_0_codes, turn=True), "little-endian"),
+    ("10.3", lambda w: torch.cat([right_q4_0(w)[2:], right_q4_0(w)[:2]]), "the scale comes first"),
+    ("10.3", lambda w: block(w, d_of(w), lambda s: (s + 8.5).floor()), "clamp to 15"),
+    ("10.3", lambda w: block(w, d_of(w), lambda s: (s.round() + 8).clamp(0, 15)), "halves are rounded to even"),
+    ("10.3", lambda w: block(w, d_of(w), lambda s: (s + 8).floor().clamp(0, 15)), "add 8.5, not 8"),
+    (
+        "10.3",
+        lambda w: block(w, d_of(w), lambda s: q4_0_codes(w / d_of(w).half().float())),
+        "rounded to float16 for the",
+    ),
+    ("10.3", lambda w: right_q4_0(w) if w.any() else torch.zeros(18, dtype=torch.uint8), "its codes are 8"),
+    ("10.3", lambda w: right_q4_0(w).long(), "return bytes"),
+    ("10.3", lambda w: right_q4_0(w)[:17], "expected"),
 ]
 
 # Those whose answer is a kernel are in test_kernels.py

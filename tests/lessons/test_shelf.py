@@ -38,6 +38,7 @@ def test_the_shelf_holds_notebooks_their_ledger_and_nothing_else():
         "07_choosing_a_method.ipynb",
         "08_inside_a_cpu_kernel.ipynb",
         "09_inside_a_gpu_kernel.ipynb",
+        "10_five_minutes_and_beyond.ipynb",
     ]
     others = {path.name for path in SHELF.iterdir() if not path.name.startswith(".")} - {path.name for path in LESSONS}
     assert others == {"claims.md"}
