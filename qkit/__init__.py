@@ -3,7 +3,7 @@
     >>> import qkit
     >>> model, tokenizer = qkit.load("bookworm-14m")
     >>> report = qkit.quantize(model, qkit.RTN(bits=4, group_size=128))
-    >>> qkit.perplexity(model, tokenizer, qkit.texts("python-docs-heldout"))
+    >>> qkit.perplexity(model, tokenizer, qkit.passages("tales"))
 
 `qkit.plots`, `qkit.widgets` and `qkit.exercises` are imported when first used.
 """
@@ -38,7 +38,7 @@ from qkit.study.generate import complete
 from qkit.study.mixed_precision import mixed_precision
 from qkit.study.sensitivity import sensitivity
 from qkit.study.sizes import disk_bytes, memory_bytes
-from qkit.text.corpora import texts
+from qkit.text.corpora import passages, texts
 from qkit.train.own_text import own_text
 from qkit.train.tune import tune
 
@@ -74,6 +74,7 @@ __all__ = [
     "memory_bytes",
     "mixed_precision",
     "own_text",
+    "passages",
     "perplexity",
     "plant_outliers",
     "quantize",

@@ -36,7 +36,7 @@ bench = typer.Typer(help="Measure how fast layers and models are here, beside ot
 app.add_typer(bench, name="bench")
 
 Model = Annotated[str, typer.Argument(help="The embedded model, a folder, or a hub id.")]
-Text = Annotated[str, typer.Option(help="python-docs-heldout, python-docs, wikitext-2, or a file.")]
+Text = Annotated[str, typer.Option(help="tales, python-docs-heldout, python-docs, wikitext-2, or a file.")]
 Chunks = Annotated[int | None, typer.Option(min=1, help="Evaluate on the first so many chunks of 511 tokens.")]
 SPELLINGS = spellings()
 Calibration = Annotated[
@@ -59,7 +59,7 @@ def compare(
     planted: Annotated[
         float | None, typer.Option(help="First multiply two channels of every block's norms: outliers, same function.")
     ] = None,
-    text: Text = "python-docs-heldout",
+    text: Text = "tales",
     chunks: Chunks = None,
     out: Annotated[Path | None, typer.Option(help="Folder for compare.html and compare.png.")] = None,
     as_json: AsJson = False,
@@ -74,7 +74,7 @@ def compare(
     comparison = qkit.compare(
         network,
         schemes,
-        qkit.texts(text),
+        qkit.passages(text),
         tokenizer=tokenizer,
         name=model if planted is None else f"{model} with outliers planted (x{planted:g})",
         text_name=text,
@@ -155,10 +155,10 @@ def convert(
 
 
 @app.command(name="eval")
-def evaluate(model: Model, text: Text = "python-docs-heldout", chunks: Chunks = None, as_json: AsJson = False) -> None:
+def evaluate(model: Model, text: Text = "tales", chunks: Chunks = None, as_json: AsJson = False) -> None:
     """Print the perplexity of a model, quantized or not."""
     network, tokenizer = qkit.load(model)
-    value = qkit.perplexity(network, tokenizer, qkit.texts(text), max_chunks=chunks)
+    value = qkit.perplexity(network, tokenizer, qkit.passages(text), max_chunks=chunks)
     print(
         json.dumps({"model": model, "text": text, "perplexity": value})
         if as_json
@@ -330,10 +330,12 @@ def _calibration(names: list[str] | None, schemes: Sequence[Scheme]) -> list[str
 def _print_comparison(comparison: Comparison) -> None:
     table = Table(title=comparison.caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column, title in enumerate(comparison.header):
-        table.add_column(title.replace(" ", "\n"), justify="right" if column else "left", no_wrap=True)
+        table.add_column(title.replace(" ", "\n"), justify="right" if column else "left", no_wrap=column > 0)
     for row in comparison.rows:
         table.add_row(*row.cells(), style="bold" if row.report is None else None)
     Console().print(table)
+    for note in comparison.notes:
+        print(note)
 
 
 def _print_report(report: QuantizationReport) -> None:

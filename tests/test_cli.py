@@ -25,7 +25,7 @@ def run():
 def test_compare_prints_the_table_and_writes_the_page(run, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     printed = run("compare", "--scheme", "w8", "--scheme", "w4g128", "--chunks", "1", "--out", str(tmp_path))
-    for words in ("bookworm-14m on python-docs-heldout, 511 tokens", "FP32", "RTN W8 per channel", "RTN W4 g128"):
+    for words in ("bookworm-14m on tales, 511 tokens", "FP32", "RTN W8 per channel", "RTN W4 g128"):
         assert words in printed
     assert "…" not in printed, "a column is cut off at 80 characters"
     assert (tmp_path / "compare.html").is_file() and (tmp_path / "compare.png").is_file()
@@ -44,7 +44,7 @@ def test_quantize_saves_what_eval_and_load_read(run, tmp_path):
     assert len(report["layers"]) == 56 and report["scheme"]["bits"] == 3
     value = json.loads(run("eval", str(tmp_path), "--chunks", "1", "--json"))["perplexity"]
     model, tokenizer = qkit.load(tmp_path)
-    assert value == pytest.approx(qkit.perplexity(model, tokenizer, qkit.texts("python-docs-heldout"), max_chunks=1))
+    assert value == pytest.approx(qkit.perplexity(model, tokenizer, qkit.passages("tales"), max_chunks=1))
 
 
 def test_methods_that_need_data_learn_from_the_texts_that_are_named(run, tmp_path):
@@ -66,8 +66,8 @@ def test_methods_that_need_data_learn_from_the_texts_that_are_named(run, tmp_pat
 def test_planted_outliers_break_plain_int8_and_not_llm_int8(run):
     arguments = ("--scheme", "w8a8", "--scheme", "llm.int8", "--planted", "64", "--chunks", "2", "--json")
     rows = json.loads(run("compare", *arguments))["rows"]
-    fp32, plain, decomposed = (row["perplexity"] for row in rows)
-    assert plain > 1.3 * fp32 > 1.2 * decomposed
+    _, plain, decomposed = (row["kl"] for row in rows)
+    assert plain > 10 * decomposed > 0
 
 
 def test_quantize_leaves_what_a_glob_excludes_and_says_so(run, tmp_path, monkeypatch):

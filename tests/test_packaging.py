@@ -35,7 +35,8 @@ def test_the_wheel_carries_every_module_the_kernels_the_model_and_the_lessons(wh
         f"qkit/data/bookworm-14m/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md")
     }
     measured = {f"qkit/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "data" / "measured").rglob("*.json")}
-    assert modules | kernels | lessons | model | measured | {"qkit/plots/page.html"} <= names
+    tales = {f"qkit/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "data" / "tales").iterdir()}
+    assert modules | kernels | lessons | model | measured | tales | {"qkit/plots/page.html"} <= names
     assert {name for name in names if name.endswith(".py") and not name.startswith("qkit/data/")} == modules | kernels
     assert not [name for name in names if name.startswith(("tests/", "data/", "kernels/"))]
 
@@ -54,12 +55,12 @@ import qkit, qkit_kernels, sys
 assert qkit.__file__.startswith(sys.argv[1]) and qkit_kernels.__file__.startswith(sys.argv[1])
 model, tokenizer = qkit.load("bookworm-14m")
 qkit.quantize(model, qkit.RTN(bits=4, group_size=128))
-print(round(qkit.perplexity(model, tokenizer, qkit.texts("python-docs-heldout"), max_chunks=1), 2))
+print(round(qkit.perplexity(model, tokenizer, qkit.passages("tales"), max_chunks=1), 2))
 """
     site = str(tmp_path / "site")
     command = [sys.executable, "-c", script, site]
     done = subprocess.run(command, cwd=tmp_path, env=_environment(site), capture_output=True, text=True, check=True)
-    assert 1 < float(done.stdout) < 20
+    assert 20 < float(done.stdout) < 100
 
 
 def test_importing_qkit_imports_neither_transformers_nor_matplotlib_nor_numba():

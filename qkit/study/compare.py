@@ -1,4 +1,4 @@
-"""One table: what each scheme costs in perplexity and saves in bytes, on one model and one text."""
+"""One table: what each scheme costs in KL and perplexity, how sure that is, and what it saves in bytes; one model, one text."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,8 +21,9 @@ from qkit.methods.w8a8 import W8A8
 from qkit.model.surgery import clone
 from qkit.study.comparison import Comparison, ComparisonRow
 from qkit.study.evaluate import evaluate
+from qkit.study.paired import mean_of, paired_difference
 from qkit.study.sizes import disk_bytes, float32_bytes, memory_bytes
-from qkit.text.corpora import texts
+from qkit.text.corpora import passages, texts
 from qkit.text.tokens import CHUNKS
 
 # From harmless to ruined: the tour that `make demo` gives.
@@ -85,7 +86,7 @@ def compare(
         model: a name for `qkit.load`, or a model (then give its tokenizer). It is left as it is: the copies share every
             tensor with it that they do not replace.
         schemes: any number, each as `qkit.quantize` takes it; by default the tour from 8 bits down to 2.
-        text: what to evaluate on; by default "python-docs-heldout".
+        text: what to evaluate on; by default the passages of "tales". Of a list each text is a passage, of one text each chunk.
         name, text_name: how the table calls the model and the text.
         max_chunks: evaluate on the first chunks only.
         calibration: what schemes that need data learn from; by default "python-docs".
@@ -104,7 +105,7 @@ def compare(
         model, tokenizer = load(model)
     check_model(model)
     if text is None:
-        text, text_name = texts("python-docs-heldout"), "python-docs-heldout"
+        text, text_name = passages("tales"), "tales"
     if calibration is None and any(needs_calibration(scheme) for scheme in schemes):
         calibration = texts("python-docs")
     if calibration is not None:
@@ -116,23 +117,31 @@ def compare(
         copies[plan_name(scheme)] = copy = clone(model)
         reports[plan_name(scheme)] = quantize(copy, scheme, calibration=calibration, progress=progress)
     evaluations = evaluate(copies, tokenizer, text, max_chunks, progress)
-    full = float32_bytes(model)
+    full, original = float32_bytes(model), evaluations["FP32"]
+    tokens = [passage.tokens for passage in original.passages]
     rows = []
     for scheme_name, copied in copies.items():
-        report = reports.get(scheme_name)
+        report, found = reports.get(scheme_name), evaluations[scheme_name]
         size = disk_bytes(copied) if report else full
+        nll, of_original = ([passage.nll for passage in one.passages] for one in (found, original))
+        log_ratio = paired_difference(nll, of_original, tokens)
+        ratio = found.perplexity / original.perplexity
         rows.append(
             ComparisonRow(
                 name=scheme_name,
                 scheme=report.scheme if report else None,
-                perplexity=evaluations[scheme_name].perplexity,
-                kl=evaluations[scheme_name].kl,
+                perplexity=found.perplexity,
+                kl=found.kl,
                 disk_bytes=size,
                 memory_bytes=memory_bytes(copied),
                 bits_per_weight=report.bits_per_weight if report else 32.0,
                 compression=full / size,
                 seconds=report.seconds if report else 0.0,
                 report=report,
+                kl_error=mean_of([passage.kl for passage in found.passages], tokens).error,
+                ratio=ratio,
+                ratio_error=ratio * log_ratio.error,
+                passages=found.passages,
             )
         )
-    return Comparison(title, text_name or "your text", evaluations["FP32"].tokens, tuple(rows))
+    return Comparison(title, text_name or "your text", original.tokens, tuple(rows))

@@ -2,9 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
 from typing import Any
 
 from qkit.engine.report import QuantizationReport, html_table
+from qkit.study.evaluate import Passage
+from qkit.study.paired import Estimate, paired_difference
+
+MEASURES = ("kl", "nll")
 
 
 @dataclass(frozen=True)
@@ -21,23 +27,36 @@ class ComparisonRow:
     compression: float  # bytes of the original in FP32 / disk_bytes
     seconds: float  # to quantize
     report: QuantizationReport | None
+    kl_error: float  # one standard error over passages
+    ratio: float  # perplexity / perplexity of the original
+    ratio_error: float  # one standard error of it, paired over passages
+    passages: tuple[Passage, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without the layers."""
-        row = {key: value for key, value in vars(self).items() if key != "report"}
-        return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
+        row = {key: value for key, value in vars(self).items() if key not in ("report", "passages")}
+        row = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
+        return row | {"passages": [vars(passage) for passage in self.passages]}
 
     def cells(self) -> list[str]:
         """As the table prints it."""
+        original = self.scheme is None
         return [
             self.name,
-            f"{self.perplexity:.2f}" if self.perplexity < 1e4 else f"{self.perplexity:.1e}",
-            f"{self.kl:.4f}",
+            "0" if original else with_error(self.kl, self.kl_error, 4),
+            f"{self.perplexity:.2f}" if original else f"×{with_error(self.ratio, self.ratio_error, 3)}",
             f"{self.disk_bytes / 1e6:.1f}",
             f"{self.bits_per_weight:.2f}",
             f"{self.compression:.1f}x",
             f"{self.seconds:.2f}",
         ]
+
+
+def with_error(value: float, error: float, digits: int) -> str:
+    """As in 0.4551±0.0123; without an error where there is none, and in powers of ten where digits say nothing."""
+    if not value < 1e4:
+        return f"{value:.1e}"
+    return f"{value:.{digits}f}" if math.isnan(error) else f"{value:.{digits}f}±{error:.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -49,17 +68,54 @@ class Comparison:
     tokens: int  # predicted tokens, the same for every row
     rows: tuple[ComparisonRow, ...]
 
-    header = ("", "perplexity", "KL (nats)", "MB on disk", "bits per weight", "compression", "seconds")
+    header = ("", "KL (nats)", "perplexity", "MB on disk", "bits per weight", "times smaller", "s")
 
     @property
     def caption(self) -> str:
         """What was measured on what."""
-        return f"{self.model} on {self.text}, {self.tokens:,} tokens"
+        passages = len(self.rows[0].passages)
+        return f"{self.model} on {self.text}, {self.tokens:,} tokens" + f" in {passages} passages" * (passages > 1)
+
+    def difference(self, name: str, other: str, measure: str = "kl") -> Estimate:
+        """How much more `name` loses than `other`, over the same passages, with its paired standard error.
+
+        Args:
+            name, other: rows of the table.
+            measure: "kl", nats per token; or "nll", the difference of log perplexities, whose exp is the ratio.
+
+        Raises:
+            ValueError: a row or a measure that is not there.
+        """
+        if measure not in MEASURES:
+            raise ValueError(f"measure={measure!r} is not one of {', '.join(MEASURES)}")
+        rows = {row.name: row for row in self.rows}
+        for one in (name, other):
+            if one not in rows:
+                raise ValueError(f"no row is called {one!r}; there are {', '.join(rows)}")
+        values, others = ([getattr(passage, measure) for passage in rows[one].passages] for one in (name, other))
+        return paired_difference(values, others, [passage.tokens for passage in rows[name].passages])
+
+    def ties(self, measure: str = "kl") -> list[tuple[str, str]]:
+        """Neighbours in the order of a measure, best first, that these passages do not tell apart: two standard errors."""
+        quantized = [row for row in self.rows if row.scheme is not None]
+        order = sorted(quantized, key=lambda row: row.kl if measure == "kl" else row.ratio)
+        return [(a.name, b.name) for a, b in pairwise(order) if self.difference(b.name, a.name, measure).is_tie]
+
+    @property
+    def notes(self) -> list[str]:
+        """What stands below the table: how its errors were taken, and what they leave open."""
+        if len(self.rows[0].passages) < 2:
+            return ["One passage has no standard error: give more text before ranking anything."]
+        ties = [f"{a} and {b}" for a, b in self.ties()]
+        return [
+            "± is one standard error over passages, of the ratio a paired one.",
+            *([f"Ties in KL, within two standard errors of the difference: {'; '.join(ties)}."] if ties else []),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         rows = [row.to_dict() for row in self.rows]
-        return {"model": self.model, "text": self.text, "tokens": self.tokens, "rows": rows}
+        return {"model": self.model, "text": self.text, "tokens": self.tokens, "rows": rows, "ties": self.ties()}
 
     def __repr__(self) -> str:
         best, worst = (f(self.rows, key=lambda row: row.perplexity) for f in (min, max))
@@ -69,4 +125,5 @@ class Comparison:
         )
 
     def _repr_html_(self) -> str:
-        return html_table(list(self.header), [row.cells() for row in self.rows], self.caption)
+        table = html_table(list(self.header), [row.cells() for row in self.rows], self.caption)
+        return table + "".join(f"<p>{escape(note)}</p>" for note in self.notes)

@@ -4,12 +4,16 @@ Perplexity is exp of the mean negative log-likelihood of the next token, over co
 a BOS: the same everywhere in qkit, so that two figures can be compared. A model whose context is shorter than 512 is given
 chunks that fit it.
 
-KL(original || quantized) is averaged over the same tokens, in nats. Perplexity can stay the same, or even fall, while the
-model says other things; KL cannot (it is 0 only where both give the same probabilities).
+KL(original || quantized) = Σ_t p(t) (log p(t) - log q(t)), with p the original's probabilities of the next token and q the
+quantized model's, is averaged over the same tokens, in nats. Perplexity can stay the same, or even fall, while the model says
+other things; KL cannot (it is 0 only where both give the same probabilities).
+
+Both are kept for each passage too, so that two models can be compared on the same passages (qkit.study.paired).
 """
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +22,18 @@ from qkit.engine.prepare import check_model
 from qkit.engine.progress import progress_bar
 from qkit.model.facts import check_ids, chunk_length, read, vocabulary_size, why_no_text
 from qkit.model.hooks import evaluating
-from qkit.text.tokens import token_chunks
+from qkit.text.tokens import passage_chunks
 
 LOGITS_AT_ONCE = 2**24  # 64 MB in float32: small enough for a laptop, large enough to keep the cores busy
+
+
+@dataclass(frozen=True)
+class Passage:
+    """How one model did on one passage of a text: means over its predicted tokens."""
+
+    nll: float  # nats per token, the negative log-likelihood
+    kl: float  # nats per token
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,7 @@ class Evaluation:
     perplexity: float
     kl: float  # nats per token, from the first model that was evaluated beside it; 0 for that one
     tokens: int  # predicted tokens
+    passages: tuple[Passage, ...]  # the texts of a list that each fill a chunk; of any other text its chunks
 
 
 def perplexity(
@@ -77,14 +91,15 @@ def evaluate(
     for model in models.values():
         check_model(model)
     length = min(chunk_length(model) for model in models.values())
-    ids = token_chunks(text, tokenizer, length, max_chunks)
+    ids, counts = passage_chunks(text, tokenizer, length, max_chunks)
     vocabulary = max(vocabulary_size(m) or 1 for m in models.values())
     for name, model in models.items():
         if (why := why_no_text(model)) is not None:
             raise ValueError(f"model {name!r} cannot be asked for the next token: {why}; give a decoder of text")
         check_ids(model, ids)
     batch_size = max(1, LOGITS_AT_ONCE // (vocabulary * ids.shape[1]))
-    nll, kl = dict.fromkeys(models, 0.0), dict.fromkeys(models, 0.0)
+    nll = {name: [] for name in models}  # float64, a sum over each chunk
+    kl = {name: [] for name in models}
     batches = ids.split(batch_size)
     with evaluating(*models.values()):  # dropout would be measured too
         for batch in progress_bar(progress, "evaluating", "batch", over=batches):
@@ -97,11 +112,24 @@ def evaluate(
                         f"model {name!r} gives probabilities to {log_p.shape[-1]} tokens, {next(iter(models))!r} to "
                         f"{original.shape[-1]}; their divergence needs models of one vocabulary"
                     )
-                nll[name] -= float(log_p.gather(-1, batch[:, 1:, None].to(log_p.device)).double().sum())
-                if log_p is not original:
-                    kl[name] += float((original.exp() * (original - log_p.to(original.device))).sum(-1).double().sum())
-    tokens = ids[:, 1:].numel()
-    return {name: Evaluation(_exp(nll[name] / tokens), kl[name] / tokens, tokens) for name in models}
+                nll[name] += (-log_p.gather(-1, batch[:, 1:, None].to(log_p.device)).double().sum((1, 2))).tolist()
+                if log_p is original:
+                    kl[name] += [0.0] * len(batch)
+                else:
+                    divergence = (original.exp() * (original - log_p.to(original.device))).sum(-1)
+                    kl[name] += divergence.double().sum(-1).tolist()
+    return {name: _evaluation(nll[name], kl[name], counts, ids.shape[1] - 1) for name in models}
+
+
+def _evaluation(nll: list[float], kl: list[float], counts: list[int], length: int) -> Evaluation:
+    """Of sums over chunks of `length` tokens, `counts` of them to a passage."""
+    places = list(pairwise(accumulate(counts, initial=0)))
+    passages = tuple(
+        Passage(sum(nll[i:j]) / (length * (j - i)), sum(kl[i:j]) / (length * (j - i)), length * (j - i))
+        for i, j in places
+    )
+    tokens = length * len(nll)
+    return Evaluation(_exp(sum(nll) / tokens), sum(kl) / tokens, tokens, passages)
 
 
 def _exp(x: float) -> float:

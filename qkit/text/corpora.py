@@ -6,8 +6,12 @@ trained on what "python-docs" returns; the topics that "python-docs-heldout" ret
 
 Held out by name, that is: Python's topics repeat each other. Of the words of "python-docs-heldout" (CPython 3.11) 62% lie
 in runs of 13 words that also stand in "python-docs", nearly all of them in six topics ("class" stands whole in
-"compound"). So its perplexities are good for comparing models on it, and say little of text that is new to the model.
-Another minor version of Python ships slightly other words: compare within one version.
+"compound"). So it is kept for showing what a recited text does to a measurement, and nothing is judged on it. Another minor
+version of Python ships slightly other words: compare within one version.
+
+What is judged is judged on "tales": short prose in several voices, written for qkit when the model had been trained. None of
+it stands in any text that a model was trained on before it was published here (data/tales/README.md says how that was
+checked, and what each passage's perplexity is).
 """
 
 import ast
@@ -17,9 +21,9 @@ from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from qkit.text.resources import expanded
+from qkit.text.resources import expanded, folder
 
-NAMES = ("python-docs", "python-docs-heldout", "wikitext-2")
+NAMES = ("tales", "python-docs", "python-docs-heldout", "wikitext-2")
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "idlelib", "lib2to3", "__pycache__", "pydoc_data"}
 
 
@@ -27,13 +31,15 @@ def texts(name_or_path: str | os.PathLike) -> str:
     """A text by name, or the contents of a UTF-8 file.
 
     Args:
-        name_or_path: "python-docs" (for calibration), "python-docs-heldout" (for evaluation), "wikitext-2" (needs the
-            package `datasets` and a network), or a path.
+        name_or_path: "tales" (for evaluation; `passages` has them apart), "python-docs" (for calibration),
+            "python-docs-heldout" (recited in part), "wikitext-2" (needs the package `datasets` and a network), or a path.
 
     Raises:
         ValueError: neither a name nor a file.
         ImportError: "wikitext-2" without `datasets`.
     """
+    if name_or_path == "tales":
+        return "\n\n".join(passages("tales"))
     if name_or_path == "python-docs":
         return python_docs()
     if name_or_path == "python-docs-heldout":
@@ -51,6 +57,16 @@ def texts(name_or_path: str | os.PathLike) -> str:
         raise ValueError(
             f"text {str(path)!r} is not UTF-8 (byte {error.start}); convert it, e.g. with iconv"
         ) from error
+
+
+def passages(name_or_path: str | os.PathLike) -> list[str]:
+    """A text as the passages it consists of, what standard errors are taken over: of "tales" each tale, of any other the whole.
+
+    `evaluate` and `compare` cut each passage of such a list by itself.
+    """
+    if name_or_path == "tales":
+        return [path.read_text(encoding="utf-8").strip() for path in sorted(folder("data/tales").glob("*.txt"))]
+    return [texts(name_or_path)]
 
 
 def held_out(topic: str) -> bool:
@@ -86,6 +102,6 @@ def wikitext_2() -> str:
     except ImportError as error:
         raise ImportError(
             "text 'wikitext-2' needs the package datasets, which is not installed; pip install 'qkit[wikitext]', "
-            "or use 'python-docs-heldout', which every Python carries"
+            "or use 'tales', which come with qkit"
         ) from error
     return "\n\n".join(load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="test")["text"])

@@ -31,18 +31,55 @@ def token_chunks(
     if isinstance(text, Tensor):
         return check_ids(text)[:max_chunks]
     text = check_text(text, "text")
-    if tokenizer is None:
-        raise ValueError("a text needs a tokenizer; give tokenizer=, or token ids instead of the text")
-    check_tokenizer(tokenizer)
-    whole = text if isinstance(text, str) else "\n\n".join(text)
-    ids = tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"]
-    count = len(ids) // length
-    if not count:
+    ids = _encoded(text if isinstance(text, str) else "\n\n".join(text), tokenizer)
+    if len(ids) < length:
         raise ValueError(
             f"the text has {len(ids)} tokens, one chunk takes {length}; give a longer text (a file: qkit.texts(path))"
         )
-    chunks = torch.tensor(ids[: count * length], dtype=torch.int64).reshape(count, length)[:max_chunks]
-    return torch.cat([torch.full((len(chunks), 1), begin_token(tokenizer), dtype=torch.int64), chunks], 1)
+    return _cut(ids, tokenizer, length)[:max_chunks]
+
+
+def passage_chunks(
+    text: str | list[str] | Tensor, tokenizer=None, length: int = CHUNK_LENGTH, max_chunks: int | None = None
+) -> tuple[Tensor, list[int]]:
+    """The chunks of `token_chunks`, and how many of them belong to each passage.
+
+    Passages are what a text consists of that could as well have been others. Texts in a list that all fill a chunk are
+    passages, and each is cut by itself: no chunk begins in one and ends in the next. Of any other text each chunk is one.
+
+    Returns:
+        int64 [chunks, 1 + length], and counts that add up to chunks; `max_chunks` may cut the last passage short.
+    """
+    texts = [] if isinstance(text, Tensor | str) else check_text(text, "text")
+    encoded = [_encoded(one, tokenizer) for one in texts] if len(texts) > 1 else []
+    if not encoded or min(map(len, encoded)) < length:
+        chunks = token_chunks(text, tokenizer, length, max_chunks)
+        return chunks, [1] * len(chunks)
+    if max_chunks is not None:
+        check_count("max_chunks", max_chunks, "read", ", or None for all")
+    parts = [_cut(ids, tokenizer, length) for ids in encoded]
+    chunks = torch.cat(parts)[:max_chunks]
+    counts, left = [], len(chunks)
+    for part in parts:
+        if left:
+            counts.append(min(len(part), left))
+            left -= counts[-1]
+    return chunks, counts
+
+
+def _encoded(text: str, tokenizer) -> list[int]:
+    """The tokens of one text, with nothing put before or after them."""
+    if tokenizer is None:
+        raise ValueError("a text needs a tokenizer; give tokenizer=, or token ids instead of the text")
+    check_tokenizer(tokenizer)
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _cut(ids: list[int], tokenizer, length: int) -> Tensor:
+    """int64 [chunks, 1 + length], a BOS before each."""
+    count = len(ids) // length
+    chunks = torch.tensor(ids[: count * length], dtype=torch.int64).reshape(count, length)
+    return torch.cat([torch.full((count, 1), begin_token(tokenizer), dtype=torch.int64), chunks], 1)
 
 
 def calibration_chunks(

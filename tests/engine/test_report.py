@@ -7,6 +7,7 @@ from qkit import RTN, LayerReport, QuantizationReport, quantize
 from qkit.engine.report import html_table
 from qkit.numerics.error import ErrorStatistics
 from qkit.study.comparison import Comparison, ComparisonRow
+from qkit.study.evaluate import Passage
 
 
 def layer(name="a<b>", out=4, into=8, nbytes=20, sqnr=20.0):
@@ -15,9 +16,14 @@ def layer(name="a<b>", out=4, into=8, nbytes=20, sqnr=20.0):
 
 
 def row(name="RTN W4 g128", perplexity=9.2, **changes):
+    passages = tuple(Passage(nll, 0.3, 511) for nll in (2.0, 2.4))
     fields = {
         "scheme": RTN().to_dict(),
         "kl": 0.3,
+        "kl_error": 0.0123,
+        "ratio": perplexity / 6.4,
+        "ratio_error": 0.02,
+        "passages": passages,
         "disk_bytes": 9_550_000,
         "memory_bytes": 12_000_000,
         "bits_per_weight": 4.156,
@@ -83,10 +89,22 @@ def test_the_first_column_reads_left_and_the_numbers_right():
 
 
 @pytest.mark.parametrize(
-    ("perplexity", "text"), [(6.43474, "6.43"), (9999.994, "9999.99"), (123456.0, "1.2e+05"), (float("inf"), "inf")]
+    ("ratio", "error", "text"),
+    [
+        (1.43474, 0.0211, "1.435±0.021"),
+        (9999.9991, 3, "9999.999±3.000"),
+        (123456.0, 1, "1.2e+05"),
+        (float("inf"), float("nan"), "inf"),
+        (1.5, float("nan"), "1.500"),
+    ],
 )
-def test_a_large_perplexity_is_printed_in_powers_of_ten(perplexity, text):
-    assert row(perplexity=perplexity).cells() == ["RTN W4 g128", text, "0.3000", "9.6", "4.16", "5.9x", "0.50"]
+def test_a_ratio_is_printed_with_its_error_and_a_large_one_in_powers_of_ten(ratio, error, text):
+    cells = row(ratio=ratio, ratio_error=error).cells()
+    assert cells == ["RTN W4 g128", "0.3000±0.0123", f"×{text}", "9.6", "4.16", "5.9x", "0.50"]
+
+
+def test_the_original_is_what_the_others_are_measured_by():
+    assert row("FP32", scheme=None).cells()[:3] == ["FP32", "0", "9.20"]
 
 
 def test_a_row_with_infinite_numbers_survives_json():
@@ -98,7 +116,7 @@ def test_a_row_with_infinite_numbers_survives_json():
 def test_a_comparison_is_one_line_a_table_and_a_record():
     comparison = Comparison("tiny<b>", "your text", 12345, (row("FP32", 6.4, scheme=None), row(), row("W2", 3774.0)))
     assert repr(comparison) == (
-        "Comparison(tiny<b> on your text, 12,345 tokens: 3 models, perplexity 6.40 (FP32) to 3774.00 (W2))"
+        "Comparison(tiny<b> on your text, 12,345 tokens in 2 passages: 3 models, perplexity 6.40 (FP32) to 3774.00 (W2))"
     )
     html = comparison._repr_html_()
     assert "tiny&lt;b&gt; on your text, 12,345 tokens" in html

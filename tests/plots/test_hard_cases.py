@@ -19,6 +19,7 @@ from qkit.plots.page import write_page
 from qkit.plots.roofline import roofline
 from qkit.study.anatomy.smoothquant import SmoothInput
 from qkit.study.comparison import Comparison, ComparisonRow
+from qkit.study.evaluate import Passage
 from qkit.study.sensitivity import Choice, Sensitivity
 
 INF, NAN = math.inf, math.nan
@@ -122,7 +123,10 @@ def a_report(layers, scheme=None):
 
 def a_row(name, perplexity, report=None, kl=0.1):
     scheme = None if report is None else report.scheme
-    return ComparisonRow(name, scheme, perplexity, kl, 10**6, 10**6, 4.0, 8.0, 0.0, report)
+    passages = (Passage(1.0, kl, 50), Passage(1.2, kl, 50))
+    return ComparisonRow(
+        name, scheme, perplexity, kl, 10**6, 10**6, 4.0, 8.0, 0.0, report, 0.01, perplexity / 5, 0.01, passages
+    )
 
 
 def a_comparison(*rows):

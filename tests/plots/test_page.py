@@ -12,6 +12,7 @@ def test_it_holds_every_number_of_the_table_and_loads_nothing(llama, ids, tmp_pa
     html = page.read_text()
     for row in comparison.rows:
         assert all(f"<td>{cell}</td>" in html for cell in row.cells())
+    assert all(note in html for note in comparison.notes) and "±" in html
     assert "&lt;a &amp; b&gt;" in html and "<a & b>" not in html
     assert not re.search(r'(src|href)="(?!data:)', html) and "<script" not in html
     assert re.search(r'<img src="data:image/png;base64,[^"]+" alt="Perplexity against megabytes', html)

@@ -1,9 +1,12 @@
 import json
+import math
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
-from qkit import RTN, compare, disk_bytes, kl_divergence, perplexity, quantize, texts
+from qkit import RTN, compare, disk_bytes, kl_divergence, passages, perplexity, quantize
 from qkit.model.surgery import clone
 from qkit.study.compare import TOUR
 from qkit.study.sizes import float32_bytes
@@ -81,7 +84,7 @@ def test_a_text_goes_through_the_tokenizer(llama, word_tokenizer):
     tokenizer = word_tokenizer(bos_token="w00")
     comparison = compare(llama, [RTN(8)], "w05 " * 130, tokenizer=tokenizer, text_name="fives")
     assert comparison.tokens == 126
-    assert comparison.caption == "LlamaForCausalLM on fives, 126 tokens"
+    assert comparison.caption == "LlamaForCausalLM on fives, 126 tokens in 2 passages"
 
 
 def test_a_comparison_survives_json(comparison):
@@ -93,10 +96,47 @@ def test_repr_is_one_line(comparison):
     assert "4 models" in repr(comparison)
 
 
-def test_the_embedded_model_is_compared_by_name_on_the_held_out_text(embedded):
-    comparison = compare("bookworm-14m", [RTN(4, 128)], max_chunks=1)
-    assert comparison.caption == "bookworm-14m on python-docs-heldout, 511 tokens"
-    assert comparison.rows[0].perplexity == perplexity(*embedded, texts("python-docs-heldout"), max_chunks=1)
+def test_errors_are_over_passages_and_those_of_the_ratio_paired(model, comparison):
+    ids = torch.randint(0, 97, (7, 20), generator=torch.Generator().manual_seed(2))
+    original, *rows = compare(model, SCHEMES, ids).rows
+    assert len(original.passages) == 7 and (original.ratio, original.ratio_error, original.kl_error) == (1, 0, 0)
+    for row in rows:
+        kl = [passage.kl for passage in row.passages]
+        ratios = [a.nll - b.nll for a, b in zip(row.passages, original.passages, strict=True)]
+        assert row.kl == pytest.approx(np.mean(kl)) and row.ratio == pytest.approx(math.exp(np.mean(ratios)))
+        assert row.kl_error == pytest.approx(np.std(kl, ddof=1) / math.sqrt(7))
+        assert row.ratio_error == pytest.approx(row.ratio * np.std(ratios, ddof=1) / math.sqrt(7))
+
+
+def test_differences_and_ties_are_those_of_the_passages(model):
+    ids = torch.randint(0, 97, (5, 20), generator=torch.Generator().manual_seed(3))
+    comparison = compare(model, [RTN(8), RTN(2), RTN(8, symmetric=True)], ids)
+    eight, two, symmetric = (row.name for row in comparison.rows[1:])
+    there, back = comparison.difference(two, eight), comparison.difference(eight, two)
+    assert there.mean == -back.mean > 0 and there.error == back.error and not there.is_tie
+    log = comparison.difference(two, "FP32", "nll")
+    assert math.exp(log.mean) == pytest.approx(comparison.rows[2].ratio)
+    order = sorted([eight, two, symmetric], key=lambda name: comparison.difference(name, "FP32").mean)
+    expected = [pair for pair in pairwise(order) if comparison.difference(*pair).is_tie]
+    assert comparison.ties() == expected and all(two not in pair for pair in expected)
+    assert json.loads(json.dumps(comparison.to_dict()))["ties"] == [list(pair) for pair in expected]
+    with pytest.raises(ValueError, match=r"no row is called 'RTN'; there are FP32, RTN W8"):
+        comparison.difference("RTN", eight)
+    with pytest.raises(ValueError, match="measure='bits' is not one of kl, nll"):
+        comparison.difference(two, eight, "bits")
+
+
+def test_of_one_passage_nothing_is_ranked(llama):
+    comparison = compare(llama, SCHEMES[:2], torch.randint(0, 97, (1, 20)))
+    assert comparison.notes == ["One passage has no standard error: give more text before ranking anything."]
+    assert "±" not in "".join(cell for row in comparison.rows for cell in row.cells())
+    assert comparison.to_dict()["rows"][1]["kl_error"] is None
+
+
+def test_the_embedded_model_is_compared_by_name_on_the_tales(embedded):
+    comparison = compare("bookworm-14m", [RTN(4, 128)], max_chunks=3)
+    assert comparison.caption == "bookworm-14m on tales, 1,533 tokens in 2 passages"
+    assert comparison.rows[0].perplexity == perplexity(*embedded, passages("tales"), max_chunks=3)
     assert comparison.rows[0].disk_bytes == 4 * 14_162_304
     assert comparison.rows[1].bits_per_weight == 4.15625
 

@@ -1,12 +1,13 @@
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pydoc_data.topics import topics
 
 import pytest
 
-from qkit import texts
+from qkit import passages, texts
 
 
 def is_held_out(topic: str) -> bool:
@@ -43,6 +44,34 @@ def test_the_calibration_text_holds_docstrings_of_the_standard_library_and_of_no
     assert "safetensors" not in calibration
 
 
+def test_the_tales_are_passages_of_plain_prose():
+    tales = passages("tales")
+    assert len(tales) >= 32 and texts("tales") == "\n\n".join(tales)
+    for tale in tales:
+        assert len(tale.split()) >= 600 and tale.isascii() and tale == tale.strip() and "\n\n" in tale
+
+
+@pytest.mark.exhaustive
+def test_no_13_words_in_a_row_of_the_tales_stand_elsewhere():
+    """Not in Python's documentation, and not in another tale; the books need the books: benchmarks/clean_text.py."""
+
+    def runs(text: str) -> set[tuple[str, ...]]:
+        words = re.findall(r"[a-z0-9]+", text.lower())
+        return {tuple(words[i : i + 13]) for i in range(len(words) - 12)}
+
+    tales = [runs(tale) for tale in passages("tales")]
+    seen = runs(texts("python-docs")) | runs(texts("python-docs-heldout"))
+    for tale in tales:
+        assert not tale & seen
+        seen |= tale
+
+
+def test_any_other_text_is_one_passage(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("One.\n\nTwo.", encoding="utf-8")
+    assert passages(path) == ["One.\n\nTwo."]
+
+
 def test_a_path_is_read_as_utf_8(tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes("Grüße, ŵ = s(q - z)\n".encode())
@@ -52,7 +81,7 @@ def test_a_path_is_read_as_utf_8(tmp_path):
 @pytest.mark.parametrize("name", ["python-doc", "wikitext", "", "no/such/file.txt"])
 def test_an_unknown_name_is_refused_with_those_that_exist(name):
     with pytest.raises(
-        ValueError, match=f"text '{name}' is no file and none of python-docs, python-docs-heldout, wikitext-2"
+        ValueError, match=f"text '{name}' is no file and none of tales, python-docs, python-docs-heldout, wikitext-2"
     ):
         texts(name)
 
@@ -72,7 +101,7 @@ def test_a_file_that_is_not_utf_8_is_refused_by_name(tmp_path):
 def test_wikitext_without_datasets_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
-        ImportError, match=r"'wikitext-2' needs the package datasets.*pip install 'qkit\[wikitext\]'.*heldout"
+        ImportError, match=r"'wikitext-2' needs the package datasets.*pip install 'qkit\[wikitext\]'.*tales"
     ):
         texts("wikitext-2")
 

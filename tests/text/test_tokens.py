@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from qkit.text.tokens import begin_token, calibration_chunks, token_chunks
+from qkit.text.tokens import begin_token, calibration_chunks, passage_chunks, token_chunks
 
 
 @pytest.fixture
@@ -43,6 +43,39 @@ def test_less_than_one_chunk_is_refused(words, count):
 def test_several_texts_are_joined_by_a_blank_line(tokenizer):
     pieces = ["One sentence. " * 30, "Another one. " * 30]
     assert torch.equal(token_chunks(pieces, tokenizer, 50), token_chunks("\n\n".join(pieces), tokenizer, 50))
+
+
+def test_texts_that_each_fill_a_chunk_are_passages_and_are_cut_by_themselves(words):
+    chunks, counts = passage_chunks([text(3, 4, 5, 6, 7), text(13, 14), text(23, 24, 25)], words, length=2)
+    assert chunks.tolist() == [[0, 3, 4], [0, 5, 6], [0, 13, 14], [0, 23, 24]] and counts == [2, 1, 1]
+
+
+@pytest.mark.parametrize(("max_chunks", "counts"), [(1, [1]), (2, [2]), (3, [2, 1]), (9, [2, 1])])
+def test_the_first_chunks_are_those_of_the_first_passages(words, max_chunks, counts):
+    passages = [text(3, 4, 5, 6), text(13, 14)]
+    chunks, found = passage_chunks(passages, words, 2, max_chunks)
+    assert found == counts and torch.equal(chunks, passage_chunks(passages, words, 2)[0][:max_chunks])
+
+
+@pytest.mark.parametrize("given", [text(3, 4, 5, 6), [text(3, 4, 5, 6)], [text(3), text(4, 5, 6)]])
+def test_of_any_other_text_each_chunk_is_a_passage(words, given):
+    chunks, counts = passage_chunks(given, words, 2)
+    assert torch.equal(chunks, token_chunks(given, words, 2)) and counts == [1] * len(chunks)
+
+
+def test_of_token_ids_each_sequence_is_a_passage():
+    ids = torch.arange(12).reshape(3, 4)
+    chunks, counts = passage_chunks(ids)
+    assert torch.equal(chunks, ids) and counts == [1, 1, 1]
+
+
+def test_passages_are_refused_as_texts_are(words):
+    with pytest.raises(ValueError, match="max_chunks=0 leaves nothing to read"):
+        passage_chunks([text(3, 4), text(5, 6)], words, 2, max_chunks=0)
+    with pytest.raises(ValueError, match="a text needs a tokenizer"):
+        passage_chunks([text(3, 4), text(5, 6)])
+    with pytest.raises(TypeError, match="text is a list that holds a int"):
+        passage_chunks([text(3, 4), 5], words, 2)
 
 
 def test_token_ids_come_back_as_they_are():
