@@ -69,8 +69,14 @@ class GPTQFormat(FolderFormat):
                     )
 
     def lost(self, layers: dict[str, QLinear]) -> tuple[str, ...]:
-        """Activations stay floats on the other side."""
-        return rounded_inputs(layers)
+        """Activations stay floats on the other side; one reader takes version 2 for version 1."""
+        notes = rounded_inputs(layers)
+        if not all(steps(layer).symmetric for layer in layers.values()):
+            notes += (
+                "zero points make it version 2 of the format (gptq_v2): GPTQModel reads it; onnxruntime-genai's builder takes it "
+                "for version 1 without a word, each zero point one too high: for onnxruntime save it as 'onnx' or 'awq'",
+            )
+        return notes
 
     def config(self, layers: dict[str, QLinear], left: list[str], heads: list[str]) -> dict[str, Any]:
         """Version 1 where all is symmetric, else version 2."""
