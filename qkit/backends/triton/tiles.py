@@ -105,14 +105,22 @@ class Hopper:
 
 
 def few(rows: int, blocks: int, units: int, tokens: int = 1) -> Few:
-    """Warps enough to keep every multiprocessor reading: about twelve on each, and at least four to a program."""
-    warps, programs = 4, -(-rows // 16)
-    while warps < 16 and programs * warps < 12 * units and 2 * warps <= blocks:
-        warps *= 2
+    """A warp takes a block of 128 columns at a time."""
+    warps = _warps(rows, units, blocks)
     stretches = -(-blocks // warps)
     # eight are written out: the compiler loads the next while it computes with the last; of 16 tokens four, for lack of registers
     turns = -(-stretches // (8 if tokens <= 8 else 4))
     return Few(warps, 1, -(-stretches // turns), turns)
+
+
+def _warps(rows: int, units: int, most: int) -> int:
+    """Enough to keep every multiprocessor reading, about twelve on each: four to sixteen to a program, above four no more than
+    `most`.
+    """
+    warps, programs = 4, -(-rows // 16)
+    while warps < 16 and programs * warps < 12 * units and 2 * warps <= most:
+        warps *= 2
+    return warps
 
 
 def many(tokens: int, weight: Laid, card: Card) -> Many:
@@ -238,10 +246,8 @@ class Integers:
 
 
 def few_integers(rows: int, blocks: int, units: int) -> Few:
-    """As `few`, in blocks of 64 columns."""
-    warps, programs = 4, -(-rows // 16)
-    while warps < 16 and programs * warps < 12 * units and 4 * warps <= blocks:
-        warps *= 2
+    """As `few`, in blocks of 64 columns: half the work of one of 128, and a warp is to have two."""
+    warps = _warps(rows, units, blocks // 2)
     return Few(warps, 1, 1, -(-blocks // warps))
 
 
