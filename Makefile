@@ -66,9 +66,11 @@ judges: .venv-judges/installed .venv/installed-peers
 test-compiled: .venv/installed-dev
 	$(BIN)/python -m pytest -m compiled
 
-# On a machine with a card, by a Python that has torch, triton and pytest already: PYTHON=python3 make test-gpu
+# On a machine with a card, by a Python that has torch, triton and pytest already: PYTHON=python3 make test-gpu. Most of the time
+# goes into compiling: with pytest-xdist, and some GB of the card for each, WORKERS=8 does it at once.
 test-gpu:
-	TRITON_INTERPRET=0 PYTHONPATH=.:kernels $(PYTHON) -m pytest --noconftest -m gpu tests/gpu
+	TRITON_INTERPRET=0 PYTHONPATH=.:kernels$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) -m pytest --noconftest -m gpu tests/gpu \
+		$(if $(WORKERS),-n $(WORKERS))
 
 # Layers and models beside other libraries, on a machine that does nothing else; a quarter of an hour.
 bench: .venv/installed-peers

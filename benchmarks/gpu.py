@@ -25,11 +25,14 @@ from torch import Tensor
 from qkit import NF4, LLMInt8, QTensor, quantize_tensor
 from qkit.backends.triton import integer, layout, tiles
 from qkit.backends.triton import linear as adapter
-from qkit.bench.gpu import LIMIT, MANY, activations, copies_of, dense, error, floor, replays_of, timed
+from qkit.bench.gpu import LIMIT, MANY, activations, check_card, copies_of, dense, error, floor, replays_of, timed
 from qkit.bench.peers import int8_on_card, nf4_on_card
 from qkit.methods.int8 import int8_rows
 from qkit.numerics.activations import quantize_activations_int8
 from qkit.numerics.integers import int8_codes, int8_matmul
+
+# Rows that are timed for more than 512 tokens too
+TO_THE_END = ("W4 g128 bf16", "NF4 dq bf16", "W8A8 dynamic bf16", "LLM.int8 21 bf16", "W8 row bf16")
 
 
 @dataclasses.dataclass
@@ -96,6 +99,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     n, k = arguments.rows, arguments.features
+    check_card()
     print(
         torch.cuda.get_device_name(),
         "torch",
@@ -125,43 +129,10 @@ def main() -> None:
         "W8A8 dynamic bf16": lambda: integers(int8_rows(w), 0.0),
         "LLM.int8 21 bf16": lambda: integers(int8_rows(w), LLMInt8().threshold),
     }
-    errors, floors, sizes = {}, {}, {}
-    for name, make in makers.items():
-        if arguments.names and name not in arguments.names:
-            continue
-        case = make()
-        dtype = torch.float16 if "fp16" in name else torch.bfloat16
-        floors.setdefault(case.nbytes, floor(case.nbytes))
-        sizes[name] = case.nbytes
-        times[name], errors[name] = {}, {}
-        for m, found in hot.items():
-            found += dense((n, k), [inputs[m]])
-            times["bf16"][m] = median(found)
-        for m in arguments.tokens:
-            if m > 512 and name not in (
-                "W4 g128 bf16",
-                "NF4 dq bf16",
-                "W8A8 dynamic bf16",
-                "LLM.int8 21 bf16",
-                "W8 row bf16",
-            ):
-                continue
-            x, y = activations(m, k, dtype, "LLM" in name), torch.full((m, n), torch.nan, dtype=dtype, device="cuda")
-            case.run(x, 0, y)
-            errors[name][m] = error(y, case.expected(x))
-            assert errors[name][m] < LIMIT[dtype], (name, m, errors[name][m])
-            times[name][m] = timed(lambda i, case=case, x=x, y=y: case.run(x, i, y), case.copies, replays_of(m))
-        report(times, name, floors[case.nbytes], errors[name])
-    for name, peer in PEERS.items():
-        if arguments.names and name not in arguments.names:
-            continue
-        try:
-            times[name] = peer.times(w, [m for m in arguments.tokens if m <= peer.most])
-        except Exception as why:  # not installed, or another way of failing that is not ours
-            print(f"{name:21} not measured: {why!r}", flush=True)
-        else:
-            report(times, name, None, {})
-    if arguments.out:  # as `qkit.bench.recorded` reads it
+    errors, floors, sizes, failed = {}, {}, {}, []
+
+    def save() -> None:
+        """What there is so far, as `qkit.bench.recorded` reads it."""
         record = {
             "machine": torch.cuda.get_device_name(),
             "date": datetime.date.today().isoformat(),
@@ -172,7 +143,58 @@ def main() -> None:
             "microseconds": times,
             "floors": {name: floors[nbytes] for name, nbytes in sizes.items()},
         }
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+        if arguments.out:
+            arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+
+    for name, make in makers.items():
+        if arguments.names and name not in arguments.names:
+            continue
+        for m, found in hot.items():
+            found += dense((n, k), [inputs[m]])
+            times["bf16"][m] = median(found)
+        dtype = torch.float16 if "fp16" in name else torch.bfloat16
+        try:
+            case = make()
+            if case.nbytes not in floors:
+                floors[case.nbytes] = floor(case.nbytes)
+            xs = [activations(m, k, dtype, "LLM" in name) for m in arguments.tokens if m <= 512 or name in TO_THE_END]
+            times[name], errors[name] = ours(case, xs, n)
+        except Exception as why:  # the other rows are wanted all the same
+            print(f"{name:21} NOT MEASURED: {why!r:.300}", flush=True)
+            failed.append(name)
+        else:
+            sizes[name] = case.nbytes
+            report(times, name, floors[case.nbytes], errors[name])
+            save()
+    for name, peer in PEERS.items():
+        if arguments.names and name not in arguments.names:
+            continue
+        try:
+            times[name] = peer.times(w, [m for m in arguments.tokens if m <= peer.most])
+        except Exception as why:  # not installed, or another way of failing that is not ours
+            print(f"{name:21} not measured: {why!r:.300}", flush=True)
+        else:
+            report(times, name, None, {})
+            save()
+    if failed:
+        raise SystemExit(f"not measured: {', '.join(failed)}")
+
+
+def ours(case: Case, xs: list[Tensor], rows: int) -> tuple[dict[int, float], dict[int, float]]:
+    """Microseconds and errors for each x, by its number of tokens.
+
+    Raises:
+        ArithmeticError: an error is above `LIMIT`, or NaN.
+    """
+    times, errors = {}, {}
+    for x in xs:
+        m, y = len(x), torch.full((len(x), rows), torch.nan, dtype=x.dtype, device=x.device)
+        case.run(x, 0, y)
+        errors[m] = error(y, case.expected(x))
+        if not errors[m] < LIMIT[x.dtype]:
+            raise ArithmeticError(f"off by {errors[m]:.1e} at {m} tokens, where rounding explains {LIMIT[x.dtype]:.0e}")
+        times[m] = timed(lambda i, x=x, y=y: case.run(x, i, y), case.copies, replays_of(m))
+    return times, errors
 
 
 def report(times: dict[str, dict[int, float]], name: str, least: float | None, errors: dict[int, float]) -> None:
