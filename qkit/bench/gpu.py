@@ -74,7 +74,10 @@ def _driver() -> str | None:
     if (tool := shutil.which("nvidia-smi")) is None:
         return None
     command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    told = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split()
+    except subprocess.TimeoutExpired:  # it asks every card of the machine; one that is lost does not answer
+        return None
     return told[0] if told else None
 
 
@@ -264,8 +267,9 @@ def run(
     check_card()
     machine, found, lost = describe_card(), [], {}
     for shape in shapes:
-        if sys.stderr.isatty():
-            print(f"{shape[0]} x {shape[1]}", file=sys.stderr)
+        print(
+            f"{shape[0]} x {shape[1]}", file=sys.stderr, flush=True
+        )  # also into a file: a card that hangs is known by it
         measured, missed = measure(tuple(shape), tokens, rows, dtype)
         found += measured
         lost |= missed

@@ -18,6 +18,7 @@ differs by a bit, and have four to six times that; a wrong kernel makes an error
 
 import gc
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -111,6 +112,11 @@ def needed(size: str) -> int:
 
 def _free() -> int:
     return torch.cuda.mem_get_info()[0]
+
+
+def progress(text: str) -> None:
+    """Tell how far it is, and when, into a file too: a table takes minutes, and what hangs is known by what it said last."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 # ---- one step
@@ -294,18 +300,22 @@ def measure(
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     network = synthetic_llama(SIZES[size], row.what, device="cuda", dtype=FLOAT, head=head)
+    progress("  made")
     nbytes, making = memory_bytes(network), torch.cuda.max_memory_allocated()
     layers = quantized_layers(network)
     ids = torch.randint(0, network.config.vocab_size, (max(batches), FORCED), device="cuda")
     ours = layers or isinstance(row.what, torch.dtype)
     expected = logits_of_float32(network, ids) if ours else None
+    progress("  its logits in float32" if expected is not None else "  nothing to compare its logits with")
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     found = []
     for batch in batches:
         writer, step, way = _launched(network, batch, length, row.ways)
+        progress(f"  {batch} at once: {way}")
         wrong = None if expected is None else error(writer, step, ids[:batch], expected[:batch])
         seconds = seconds_of(writer, step, new)
+        progress(f"  {batch} at once: timed")
         held, laying = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
         found.append(
             GpuModelMeasurement(
@@ -383,8 +393,7 @@ def run(
     missing: dict[str, str] = {}
     machine = describe_card()
     for number, row in enumerate(chosen, 1):
-        if sys.stderr.isatty():
-            print(f"{number} of {len(chosen)}: {size}, {row.name}", file=sys.stderr)
+        progress(f"{number} of {len(chosen)}: {size}, {row.name}")
         try:
             found += measure(size, row, batches, length, new, head)
         except (ArithmeticError, ImportError, torch.OutOfMemoryError) as why:

@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,6 +39,22 @@ def test_a_card_without_triton_is_told_what_to_install(monkeypatch):
     monkeypatch.setattr(gpu, "missing", lambda module: "No module named 'triton'")
     with pytest.raises(ImportError, match=r"need Triton.*No module named 'triton'.*pip install 'qkit\[gpu\]'"):
         gpu.run()
+
+
+def test_a_tool_that_does_not_answer_is_not_waited_for(monkeypatch):
+    properties = {"name": "abacus", "multi_processor_count": 1, "total_memory": 2, "L2_cache_size": 3}
+
+    def hangs(*command, timeout=None, **_):
+        if timeout is None:
+            pytest.fail("it is waited for without end")
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(**properties))
+    monkeypatch.setattr(gpu.shutil, "which", lambda _: "nvidia-smi")
+    monkeypatch.setattr(gpu.subprocess, "run", hangs)
+    monkeypatch.setattr(gpu, "describe_machine", dict)
+    assert gpu.describe_card()["card"]["driver"] is None
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,21 @@ def test_what_cannot_be_measured_is_said_before_a_card_is_looked_for(changes, wo
         bench.run(**changes)
 
 
+def test_how_far_it_is_is_told_into_a_file_too(monkeypatch, capsys):
+    """No terminal is here. A table takes minutes: without a word until its end, slow and hanging look alike."""
+
+    def measure(size, row, *_):
+        raise ArithmeticError(f"{row.name} is wrong")
+
+    for name, found in (("check_card", None), ("describe_card", {}), ("needed", 1), ("_free", 2)):
+        monkeypatch.setattr(bench, name, lambda *_, found=found: found)
+    monkeypatch.setattr(bench, "measure", measure)
+    record = bench.run("1.1B", ["bf16", "nf4"])
+    assert record.missing == {"BF16": "BF16 is wrong", "NF4 b64 dq": "NF4 b64 dq is wrong"}
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(" ", 1)[1] for line in told] == ["1 of 2: 1.1B, BF16", "2 of 2: 1.1B, NF4 b64 dq"]
+
+
 def test_a_model_that_does_not_fit_is_refused_with_the_sizes(monkeypatch):
     monkeypatch.setattr(bench, "check_card", lambda: None)
     monkeypatch.setattr(bench, "_free", lambda: 8e9)
