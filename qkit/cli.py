@@ -14,14 +14,18 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 import qkit
 from qkit.checkpoints.files import check_folder, write_bytes
 from qkit.checkpoints.format import SaveReport
 from qkit.checkpoints.formats import FORMATS, format_named
+from qkit.engine.plan import fitted
 from qkit.engine.report import QuantizationReport
 from qkit.methods.registry import parse_scheme, spellings
+from qkit.methods.rtn import RTN
 from qkit.methods.scheme import Scheme
+from qkit.model.surgery import find_targets
 from qkit.nn.layers import quantized_layers
 from qkit.study.compare import ALL, TOUR
 from qkit.study.comparison import Comparison
@@ -43,6 +47,7 @@ Calibration = Annotated[
     list[str] | None, typer.Option(help="What methods that need data learn from: python-docs or a file; repeat it.")
 ]
 CalibrationChunks = Annotated[int, typer.Option(min=1, help="At most so many chunks of 511 tokens of it.")]
+USUAL = RTN(bits=4, group_size=128)
 OUTLIER_CHANNELS = [7, 200]  # of the embedded model's 384: any two would do
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -65,10 +70,11 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Quantize a model by several schemes and put all of them in one table."""
-    schemes = [parse_scheme(one) for one in scheme] if scheme else ALL if every else TOUR
+    chosen = [parse_scheme(one) for one in scheme or ()]
     if out is not None:
         check_folder(out)
     network, tokenizer = qkit.load(model)
+    schemes = chosen or _fitted(network, ALL if every else TOUR)
     if planted is not None:
         qkit.plant_outliers(network, OUTLIER_CHANNELS, planted)
     comparison = qkit.compare(
@@ -97,7 +103,9 @@ def compare(
 def quantize(
     model: Model,
     folder: Annotated[Path, typer.Argument(help="Where to save the quantized model.")],
-    scheme: Annotated[str, typer.Option(help=SPELLINGS)] = "w4g128",
+    scheme: Annotated[
+        str | None, typer.Option(help=f"{SPELLINGS}; if not given w4g128, or w4g64 where 128 does not divide the rows.")
+    ] = None,
     calibration: Calibration = None,
     calibration_chunks: CalibrationChunks = CHUNKS,
     include: Annotated[list[str] | None, typer.Option(help="Globs on layer names, instead of the rule.")] = None,
@@ -108,9 +116,10 @@ def quantize(
     as_json: AsJson = False,
 ) -> None:
     """Quantize a model and save it."""
-    chosen = parse_scheme(scheme)
+    given = parse_scheme(scheme) if scheme else None
     check_folder(folder)
     network, tokenizer = qkit.load(model)
+    chosen = given or _fitted(network, [USUAL], include, exclude)[0]
     report = qkit.quantize(
         network,
         chosen,
@@ -318,6 +327,17 @@ def _print_notes(notes: Sequence[str], written: Sequence[Path]) -> None:
         print(note)
     if written:
         print(f"\nwrote {', '.join(map(str, written))}", file=sys.stderr)
+
+
+def _fitted(
+    network: nn.Module, schemes: Sequence[Scheme], include: list[str] | None = None, exclude: list[str] | None = None
+) -> list[Scheme]:
+    """Schemes that nobody named, with groups that go into the rows of this model, each once; what was changed is said."""
+    made = fitted(schemes, find_targets(network, include, exclude)[0])
+    for before, after in zip(schemes, made, strict=True):
+        if before != after:
+            print(f"note: groups of {before.name} do not go into all rows; {after.name} instead", file=sys.stderr)
+    return list(dict.fromkeys(made))
 
 
 def _calibration(names: list[str] | None, schemes: Sequence[Scheme]) -> list[str] | None:

@@ -31,6 +31,25 @@ def test_compare_prints_the_table_and_writes_the_page(run, tmp_path, monkeypatch
     assert (tmp_path / "compare.html").is_file() and (tmp_path / "compare.png").is_file()
 
 
+@pytest.fixture
+def narrow(make_model, word_tokenizer, tmp_path):
+    """A folder with a model whose rows of 48 and 96 numbers have no groups of 128, 64 or 32."""
+    qkit.save(make_model("llama", intermediate_size=96), tmp_path / "narrow", word_tokenizer(bos_token="w00"))
+    return tmp_path / "narrow"
+
+
+def test_what_nobody_named_goes_into_the_rows_of_the_model(narrow, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("w05 w07 " * 300)
+    compared = CliRunner().invoke(app, ["compare", str(narrow), "--text", str(tmp_path / "text.txt"), "--json"])
+    names = [row["name"] for row in json.loads(compared.stdout)["rows"]]
+    assert names[1:] == ["RTN W8 per channel", "RTN W4 per channel", "RTN W4 g16", "RTN W3 g16", "RTN W2 g16"]
+    assert "note: groups of RTN W4 g128 do not go into all rows; RTN W4 g16 instead" in compared.stderr
+    made = CliRunner().invoke(app, ["quantize", str(narrow), str(tmp_path / "out"), "--json"])
+    assert json.loads(made.stdout)["scheme"]["group_size"] == 16 and "RTN W4 g16 instead" in made.stderr
+    refused = CliRunner().invoke(app, ["quantize", str(narrow), str(tmp_path / "other"), "--scheme", "w4g128"])
+    assert "group_size=128 does not divide in_features=48" in str(refused.exception)
+
+
 def test_compare_as_json_says_what_the_library_says(run):
     printed = json.loads(run("compare", "--scheme", "w4g128sym", "--chunks", "1", "--json"))
     measured = qkit.compare("bookworm-14m", [qkit.RTN(4, 128, symmetric=True)], max_chunks=1).to_dict()

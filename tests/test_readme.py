@@ -9,9 +9,9 @@ import pytest
 
 import house
 import qkit
+import who_loads
 from qkit.bench.judged import judged
 from qkit.checkpoints.formats import FORMATS
-from who_loads import quoted, table
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -70,7 +70,7 @@ def test_its_table_of_smollm2_is_that_of_the_results():
 
 
 def test_its_table_of_who_loads_what_is_that_of_the_record():
-    assert quoted(README) == table(judged())  # make claims
+    assert who_loads.quoted(README) == who_loads.table(judged())  # make claims
     shelf = re.search(r"\| format \| qkit writes \|.*?\n\n", README, re.S)[0]
     assert re.findall(r"^\| `([\w-]+)`", shelf, re.M) == list(FORMATS)
 

@@ -1,6 +1,6 @@
 """Which layer gets which scheme: one for all, or by globs on layer names."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from qkit.methods.scheme import Scheme
@@ -47,6 +47,12 @@ def assign(plan: Plan, targets: list[Target]) -> tuple[dict[str, Scheme], list[t
             why = "globs before it take all that it matches; put it first" if matched else "it matches no layer"
             raise ValueError(f"scheme for {glob!r} is used nowhere: {why} (layers: {targets[0].name}, ...)")
     return schemes, skipped
+
+
+def fitted(schemes: Iterable[Scheme], targets: list[Target]) -> list[Scheme]:
+    """Schemes that nobody chose for this model, each with groups that go into the rows of all `targets`."""
+    widths = {target.weight.shape[1] for target in targets}
+    return [scheme.fitted(widths) for scheme in schemes]
 
 
 def plan_name(plan: Plan) -> str:

@@ -7,14 +7,16 @@ that carry it out; whoever quantizes, compares, saves, draws or advises asks the
     what does it need       `calibrated`, `observes`, `wants`, `sequential`; `scales` and `search_scale` where it scales first
     what does it do         `round` a weight, `layer` that holds the result
     what does it cost       `weight_bits`, `stored_bits`
+    what of it goes here    `fitted`, `check`
 
 A new one is a file with these, its tests, and a line in `qkit.methods.registry`. This file knows none of them.
 """
 
+import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +29,7 @@ from qkit.numerics.mapping import GroupSize, check_finite
 from qkit.numerics.stored import StoredWeight
 
 NOTHING: frozenset[str] = frozenset()
+SMALLEST_GROUP = 16  # of a scheme that is fitted: with less its scales and zero points outweigh what they gain
 LARGEST = torch.finfo(torch.float32).max / 4  # of a weight: differences and sums of two stay inside float32
 
 
@@ -167,6 +170,22 @@ class Scheme(ABC):
             TypeError, ValueError: naming the weight.
         """
         check_weight(weight, name)
+
+    def fitted(self, widths: Iterable[int]) -> "Scheme":
+        """The same with groups that go into rows of all these `widths` (in_features), for who takes a scheme that nobody chose
+        for this very model: a group size that does not divide them is halved until it does, as 128 to 64 for rows of 576; below
+        `SMALLEST_GROUP` a row is one group.
+        """
+        width, changes = math.gcd(*widths), {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, Scheme):
+                changes[one.name] = value.fitted([width])
+            elif one.name == "group_size" and isinstance(value, int):
+                while width % value and value > SMALLEST_GROUP:
+                    value //= 2
+                changes[one.name] = None if width % value else value
+        return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the fields, and the scheme's own name as "scheme"."""

@@ -62,7 +62,11 @@ def check_group_size(group_size: GroupSize, in_features: int | None = None, name
             f'or "tensor" (one scale for all)'
         )
     if in_features is not None and in_features % group_size:
-        near = [d for d in range(8, in_features + 1) if in_features % d == 0 and d <= 2 * group_size][-4:]
+        divisors = [d for d in range(8, in_features + 1) if in_features % d == 0 and d <= 2 * group_size]
+        usual = [
+            d for d in divisors if d >= 16 and d & (d - 1) == 0
+        ]  # 32, 64, 128: what kernels and formats of others like
+        near = sorted({*divisors[-4:], *usual[-1:]})
         raise ValueError(
             f"group_size={group_size} does not divide in_features={in_features} of {name}; "
             f"use a divisor ({', '.join(map(str, near)) or in_features}) or None"

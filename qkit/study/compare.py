@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from qkit.checkpoints.load import load
-from qkit.engine.plan import Plan, check_plan, needs_calibration, plan_name
+from qkit.engine.plan import Plan, check_plan, fitted, needs_calibration, plan_name
 from qkit.engine.prepare import check_model, model_ids
 from qkit.engine.quantize import quantize
 from qkit.engine.report import QuantizationReport
@@ -18,7 +18,7 @@ from qkit.methods.rtn import RTN
 from qkit.methods.scheme import Scheme
 from qkit.methods.smoothquant import SmoothQuant
 from qkit.methods.w8a8 import W8A8
-from qkit.model.surgery import clone
+from qkit.model.surgery import clone, find_targets
 from qkit.study.comparison import Comparison, ComparisonRow
 from qkit.study.evaluate import evaluate
 from qkit.study.paired import mean_of, paired_difference
@@ -69,7 +69,7 @@ ALL = (
 
 def compare(
     model: str | nn.Module = "bookworm-14m",
-    schemes: Sequence[Plan] = TOUR,
+    schemes: Sequence[Plan] | None = None,
     text: str | list[str] | Tensor | None = None,
     *,
     tokenizer=None,
@@ -85,7 +85,8 @@ def compare(
     Args:
         model: a name for `qkit.load`, or a model (then give its tokenizer). It is left as it is: the copies share every
             tensor with it that they do not replace.
-        schemes: any number, each as `qkit.quantize` takes it; by default the tour from 8 bits down to 2.
+        schemes: any number, each as `qkit.quantize` takes it; by default the tour from 8 bits down to 2, with groups that go into
+            the rows of this model.
         text: what to evaluate on; by default the passages of "tales". Of a list each text is a passage, of one text each chunk.
         name, text_name: how the table calls the model and the text.
         max_chunks: evaluate on the first chunks only.
@@ -96,14 +97,16 @@ def compare(
     title = name or (model if isinstance(model, str) else type(model).__name__)
     if isinstance(schemes, Scheme | Mapping):
         raise TypeError(f"schemes is {plan_name(schemes)} alone; give a list of schemes, [scheme, ...]")
-    for scheme in schemes:
+    for scheme in schemes or ():
         check_plan(scheme)
-    names = [plan_name(scheme) for scheme in schemes]
+    names = [plan_name(scheme) for scheme in schemes or ()]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"scheme {twice!r} is given twice; leave one out")
     if isinstance(model, str):
         model, tokenizer = load(model)
     check_model(model)
+    if schemes is None:
+        schemes = list(dict.fromkeys(fitted(TOUR, find_targets(model)[0])))
     if text is None:
         text, text_name = passages("tales"), "tales"
     if calibration is None and any(needs_calibration(scheme) for scheme in schemes):

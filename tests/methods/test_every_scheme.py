@@ -172,3 +172,19 @@ def test_a_scheme_that_lacks_an_answer_cannot_be_made():
 
     with pytest.raises(TypeError, match="abstract"):
         Nothing()
+
+
+@pytest.mark.parametrize("widths", [(576, 1536), (96,), (100, 48), (7,), (128, 384)])
+def test_one_that_is_fitted_goes_into_every_row_and_is_itself_where_it_does_already(scheme, widths):
+    made = scheme.fitted(widths)
+    weights = [a_weight(4, width) for width in widths]
+    for weight in weights:
+        made.check(weight)
+    try:
+        for weight in weights:
+            scheme.check(weight)
+    except ValueError as refused:
+        assert "group_size" in str(refused) and made != scheme and type(made) is type(scheme)
+    else:
+        assert made == scheme
+    assert made.fitted(widths) == made

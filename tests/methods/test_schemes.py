@@ -205,3 +205,28 @@ def test_a_spelling_that_is_not_understood_is_refused_with_examples(text):
 def test_a_spelled_scheme_is_checked_too():
     with pytest.raises(ValueError, match=r"bits=16 is outside 2\.\.8"):
         parse_scheme("w16")
+
+
+@pytest.mark.parametrize(
+    ("group_size", "widths", "made"),
+    [
+        (128, (576, 1536), 64),  # SmolLM2-135M
+        (128, (896, 4864), 128),  # Qwen2-0.5B
+        (32, (576,), 32),
+        (96, (576,), 96),
+        (128, (48,), 16),
+        (128, (100,), None),  # groups of 4 would cost more than they gain
+        (8, (100,), None),
+        (128, (40,), None),
+        (4, (100,), 4),
+        (None, (100,), None),
+    ],
+)
+def test_a_group_size_is_halved_until_it_divides_every_row(group_size, widths, made):
+    assert RTN(4, group_size).fitted(widths) == RTN(4, made)
+    nested = AWQ(4, group_size, rounding=GPTQ(4, group_size))
+    assert nested.fitted(widths) == AWQ(4, made, rounding=GPTQ(4, made))
+
+
+def test_one_scale_for_all_has_no_groups_to_fit():
+    assert RTN(4, "tensor").fitted((7,)) == RTN(4, "tensor")

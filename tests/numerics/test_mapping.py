@@ -79,6 +79,13 @@ def test_a_group_size_that_does_not_divide_is_refused_with_divisors():
         check_group_size(100, 384, "q_proj")
 
 
+def test_the_size_that_others_like_is_among_the_divisors():
+    with pytest.raises(ValueError, match=r"use a divisor \(64, 72, 96, 144, 192\) or None"):
+        check_group_size(128, 576)
+    with pytest.raises(ValueError, match=r"use a divisor \(100, 125, 200, 250\) or None"):
+        check_group_size(128, 1000)
+
+
 def test_a_prime_row_offers_the_whole_row():
     with pytest.raises(ValueError, match=r"group_size=4 does not divide in_features=7 .* use a divisor \(7\) or None"):
         check_group_size(4, 7)

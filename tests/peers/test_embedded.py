@@ -90,7 +90,7 @@ def test_we_compute_what_bitsandbytes_wrote(kind, embedded, verdict, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["W4 g128", "W4 g128 act-order", "W3 g128 asymmetric v2", "AWQ W4 g128"])
-def test_we_compute_what_gptqmodel_wrote(kind, embedded, verdict, tmp_path):
+def test_we_compute_what_gptqmodel_wrote(kind, embedded, verdict, tmp_path, monkeypatch):
     """It quantizes the model here, on little text: what it writes is asked for, and not how good it is."""
     pytest.importorskip("gptqmodel", reason="the judges are installed apart: make test-judges")
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
@@ -98,6 +98,7 @@ def test_we_compute_what_gptqmodel_wrote(kind, embedded, verdict, tmp_path):
 
     from judges import judge, weights
 
+    monkeypatch.chdir(tmp_path)  # it leaves logs where it runs
     original, tokenizer = embedded
     ids = tokenizer(PROMPT, return_tensors="pt").input_ids
     original.save_pretrained(tmp_path / "floats")

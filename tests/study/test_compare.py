@@ -143,3 +143,11 @@ def test_the_embedded_model_is_compared_by_name_on_the_tales(embedded):
 
 def test_the_tour_goes_from_8_bits_down_to_2():
     assert [scheme.bits for scheme in TOUR] == [8, 4, 4, 4, 3, 2]
+
+
+def test_the_tour_goes_into_the_rows_of_any_model_and_what_is_asked_for_is_not_changed(llama, ids):
+    """Its rows are of 48 and 100 numbers, which no group of the tour divides."""
+    rows = compare(llama, text=ids).rows
+    assert [row.name for row in rows[1:]] == [f"RTN W{bits} per channel" for bits in (8, 4, 3, 2)]
+    with pytest.raises(ValueError, match=r"group_size=128 does not divide in_features=48 of .*; use a divisor"):
+        compare(llama, TOUR, ids)
