@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SHAPES = ((14336, 4096), (4096, 4096), (5120, 13824), (8192, 8192), (4096, 1024))
@@ -38,14 +39,9 @@ WORKERS = (
 )
 HANGS = 200  # seconds after which a test is ended, and its worker with it; the others go on
 LEAST = 20.0  # seconds without which nothing is begun
-SHOWN = 12  # last lines of a part that failed
-WORDS = (
-    "FAILED",
-    "ERROR",
-    "E  ",
-    "========= Invalid",
-    "========= ERROR SUMMARY",
-)  # and lines that say more than the last do
+SHOWN = 12  # last lines of a part that failed; of one that did not, the last
+# Lines that say more than the last do
+WORDS = ("SKIPPED", "FAILED", "ERROR", "E  ", "========= Invalid", "========= ERROR SUMMARY")
 
 
 @dataclass(frozen=True)
@@ -82,13 +78,8 @@ def parts() -> list[Part]:
     kernels = {"TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(paths)}
     tests = (
         python,
-        "-m",
-        "pytest",
-        "--noconftest",
-        "-m",
-        "gpu",
-        "tests/gpu",
-    )  # as `make test-gpu`, which may not be there
+        *["-m", "pytest", "--noconftest", "-m", "gpu", "tests/gpu"],
+    )  # as `make test-gpu`, make or not
     several = ("-n", str(WORKERS)) if find_spec("xdist") else ()
     one_hangs = ("-o", f"faulthandler_timeout={HANGS}", "--tb=short", "--durations=10")
     check = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", python, "tests/support/launches.py")
@@ -102,7 +93,7 @@ def parts() -> list[Part]:
         found.append(Part(f"{rows}x{features}", "layers", command, 200, "layer.json", kernels))
     for name, rest in MODELS.items():
         command = (python, "-m", "qkit.cli", "bench", "gpu", "--model", *rest, "--out", "{out}")
-        found.append(Part(name, "models", command, 300, "gpu-model.json", kernels))
+        found.append(Part(name, "models", command, 400, "gpu-model.json", kernels))
     return found
 
 
@@ -137,9 +128,12 @@ def run(part: Part, seconds: float, out: Path) -> Outcome:
                 except subprocess.TimeoutExpired:
                     word = f"not done after {seconds:.0f} s"
                     told(process)
+        lines = worth_showing(log.read_bytes()[begun:].decode(errors="replace"), 1 if word == "ok" else SHOWN)
         if part.record and (Path(folder) / part.record).is_file():
-            keep(out / "records.json", part.name, (Path(folder) / part.record).read_text(encoding="utf-8"))
-        lines = () if word == "ok" else worth_showing(log.read_bytes()[begun:].decode(errors="replace"))
+            record = json.loads((Path(folder) / part.record).read_text(encoding="utf-8"))
+            keep(out / "records.json", part.name, record)
+            if word == "ok" and (missing := record.get("missing")):
+                word, lines = f"ok, but for {', '.join(missing)}", tuple(missing.values())
     return Outcome(part, word, time.monotonic() - start, lines)
 
 
@@ -169,17 +163,17 @@ def told(process: subprocess.Popen, patience: float = 10.0) -> None:
             time.sleep(0.1)
 
 
-def keep(file: Path, name: str, record: str) -> None:
+def keep(file: Path, name: str, record: dict[str, Any]) -> None:
     """Add a record to those in the file."""
     records = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    file.write_text(json.dumps({**records, name: json.loads(record)}, indent=1) + "\n", encoding="utf-8")
+    file.write_text(json.dumps({**records, name: record}, indent=1) + "\n", encoding="utf-8")
 
 
-def worth_showing(text: str) -> tuple[str, ...]:
-    """Lines that name what failed, and the last ones."""
+def worth_showing(text: str, last: int) -> tuple[str, ...]:
+    """Lines that name what failed or was left out, and so many of the last ones."""
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    named = [line for line in lines[:-SHOWN] if line.startswith(WORDS)]
-    return (*named[:SHOWN], *lines[-SHOWN:])
+    named = [line for line in lines[:-last] if line.startswith(WORDS)]
+    return (*named[: 2 * SHOWN], *lines[-last:])
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:

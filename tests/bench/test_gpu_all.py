@@ -44,6 +44,24 @@ def test_what_fails_or_is_not_there_stops_nothing(tmp_path):
     assert json.loads((tmp_path / "records.json").read_text()) == {"right": {"a": 1}, "again": {"a": 1}}
 
 
+def test_a_table_that_lacks_rows_is_not_ok(tmp_path):
+    writes = (
+        'import pathlib, sys; pathlib.Path(sys.argv[1], \'r.json\').write_text(\'{"missing": {"NF4": "it is wrong"}}\')'
+    )
+    found = gpu_all.run(part("model", writes, LONG, "r.json"), LONG, tmp_path)
+    assert gpu_all.summary([found]).splitlines()[1:] == [
+        f"model {found.seconds:12.0f} s  ok, but for NF4",
+        "    it is wrong",
+    ]
+
+
+def test_what_was_left_out_is_shown_too(tmp_path):
+    found = gpu_all.run(
+        part("tests", "print('SKIPPED [9] no transformers'); print(1); print('3 passed')"), LONG, tmp_path
+    )
+    assert found.word == "ok" and found.lines == ("SKIPPED [9] no transformers", "3 passed")
+
+
 def test_what_outlasts_its_time_is_ended_and_what_has_none_left_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_all, "LEAST", 0.0)
     sleeps, right = part("sleeps", SLEEPS, 1.0), part("right", "print(1)")
