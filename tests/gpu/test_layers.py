@@ -47,12 +47,18 @@ def inputs(tokens, dtype=torch.bfloat16, features=512, seed=0):
 # ---- the compiler
 
 
+def compiled(net, **options):
+    """One graph, and none of an earlier test: of one piece of code the compiler keeps eight, and then gives up."""
+    torch.compiler.reset()
+    return torch.compile(net, fullgraph=True, **options)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_one_graph_of_the_compiler_and_one_of_cuda(dtype):
     net, x = network(dtype), inputs(3, dtype)
     expected = net(x)
-    assert torch.equal(torch.compile(net, fullgraph=True)(x), expected)
+    assert torch.equal(compiled(net)(x), expected)
     graph, held = torch.cuda.CUDAGraph(), x.clone()
     with torch.cuda.graph(graph):
         y = net(held)
@@ -76,20 +82,18 @@ def test_the_operation_is_what_the_compiler_may_take_it_for():
 
 @torch.no_grad()
 def test_numbers_of_tokens_that_change_compile_once_or_twice():
-    net, compiled = network(), []
-    net_compiled = torch.compile(
-        net, fullgraph=True, dynamic=True, backend=lambda module, _: compiled.append(1) or module
-    )
+    net, graphs = network(), []
+    net_compiled = compiled(net, dynamic=True, backend=lambda module, _: graphs.append(1) or module)
     for tokens in (5, 1, 3, 16, 17, 40, 300, 1300):
         assert torch.equal(net_compiled(inputs(tokens)), net(inputs(tokens)))
-    assert len(compiled) <= 3  # one token is a case of its own
+    assert len(graphs) <= 3  # one token is a case of its own
 
 
 @torch.no_grad()
 def test_graphs_that_the_compiler_records_before_anything_else_ran():
     """Layouts are made in its warming up; they must not lie in the memory of its graphs, which it uses again."""
     net, twin = network(), network()
-    recorded = torch.compile(net, fullgraph=True, mode="reduce-overhead")
+    recorded = compiled(net, mode="reduce-overhead")
     for turn in range(4):
         for tokens in (2, 7, 33):
             x = inputs(tokens, seed=turn)
@@ -203,6 +207,7 @@ def test_two_streams_at_once_a_hundred_times():
 
 @torch.no_grad()
 def test_several_threads_with_streams_of_their_own_lay_out_and_multiply():
+    """Threads that Triton's interpreter does not bear: its place in the grid is one for all of them."""
     for seed in range(5):
         net, x = network(seed=seed), inputs(5)
         expected = network(seed=seed)(x)
