@@ -9,6 +9,7 @@ from qkit.plots.bitsandbytes import CodebookLevels, OutlierMap, codebook_levels,
 from qkit.plots.choosing import LossAgainstBytes, layer_choices, loss_against_bytes
 from qkit.plots.file_layout import FilePicture, errors_in_steps, file_layouts
 from qkit.plots.gptq import CompensationPicture, against_chunks, compensation_picture
+from qkit.plots.judged import judged_errors
 from qkit.plots.kernels import (
     WordPicture,
     on_rooflines,
@@ -82,6 +83,7 @@ __all__ = [
     "frontier",
     "group_by_scale",
     "input_label",
+    "judged_errors",
     "layer_choices",
     "layer_errors",
     "levels",

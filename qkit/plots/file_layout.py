@@ -193,7 +193,7 @@ def _sentence(piece: Piece, row: int, column: int) -> str:
     inside = piece.row >= 0
     order = (piece.column if _along(piece) == "columns" else piece.row)[inside]
     return (
-        f"{piece.form}: {piece.octets.tobytes().hex(' ')}, {piece.unit} at byte {piece.start:,} of {piece.file}. The code "
+        f"{piece.form}: {piece.octets.tobytes().hex(' ')}, {piece.unit} in {piece.file}. The code "
         f"{piece.halves[at]} of row {row}, column {column} is half byte {at}, counted from 0, the lower half of a byte first. "
         f"Codes in the order of the file are those of {_whose(piece)}: {', '.join(map(str, order))}."
     )

@@ -34,7 +34,7 @@ def test_each_piece_is_a_row_of_its_half_bytes_and_owners():
 def test_the_words_say_what_is_seen():
     alt = plots.file_layouts([WORD], 9, 77, "one code").alt
     assert alt == (
-        "one code: awq: 98 2d 86 a8, word of qweight at byte 1,234 of model.safetensors. The code 6 of row 9, column 77 is half "
+        "one code: awq: 98 2d 86 a8, word of qweight in model.safetensors. The code 6 of row 9, column 77 is half "
         "byte 4, counted from 0, the lower half of a byte first. Codes in the order of the file are those of rows of column 77: "
         "8, 10, 12, 14, 9, 11, 13, 15."
     )
