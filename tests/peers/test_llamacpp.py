@@ -45,7 +45,7 @@ def test_floats_generate_the_same_text(book, verdict, tmp_path):
     assert written(llama_cpp(path), PROMPT)[0] == ours(model, tokenizer, PROMPT)
     measured = heard_beside(path, model, tokenizer, model)
     assert measured["same_text"] and measured["error"] < 1e-3 and measured["kl"] < 1e-6, measured
-    verdict("gguf", "floats, F16", "llama.cpp", READS_OURS, "bookworm-14m", **measured)
+    verdict("gguf", "F16", "llama.cpp", READS_OURS, "bookworm-14m", **measured)
 
 
 @pytest.mark.parametrize(

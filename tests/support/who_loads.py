@@ -19,10 +19,15 @@ def table(record: Judged) -> str:
     """The rows, and when and where they were measured, in Markdown."""
     rows: dict[tuple[str, str, bool, bool], list[Judgement]] = {}
     for one in record.verdicts:
-        key = (one.format, one.judge, one.direction != READS_OURS, bool(re.search("W8A8|LLM.int8", one.scheme)))
+        key = (one.format, one.judge, one.direction != READS_OURS, _rounds_inputs(one))
         rows.setdefault(key, []).append(one)
     lines = [_row(record.judge(key[1]), rows[key]) for key in sorted(rows)]
     return HEAD + "".join(lines) + "\n" + _where(record)
+
+
+def _rounds_inputs(one: Judgement) -> bool:
+    """Whether qkit or the judge does, so that a last bit may tip a step."""
+    return bool(re.search("W8A8|LLM.int8|SmoothQuant", one.scheme)) or (one.format == "gguf" and one.scheme != "F16")
 
 
 def _row(judge: Judge, verdicts: list[Judgement]) -> str:
