@@ -101,6 +101,7 @@ def check_savable(model: nn.Module, tokenizer: Any) -> None:
     """
     import transformers
 
+    check_no_adapter(model)
     name = type(model).__name__
     if getattr(transformers, name, None) is not type(model):
         raise ValueError(
@@ -109,6 +110,20 @@ def check_savable(model: nn.Module, tokenizer: Any) -> None:
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise TypeError(
             f"tokenizer is a {type(tokenizer).__name__}; give one of transformers: model, tokenizer = qkit.load(name)"
+        )
+
+
+def check_no_adapter(model: nn.Module) -> None:
+    """Refuse a model in which PEFT has wrapped layers: under their names no one would find them again.
+
+    Raises:
+        ValueError: naming a layer.
+    """
+    wrapped = next((name for name, _ in model.named_modules() if name.endswith(".base_layer")), None)
+    if wrapped is not None:
+        raise ValueError(
+            f"{wrapped.removesuffix('.base_layer')} has an adapter beside it; save what merge_and_unload() or unload() returns, "
+            f"and the adapter by the PeftModel's own save_pretrained"
         )
 
 

@@ -35,6 +35,7 @@ from qkit.numerics.qtensor import QTensor
 from qkit.numerics.stored import StoredWeight
 
 CODEBOOKS = {scheme.table: scheme for scheme in (NF4, FP4)}
+BEGINNINGS = (True, False, "gaussian", "eva", "orthogonal", "mica")  # of adapters that leave the weight as it is
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the head
 
 
@@ -89,6 +90,12 @@ class QLoraLinear(Linear):
         size = float((change * change).sum())
         kept = float((change * made).sum()) / size if size else 1.0
         merged.merge_loss = MergeLoss(error_statistics(weight, merged.weight.float()), kept)
+        if kept < 0.5:
+            warnings.warn(
+                "an adapter was smaller than the steps of the grid it was merged into, and less than half of it is left; "
+                "qkit.integrations.peft.merge_losses(model) says of which layers: keep it beside the codes, or take more bits",
+                stacklevel=2,
+            )
         self.before.append(layer)
         self.base_layer = merged
         self.merged_adapters.extend(names)
@@ -143,6 +150,11 @@ def _dispatch(dispatch_others: Any) -> Any:
         layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         if not isinstance(layer, QLinear) or kwargs.get("parameter_name") is not None:
             return dispatch_others(target, adapter_name, config=config, **kwargs)
+        if (begin := config.init_lora_weights) not in BEGINNINGS:
+            raise ValueError(
+                f"init_lora_weights={begin!r} takes the adapter's beginning out of the weight, and codes stay as they are; "
+                f"take one of {', '.join(map(repr, BEGINNINGS))}, or begin with floats and quantize what it leaves"
+            )
         config.fan_in_fan_out = False  # a Conv1D that was quantized is [out, in]
         return QLoraLinear(target, adapter_name, config=config, **kwargs)
 

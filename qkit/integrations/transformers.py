@@ -33,6 +33,7 @@ from qkit.checkpoints.hub import FILE, LOCK, METHOD, QUANTIZATION, layer_records
 from qkit.checkpoints.layers import BESIDE, layer_from
 from qkit.checkpoints.manifest import OWN
 from qkit.checkpoints.names import some
+from qkit.checkpoints.native import check_no_adapter
 from qkit.checkpoints.tensors import apart
 from qkit.engine.plan import Plan, assign, check_plan, plan_to_dict, schemes_of
 from qkit.engine.solve import solve_layer
@@ -400,6 +401,8 @@ class SavePretrained:
         model = self.model
         if not quantized_layers(model):
             return type(model).save_pretrained(model, save_directory, *args, **kwargs)
+        if not getattr(model, "_hf_peft_config_loaded", False):  # else transformers saves the adapter alone
+            check_no_adapter(model)
         with _known(model):
             result = type(model).save_pretrained(model, save_directory, *args, **kwargs)
         _lock(Path(save_directory) / "config.json")

@@ -137,6 +137,87 @@ def test_dora_and_a_conv1d(make_model, ids, logits):
     torch.testing.assert_close(logits(gpt2.merge_and_unload(), ids), close, rtol=0.2, atol=0.2)
 
 
+@pytest.mark.parametrize("begin", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
+def test_an_adapter_that_would_change_the_weight_at_its_beginning_is_refused(make_model, ids, begin):
+    """PEFT writes what is left of the weight to a tensor that was dequantized for it, and nobody reads that again."""
+    arguments = config(target_modules=["q_proj"])
+    arguments.init_lora_weights = begin
+    with pytest.raises(ValueError, match=rf"init_lora_weights='{begin}' takes .*; take one of True, False, 'gaussian'"):
+        peft.get_peft_model(quantized(make_model, qkit.NF4(), ids), arguments)
+
+
+@pytest.mark.parametrize("begin", [True, "gaussian", "orthogonal", "mica"])
+def test_other_beginnings_change_nothing(make_model, ids, logits, begin):
+    model = quantized(make_model, qkit.NF4(), ids)
+    before = logits(model, ids)
+    adapted = peft.get_peft_model(model, config(init_lora_weights=begin))
+    torch.testing.assert_close(logits(adapted, ids), before, rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_that_is_lost_is_told_of(make_model, ids):
+    adapted = stir(peft.get_peft_model(quantized(make_model, qkit.RTN(2), ids), config()), 1e-4)
+    with pytest.warns(UserWarning, match="less than half of it is left; .*merge_losses"):
+        merged = adapted.merge_and_unload()
+    assert min(loss.kept for loss in merge_losses(merged).values()) < 0.5
+
+
+def test_a_model_with_an_adapter_is_saved_in_two_parts_or_not_at_all(make_model, ids, logits, tmp_path):
+    """What was written under the names of wrapped layers would fit no model."""
+    model = quantized(make_model, qkit.NF4(), ids)
+    before = logits(model, ids)
+    adapted = stir(peft.get_peft_model(model, config()))
+    base = adapted.base_model.model
+    saving = [
+        lambda: qkit.save(adapted, tmp_path),
+        lambda: qkit.save(base, tmp_path),
+        lambda: qkit.save(base, tmp_path, format="bitsandbytes"),
+        lambda: base.save_pretrained(tmp_path),
+    ]
+    for save in saving:
+        with pytest.raises(ValueError, match=r"has an adapter beside it; save what merge_and_unload\(\) or unload\(\)"):
+            save()
+    assert not list(tmp_path.iterdir())
+    qkit.save(adapted.unload(), tmp_path)
+    assert torch.equal(logits(qkit.load(tmp_path)[0], ids), before)
+
+
+def test_an_adapter_of_transformers_own_is_saved_alone(make_model, ids, logits, tmp_path):
+    model = quantized(make_model, qkit.NF4(), ids)
+    base = copy.deepcopy(model)
+    model.add_adapter(config())
+    stir(model).save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").is_file() and not (tmp_path / "model.safetensors").exists()
+    base.load_adapter(str(tmp_path))
+    assert torch.equal(logits(base, ids), logits(model, ids))
+
+
+@pytest.mark.parametrize("saved_by", ["qkit", "transformers"])
+def test_the_folder_of_an_adapter_finds_its_quantized_model(make_model, ids, logits, saved_by, tmp_path):
+    import transformers
+
+    model = quantized(make_model, qkit.NF4(), ids)
+    if saved_by == "qkit":
+        qkit.save(model, tmp_path / "base")
+    else:
+        model.save_pretrained(tmp_path / "base")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    adapted = stir(peft.get_peft_model(peft.prepare_model_for_kbit_training(loaded), config()))
+    adapted.save_pretrained(tmp_path / "adapter")
+    for cls in (peft.AutoPeftModelForCausalLM, transformers.AutoModelForCausalLM):
+        assert torch.equal(logits(cls.from_pretrained(tmp_path / "adapter"), ids), logits(adapted.eval(), ids))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_of_16_bits_learn_and_merge(make_model, ids, dtype):
+    model = make_model("llama").to(dtype)
+    qkit.quantize(model, qkit.NF4())
+    adapted = stir(peft.get_peft_model(model, config()))
+    adapted(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for n, p in adapted.named_parameters() if "lora_" in n)
+    merged = adapted.merge_and_unload()
+    assert merged.dtype == dtype and merged.model.layers[0].mlp.up_proj.dtype == dtype
+
+
 def test_an_adapter_that_is_broken_is_not_merged(make_model, ids, logits):
     adapted = stir(peft.get_peft_model(quantized(make_model, qkit.RTN(4), ids), config()))
     layer = adapted.base_model.model.model.layers[0].mlp.up_proj
