@@ -9,7 +9,6 @@ it, every weight is read once. What a rule of the trade leaves in float32, the o
 parameters in 4 bits it is 66 million and a third of the bytes.
 """
 
-import ctypes
 import re
 import sys
 import time
@@ -29,6 +28,7 @@ from qkit.engine.quantize import quantize
 from qkit.engine.solve import solve_layer
 from qkit.methods.registry import parse_scheme
 from qkit.methods.scheme import Scheme
+from qkit.model.memory import give_back_memory
 from qkit.model.surgery import select_layers, set_parameter, swap
 from qkit.nn.layers import quantized_layers
 from qkit.study.sizes import memory_bytes
@@ -74,13 +74,6 @@ def name_row(row: str) -> str:
     """As the table calls it: "FP32", "RTN W4A8 g128"."""
     what = parse_row(row)
     return what.name if isinstance(what, Scheme) else row.upper()
-
-
-def give_back_memory() -> None:
-    """Have the C library return what was freed: it would keep half a gigabyte of holes between the small layers."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's own
-    if trim is not None:
-        trim(0)
 
 
 @torch.no_grad()

@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from qkit.methods.scheme import Scheme
 from qkit.methods.statistics import InputStatistics
+from qkit.model.memory import give_back_memory
 from qkit.nn.qlinear import QLinear
 from qkit.numerics.stored import StoredWeight
+
+LARGE = 2**18  # weights from which on what rounding them has freed is worth asking back
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,4 +39,6 @@ def solve_layer(
         inputs.check(name)
     solution = scheme.round(weight, inputs, name)
     layer = scheme.layer(solution.q, bias, inputs, weight.dtype)
+    if weight.numel() >= LARGE:
+        give_back_memory()
     return SolvedLayer(layer, solution.q, solution.notes, solution.warnings)

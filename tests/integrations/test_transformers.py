@@ -329,6 +329,19 @@ def test_the_lines_of_the_readme_run_as_they_stand(llama, tmp_path):
     subprocess.run([sys.executable, "-c", f"{lines}\n{check}"], check=True, cwd=tmp_path)
 
 
+def test_the_memory_that_the_readme_tells_of_is_what_was_measured():
+    """The peaks of the process's own memory, in the table of `benchmarks/loading_memory.py`."""
+    measured = (README.parent / "benchmarks" / "results" / "memory-2026-11-28.md").read_text(encoding="utf-8")
+    peaks = {
+        way: peak
+        for way, peak in re.findall(r"^\| (on the fly|quantized folder|loaded, .*?) \| (\d+) ", measured, re.M)
+    }
+    told = README.read_text(encoding="utf-8").split("A Llama of 457M")[1].split("\n\n")[0]
+    found = re.search(r"takes (\d+) MB.*?(\d+) when it is loaded and then.*? and (\d+) when the quantized", told, re.S)
+    assert list(found.groups()) == [peaks["on the fly"], peaks["loaded, then quantized"], peaks["quantized folder"]]
+    assert int(peaks["on the fly"]) < 913 / 2
+
+
 def test_on_the_fly_by_layer_and_with_a_head_that_was_tied(make_model, ids, logits, tmp_path):
     model = make_model("llama", tie=True)
     model.save_pretrained(tmp_path)
