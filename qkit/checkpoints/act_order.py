@@ -17,11 +17,14 @@ def group_of_each(name: str, parts: dict[str, Tensor], columns: int, size: int, 
     Raises:
         ValueError: as the end of a sentence that begins with the layer's name.
     """
+    size = min(size, columns)
     if name not in parts:  # AutoGPTQ too reads files without
         return torch.arange(columns) // size
     index, groups = require_part(name, parts, (columns,), *dtypes).long(), -(-columns // size)
     if not 0 <= int(index.min()) <= int(index.max()) < groups:
         raise ValueError(f"has {name} {int(index.min())} .. {int(index.max())} where there are {groups} groups")
+    if (most := int(index.bincount().max())) > size:
+        raise ValueError(f"has {name} with {most} columns in a group where group_size={size}")
     return index
 
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from qkit.checkpoints.folder import FolderFormat
+from qkit.checkpoints.layers import COMPUTED_IN
 from qkit.checkpoints.steps import check_known
 from qkit.checkpoints.words import require_part
 from qkit.nn.int8_linear import Int8Linear
@@ -172,6 +173,11 @@ class BitsAndBytesFormat(FolderFormat):
                 f"says shape={says.get('shape')!r} and blocksize={size!r} in its quant_state where the model's config gives "
                 f"{list(shape)}"
             )
+        if says.get("quant_type", kinds[0]) != kinds[0] or says.get("dtype", "float32") not in COMPUTED_IN:
+            raise ValueError(
+                f"says quant_type={says.get('quant_type')!r} and dtype={says.get('dtype')!r} in its quant_state, which is called "
+                f"{kinds[0]}'s and takes one of {', '.join(COMPUTED_IN)}"
+            )
         numbers = shape[0] * shape[1]
         blocks = -(-numbers // size)
         weight = require_part("weight", parts, (-(-numbers // 2), 1), torch.uint8)
@@ -181,6 +187,10 @@ class BitsAndBytesFormat(FolderFormat):
         codes = torch.stack([weight[:, 0] >> 4, weight[:, 0] & 15], 1).reshape(-1)[:numbers].reshape(shape)
         nested, offset = None, None
         if double:
+            if says.get("nested_dtype", "float32") != "float32":
+                raise ValueError(
+                    f"says nested_dtype={says['nested_dtype']!r}, and the scales of its scales are float32"
+                )
             if says.get("nested_blocksize") != NESTED_BLOCK or not isinstance(says["nested_offset"], float):
                 raise ValueError(
                     f"says nested_blocksize={says.get('nested_blocksize')!r} and nested_offset={says['nested_offset']!r}, "

@@ -152,7 +152,7 @@ class CompressedTensorsFormat(FolderFormat):
         (rows, columns), bits = shape, arguments["num_bits"]
         symmetric = arguments.get("symmetric", True)
         strategy = arguments.get("strategy") or ("group" if arguments.get("group_size") else "channel")
-        size = arguments["group_size"] if strategy == "group" else columns
+        size = min(arguments["group_size"], columns) if strategy == "group" else columns
         groups = -(-columns // size)
         packed = (group.get("format") or config["format"]) == PACKED
         known = (
@@ -166,6 +166,8 @@ class CompressedTensorsFormat(FolderFormat):
             if said != list(shape):
                 raise ValueError(f"has weight_shape {said} where the model's config gives {list(shape)}")
             row_words = require_part("weight_packed", parts, (rows, word_count(columns, bits)), torch.int32)
+            if arguments.get("actorder") in ("group", True) and "weight_g_idx" not in parts:
+                raise ValueError(f"lacks weight_g_idx, which actorder={arguments['actorder']!r} promises")
             index = group_of_each("weight_g_idx", parts, columns, size, torch.int32, torch.int64)
             codes, index, order = sorted_by_group(row_words, bits, index)
         else:

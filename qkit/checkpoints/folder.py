@@ -11,6 +11,7 @@ model wants must be there, in its shape, and none may be left over.
 """
 
 import json
+import re
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -36,6 +37,7 @@ from qkit.nn.qlinear import QLinear
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 OLD_CONFIG = "quantize_config.json"  # where AutoGPTQ kept what is now a part of config.json
+SHARD = re.compile(r"[^/\\\0]{1,200}[.]safetensors")
 MEND = "copy or convert the model again"
 T = TypeVar("T")
 
@@ -134,8 +136,9 @@ class FolderFormat(Format):
             self.check_config(quantization)
         except ValueError as error:
             raise ValueError(f"{path} {error}") from error
-        model = skeleton(path, config)
-        state = fit_names(read_state(path), model)
+        state = read_state(path)
+        model = skeleton(path, config, len(state))
+        state = fit_names(path, state, model)
         layers = self.layers(path, model, state, quantization)
         swap(model, layers)
         fill(path, model, state, layers)
@@ -216,8 +219,12 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def skeleton(folder: Path, config: dict[str, Any]) -> nn.Module:
-    """The model that a config describes, without its weights."""
+def skeleton(folder: Path, config: dict[str, Any], tensors: int) -> nn.Module:
+    """The model that a config describes, without its weights.
+
+    Args:
+        tensors: how many the folder holds, which bounds what is made.
+    """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig
 
     kept = {key: value for key, value in config.items() if key not in ("quantization_config", "dtype", "torch_dtype")}
@@ -229,6 +236,7 @@ def skeleton(folder: Path, config: dict[str, Any]) -> nn.Module:
             f"{folder} holds no causal language model that this transformers knows: {CONFIG} says "
             f"model_type={config.get('model_type')!r} ({line_of(error, -1)}); {MEND}"
         ) from error
+    check_claims(str(folder), made, tensors)
     wanted = config.get("architectures") or [cls.__name__]
     if wanted != [cls.__name__]:
         raise ValueError(
@@ -246,6 +254,35 @@ def skeleton(folder: Path, config: dict[str, Any]) -> nn.Module:
     return model
 
 
+def check_claims(what: str, config: Any, tensors: int) -> None:
+    """Refuse a config of more layers than there are tensors, which it would take for ever to make; and numbers that are none.
+
+    Args:
+        config: of transformers.
+
+    Raises:
+        ValueError: in one sentence that begins with `what`.
+    """
+    layers = getattr(config, "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > tensors:
+        raise ValueError(
+            f"{what}: {CONFIG} says num_hidden_layers={layers}, and all its files hold {tensors} tensors; {MEND}"
+        )
+    if nan := next((name for name, value in vars(config).items() if value != value), None):
+        raise ValueError(f"{what}: {CONFIG} says {nan}=NaN, which is no number; {MEND}")
+
+
+def check_numbers(what: str, model: nn.Module) -> None:
+    """Refuse parameters of which numbers are NaN or infinite: everything computed with them would be, too.
+
+    Raises:
+        ValueError: in one sentence that begins with `what`.
+    """
+    bad = [name for name, one in model.named_parameters() if not one.is_meta and not bool(one.isfinite().all())]
+    if bad:
+        raise ValueError(f"{what} holds NaN or infinity in {some(bad)}; {MEND}")
+
+
 # ---- what lies in a folder
 
 
@@ -254,10 +291,27 @@ def read_state(folder: Path) -> dict[str, Tensor]:
     files = [WEIGHTS]
     if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
         shards = _json(folder / INDEX).get("weight_map")
-        files = sorted(set(shards.values())) if isinstance(shards, dict) and shards else []
-        if not files or any(not isinstance(name, str) or Path(name).name != name for name in files):
-            raise ValueError(f"{folder / INDEX} names no files of its own folder; {MEND}")
+        files = list(dict.fromkeys(shards.values())) if isinstance(shards, dict) and _shards(shards) else []
+        if not files:
+            raise ValueError(f"{folder / INDEX} names no safetensors files of its own folder; {MEND}")
     return read_files([folder / name for name in files])
+
+
+def _shards(weight_map: dict[str, Any]) -> bool:
+    """Whether all that an index names are safetensors files of its own folder."""
+    return all(isinstance(name, str) and SHARD.fullmatch(name) for name in weight_map.values())
+
+
+def tensors_in(folder: Path) -> int:
+    """How many tensors the safetensors files of a folder hold, by their headers; 0 where one cannot be read."""
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, "pt") as file:
+                count += len(file.keys())
+        except (SafetensorError, OSError, ValueError):
+            return 0
+    return count
 
 
 def read_files(files: list[Path]) -> dict[str, Tensor]:
@@ -277,7 +331,7 @@ def read_files(files: list[Path]) -> dict[str, Tensor]:
     return state
 
 
-def fit_names(state: dict[str, T], model: nn.Module) -> dict[str, T]:
+def fit_names(path: Path, state: dict[str, T], model: nn.Module) -> dict[str, T]:
     """What there is under the model's names: some folders leave out "model." or have it twice, as transformers knows."""
     prefix = getattr(model, "base_model_prefix", "") + "."
     owners = {name for name, _ in model.named_modules(remove_duplicate=False)}
@@ -297,7 +351,12 @@ def fit_names(state: dict[str, T], model: nn.Module) -> dict[str, T]:
             return name.removeprefix(prefix)  # a decoder alone
         return name.removeprefix(prefix) if name.startswith(prefix * 2) else name
 
-    return {fit(name): tensor for name, tensor in state.items()}
+    fitted: dict[str, T] = {}
+    for name, tensor in state.items():
+        if fit(name) in fitted:
+            raise ValueError(f"{path} holds {some([fit(name)])} twice, under two names; {MEND}")
+        fitted[fit(name)] = tensor
+    return fitted
 
 
 def parts_of(state: dict[str, Tensor], owners: dict[str, Any]) -> dict[str, dict[str, str]]:
@@ -333,13 +392,24 @@ def fill(folder: Path, model: nn.Module, state: dict[str, Tensor], layers: dict[
         for name, tensor in wanted.items()
         if name in state and state[name].shape != tensor.shape
     ]
-    lists = {"missing are": missing, "left over are": left, "of another shape are": shapes}
+    kinds = [
+        f"{name} ({str(state[name].dtype).removeprefix('torch.')})"
+        for name, tensor in wanted.items()
+        if name in state and tensor.is_floating_point() != state[name].is_floating_point()
+    ]
+    lists = {
+        "missing are": missing,
+        "left over are": left,
+        "of another shape are": shapes,
+        "of another kind are": kinds,
+    }
     if complaints := ", ".join(f"{of} {some(names)}" for of, names in lists.items() if names):
         raise ValueError(f"{folder} is not a whole {type(model).__name__}: {complaints}; {MEND}")
     given = {name: state[name] for name in wanted if name in state}
     floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
     model.load_state_dict(floats, strict=False, assign=True)
     network.tie_weights()
+    check_numbers(str(folder), model)
     if empty := sorted(name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta):
         raise ValueError(f"{folder} is not a whole {type(model).__name__}: missing are {some(empty)}; {MEND}")
 

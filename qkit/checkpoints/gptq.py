@@ -163,7 +163,10 @@ def _version(config: dict[str, Any]) -> Any:
 def _zeros(packed: Tensor, bits: int, rows: int, config: dict[str, Any]) -> Tensor:
     """The zero points of a file, uint8 [groups, out]."""
     stored, half = unpack_words(packed, bits, rows), 2 ** (bits - 1)
-    if _version(config) == "gptq_v2" or (config.get("sym", True) and bool((stored == half).all())):
+    symmetric_but_one = config.get("sym") is True and bool((stored == half - 1).all())  # as version 1 has them
+    if (_version(config) == "gptq_v2" and not symmetric_but_one) or (
+        config.get("sym", True) and bool((stored == half).all())
+    ):
         return stored
     if bits == 3:  # no field of 3 bits ends with its word: GPTQModel goes field by field here
         return (stored + 1) % 8

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qkit.checkpoints.files import check_sha256, line_of
-from qkit.checkpoints.folder import method_of
+from qkit.checkpoints.folder import check_claims, check_numbers, method_of, tensors_in
 from qkit.checkpoints.formats import FORMATS, format_of
 from qkit.checkpoints.hub import METHOD, overwritten
 from qkit.checkpoints.manifest import NAME as MANIFEST
@@ -100,6 +100,8 @@ def _from_transformers(source: Path | str, dtype: torch.dtype | str = torch.floa
             f"{what} holds a {config.model_type}, which is no causal language model; load it with transformers and hand the "
             f"module to qkit.quantize"
         )
+    if isinstance(source, Path) and (count := tensors_in(source)):
+        check_claims(what, config, count)
     bars = logging.is_progress_bar_enabled()
     if local:
         logging.disable_progress_bar()  # a bar is for a download
@@ -124,6 +126,7 @@ def _from_transformers(source: Path | str, dtype: torch.dtype | str = torch.floa
         if bars:
             logging.enable_progress_bar()
     _check_complete(what, model, config, found)
+    check_numbers(what, model)
     holds_one = not isinstance(source, Path) or has_tokenizer(source)
     return model.eval(), load_tokenizer(source) if holds_one else None
 

@@ -9,5 +9,6 @@ HARMLESS = re.compile(
 
 
 def some(names: list[str]) -> str:
-    """The first three, and how many there are besides."""
-    return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+    """The first three, and how many there are besides; one that cannot be printed, or goes on for ever, as far as it goes."""
+    shown = [name if name.isprintable() and 0 < len(name) <= 200 else repr(name[:200]) for name in names[:3]]
+    return ", ".join(shown) + f" and {len(names) - 3} more" * (len(names) > 3)

@@ -114,8 +114,8 @@ class ForeignHfQuantizer(QkitHfQuantizer):
             raise ValueError(f"{where} {error}") from error
         with torch.device("cpu"), torch.no_grad():
             found = read_files(files)
-            state = fit_names(found, model)
-            inside = fit_names({name: name for name in found}, model)
+            state = fit_names(where, found, model)
+            inside = fit_names(where, {name: name for name in found}, model)
             self.layers = form.layers(where, model, state, said)
         _check_whole(where, model, state, self.layers)
         modules = dict(model.named_modules(remove_duplicate=False))
@@ -179,7 +179,8 @@ def _check_whole(where: Path, model: nn.Module, state: dict[str, Tensor], layers
     if not inside:
         modules = dict(model.named_modules(remove_duplicate=False))
         left = [name for name in left if name.split(".")[0] in modules]  # a head that this class has not
-    lists = {"missing are": missing, "left over are": left}
+    empty = [name for name, one in state.items() if one.is_floating_point() and not bool(one.isfinite().all())]
+    lists = {"missing are": missing, "left over are": left, "NaN or infinity is in": empty}
     if complaints := ", ".join(f"{of} {some(names)}" for of, names in lists.items() if names):
         raise ValueError(f"{where} is not a whole {type(model).__name__}: {complaints}; {MEND}")
 

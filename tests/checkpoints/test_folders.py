@@ -445,7 +445,7 @@ def test_broken_configs_and_files_are_refused_in_one_sentence(saved, tmp_path):
     (folder / "model.safetensors").unlink()
     refused(folder, "model.safetensors is missing; qkit reads safetensors only")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
-    refused(folder, "names no files of its own folder")
+    refused(folder, "names no safetensors files of its own folder")
 
 
 def test_shards_and_autogptqs_own_config_are_read(saved, tmp_path, ids, logits):

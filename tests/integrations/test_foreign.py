@@ -161,6 +161,7 @@ def change(tensors, drop=(), **put):
         ({"drop": [f"{NAME}.qweight"]}, {}, f"missing are {NAME}.weight"),
         ({"drop": ["model.norm.weight"]}, {}, "missing are model.norm.weight"),
         ({"drop": [f"{NAME}.scales"]}, {}, "up_proj of .* lacks scales"),
+        ({"model.norm.weight": torch.full((64,), torch.nan)}, {}, "NaN or infinity is in model.norm.weight"),
         ({"model.layers.0.mlp.act.scales": torch.ones(96)}, {}, "left over are model.layers.0.mlp.act.scales"),
         ({}, {"version": "gemv"}, "version='gemv'"),
         ({}, {"bits": 3}, "says bits=3"),
