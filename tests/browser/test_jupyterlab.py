@@ -137,6 +137,7 @@ def run_all(page, widget_line):
         ("07_choosing_a_method", "ChooserExplorer("),
         ("08_inside_a_cpu_kernel", "RooflineExplorer("),
         ("09_inside_a_gpu_kernel", "WordExplorer("),
+        ("10_five_minutes_and_beyond", "FileExplorer("),
     ],
 )
 def test_the_picture_follows_the_slider(open_lesson, lesson, widget):
