@@ -29,6 +29,7 @@ from qkit.model.surgery import find_targets
 from qkit.nn.layers import quantized_layers
 from qkit.study.compare import ALL, TOUR
 from qkit.study.comparison import Comparison
+from qkit.text.resources import expanded
 from qkit.text.resources import folder as resource_folder
 from qkit.text.tokens import CHUNKS
 
@@ -151,6 +152,7 @@ def convert(
 ) -> None:
     """Write a quantized model in a format that other libraries read: the same codes, nothing is quantized again."""
     chosen = None if format == "qkit" else format_named(format).name
+    _check_apart(expanded(model), expanded(folder))
     check_folder(folder.parent if folder.suffix and chosen and folder.suffix == FORMATS[chosen].suffix else folder)
     network, tokenizer = qkit.load(model)
     if chosen is None:
@@ -161,6 +163,12 @@ def convert(
         print(json.dumps(report.to_dict(), indent=1))
     else:
         print(repr(report))
+
+
+def _check_apart(source: Path, target: Path) -> None:
+    """Refuse to convert a model into its own place."""
+    if any(path.exists() and source.exists() and path.samefile(source) for path in (target, target / "model.gguf")):
+        raise ValueError(f"{target} is where the model to be converted lies; give another name, so that it is kept")
 
 
 @app.command(name="eval")
@@ -375,7 +383,8 @@ def main() -> None:
     try:
         app()
     except (ValueError, ImportError, OSError, MemoryError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"qkit: {error}", style="red", markup=False, highlight=False)
+        said = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else error
+        Console(stderr=True, soft_wrap=True).print(f"qkit: {said}", style="red", markup=False, highlight=False)
         raise SystemExit(2) from error
 
 

@@ -102,6 +102,11 @@ def test_convert_writes_what_others_read_and_says_what_is_lost(run, tmp_path):
     report = json.loads(run("convert", str(tmp_path / "b"), str(tmp_path / "c"), "--format", "qkit", "--json"))
     assert report == {"path": str(tmp_path / "c"), "format": "qkit", "layers": 56, "notes": []}
     assert (tmp_path / "c" / "qkit.json").is_file() and qkit.load(tmp_path / "c")[1] is not None
+    run("convert", str(tmp_path / "b"), str(tmp_path / "d"), "--format", "gguf")
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    for source, target, form in (("b", "b", "awq"), ("b", "link", "qkit"), ("d/model.gguf", "d", "gguf")):
+        with pytest.raises(ValueError, match="is where the model to be converted lies; give another name"):
+            run("convert", str(tmp_path / source), str(tmp_path / target), "--format", form)
 
 
 @pytest.mark.parametrize(

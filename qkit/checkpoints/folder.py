@@ -94,7 +94,7 @@ class FolderFormat(Format):
 
     def write(self, model: nn.Module, path: Path, tokenizer: Any) -> Path:
         """The folder, of which config.json comes last."""
-        check_free(path)
+        check_free(path, self.name)
         layers = quantized_layers(model)
         quantization = self.config(layers, *left_linear(model))
         tensors = {}
@@ -458,8 +458,9 @@ def check_no_conv1d(model: nn.Module, layers: dict[str, QLinear], form: Format) 
             )
 
 
-def check_free(folder: Path) -> None:
-    """Refuse a folder that holds a model which the new files would not replace, but lie beside.
+def check_free(folder: Path, method: str | None = None) -> None:
+    """Refuse a folder that holds a model which the new files would not replace, but lie beside; or would replace, and it is
+    none of this `method`'s, such as the floats that all was made from.
 
     Raises:
         ValueError: naming the file.
@@ -469,6 +470,8 @@ def check_free(folder: Path) -> None:
     strange = [path.name for path in folder.iterdir() if path.name in (MANIFEST, INDEX, OLD_CONFIG)]
     strange += [path.name for path in folder.glob("*.safetensors") if path.name != WEIGHTS]
     strange += [path.name for path in folder.glob("*.bin")]
+    if method and (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file() and method_of(folder) != method:
+        strange.append(WEIGHTS)
     if strange:
         raise ValueError(
             f"{folder} holds another model already ({some(sorted(strange))}); give a new folder, or empty it"

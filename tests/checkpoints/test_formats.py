@@ -87,3 +87,17 @@ def test_a_save_that_is_interrupted_leaves_no_folder_that_looks_whole(words_mode
     with pytest.raises(OSError, match="could not be written"):
         qkit.save(words_model, tmp_path, format="gptq")
     refused(tmp_path, "holds neither qkit.json nor config.json")
+
+
+def test_a_model_of_another_kind_is_not_replaced(llama, tmp_path):
+    """As a rule the floats from which all was made; what qkit wrote in the same format is."""
+    llama.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    qkit.quantize(llama, qkit.NF4())
+    with pytest.raises(ValueError, match=r"holds another model already \(model.safetensors\); give a new folder"):
+        qkit.save(llama, tmp_path, format="bitsandbytes")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    for _ in range(2):
+        qkit.save(llama, tmp_path / "new", format="bitsandbytes")
+    (tmp_path / "new" / "config.json").unlink()  # as a save leaves it that was interrupted
+    qkit.save(llama, tmp_path / "new", format="bitsandbytes")
