@@ -33,11 +33,9 @@ def test_its_table_is_what_compare_measures():
     measured = {row.name: row.cells()[1:] for row in comparison.rows}
     assert list(printed) == list(measured)
     for name, cells in measured.items():
-        for quoted, found in zip(printed[name][:2], cells[:2], strict=True):
+        for said, found in zip(printed[name][:2], cells[:2], strict=True):
             # The last printed digit may turn with the order in which a CPU adds; seconds are a machine's own.
-            (value, error), (here, about) = (
-                map(float, re.findall(r"[\d.]+", f"{one}±0")[:2]) for one in (quoted, found)
-            )
+            (value, error), (here, about) = (map(float, re.findall(r"[\d.]+", f"{one}±0")[:2]) for one in (said, found))
             assert value == pytest.approx(here, rel=2e-2, abs=2e-3) and error == pytest.approx(about, rel=0.1, abs=2e-3)
         assert printed[name][2:5] == cells[2:5], name
 
@@ -64,9 +62,9 @@ def test_its_table_of_smollm2_is_that_of_the_results():
         return {row[0]: [row[1], *row[-2:]] for row in rows if len(row) > 3}
 
     measured = table((ROOT / "benchmarks" / "results" / "smollm2-2026-11-28.md").read_text(encoding="utf-8"))
-    quoted = table(README)
-    assert len(quoted) == 15 and all(measured[name] == row for name, row in quoted.items())
-    assert "RTN W4 g32 min-max" in measured and "RTN W4 g32 min-max" not in quoted  # it says nothing
+    here = table(README)
+    assert len(here) == 15 and all(measured[name] == row for name, row in here.items())
+    assert "RTN W4 g32 min-max" in measured and "RTN W4 g32 min-max" not in here  # it says nothing
 
 
 def test_its_table_of_who_loads_what_is_that_of_the_record():

@@ -21,7 +21,7 @@ from qkit.methods.w8a8 import W8A8
 from qkit.model.surgery import clone, find_targets
 from qkit.study.comparison import Comparison, ComparisonRow
 from qkit.study.evaluate import evaluate
-from qkit.study.paired import mean_of, paired_difference
+from qkit.study.paired import mean_of
 from qkit.study.sizes import disk_bytes, float32_bytes, memory_bytes
 from qkit.text.corpora import passages, texts
 from qkit.text.tokens import CHUNKS
@@ -126,8 +126,6 @@ def compare(
     for scheme_name, copied in copies.items():
         report, found = reports.get(scheme_name), evaluations[scheme_name]
         size = disk_bytes(copied) if report else full
-        nll, of_original = ([passage.nll for passage in one.passages] for one in (found, original))
-        log_ratio = paired_difference(nll, of_original, tokens)
         ratio = found.perplexity / original.perplexity
         rows.append(
             ComparisonRow(
@@ -143,7 +141,7 @@ def compare(
                 report=report,
                 kl_error=mean_of([passage.kl for passage in found.passages], tokens).error,
                 ratio=ratio,
-                ratio_error=ratio * log_ratio.error,
+                ratio_error=ratio * found.difference(original, "nll").error,
                 passages=found.passages,
             )
         )

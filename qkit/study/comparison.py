@@ -7,10 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 from qkit.engine.report import QuantizationReport, html_table
-from qkit.study.evaluate import Passage
-from qkit.study.paired import Estimate, paired_difference
-
-MEASURES = ("kl", "nll")
+from qkit.study.evaluate import Passage, difference
+from qkit.study.paired import Estimate
 
 
 @dataclass(frozen=True)
@@ -86,14 +84,11 @@ class Comparison:
         Raises:
             ValueError: a row or a measure that is not there.
         """
-        if measure not in MEASURES:
-            raise ValueError(f"measure={measure!r} is not one of {', '.join(MEASURES)}")
         rows = {row.name: row for row in self.rows}
         for one in (name, other):
             if one not in rows:
                 raise ValueError(f"no row is called {one!r}; there are {', '.join(rows)}")
-        values, others = ([getattr(passage, measure) for passage in rows[one].passages] for one in (name, other))
-        return paired_difference(values, others, [passage.tokens for passage in rows[name].passages])
+        return difference(rows[name].passages, rows[other].passages, measure)
 
     def ties(self, measure: str = "kl") -> list[tuple[str, str]]:
         """Neighbours in the order of a measure, best first, that these passages do not tell apart: two standard errors."""

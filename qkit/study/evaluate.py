@@ -12,6 +12,7 @@ Both are kept for each passage too, so that two models can be compared on the sa
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -22,8 +23,10 @@ from qkit.engine.prepare import check_model
 from qkit.engine.progress import progress_bar
 from qkit.model.facts import check_ids, chunk_length, read, vocabulary_size, why_no_text
 from qkit.model.hooks import evaluating
+from qkit.study.paired import Estimate, paired_difference
 from qkit.text.tokens import passage_chunks
 
+MEASURES = ("kl", "nll")
 LOGITS_AT_ONCE = 2**24  # 64 MB in float32: small enough for a laptop, large enough to keep the cores busy
 
 
@@ -44,6 +47,28 @@ class Evaluation:
     kl: float  # nats per token, from the first model that was evaluated beside it; 0 for that one
     tokens: int  # predicted tokens
     passages: tuple[Passage, ...]  # the texts of a list that each fill a chunk; of any other text its chunks
+
+    def difference(self, other: "Evaluation", measure: str = "kl") -> Estimate:
+        """How much more this model loses than the other on the same passages, with its paired standard error.
+
+        Args:
+            measure: "kl", nats per token; or "nll", the difference of log perplexities, whose exp is the ratio.
+
+        Raises:
+            ValueError: another measure, or passages of other lengths, which are not the same.
+        """
+        return difference(self.passages, other.passages, measure)
+
+
+def difference(passages: Sequence[Passage], others: Sequence[Passage], measure: str = "kl") -> Estimate:
+    """How much more is lost on `passages` than on `others`, the same by another model: `Evaluation.difference`."""
+    if measure not in MEASURES:
+        raise ValueError(f"measure={measure!r} is not one of {', '.join(MEASURES)}")
+    tokens = [passage.tokens for passage in passages]
+    if tokens != [passage.tokens for passage in others]:
+        raise ValueError("the two were evaluated on different passages; evaluate both on one text")
+    values, of_others = ([getattr(passage, measure) for passage in some] for some in (passages, others))
+    return paired_difference(values, of_others, tokens)
 
 
 def perplexity(

@@ -92,6 +92,23 @@ def test_models_side_by_side_give_what_each_gives_alone(llama, ids):
     assert found["one"].tokens == found["other"].tokens == 2 * 19
 
 
+def test_passages_hold_what_each_is_worth_alone(llama, word_tokenizer):
+    tokenizer, other = word_tokenizer(bos_token="w00"), noisy(llama)
+    texts = [" ".join(f"w{(7 * i + start) % 90 + 3:02}" for i in range(63 * (1 + start % 2) + 5)) for start in range(3)]
+    found = evaluate({"one": llama, "other": other}, tokenizer, texts)
+    assert [passage.tokens for passage in found["other"].passages] == [63, 126, 63]
+    for passage, alone in zip(found["other"].passages, texts, strict=True):
+        expected = evaluate({"one": llama, "other": other}, tokenizer, alone)["other"]
+        assert math.exp(passage.nll) == pytest.approx(expected.perplexity, rel=1e-4)
+        assert passage.kl == pytest.approx(expected.kl, rel=1e-3)
+    difference = found["other"].difference(found["one"])
+    assert difference.mean == pytest.approx(found["other"].kl) and found["one"].difference(found["one"]).is_tie
+    with pytest.raises(ValueError, match="measure='bits' is not one of kl, nll"):
+        found["other"].difference(found["one"], "bits")
+    with pytest.raises(ValueError, match="the two were evaluated on different passages; evaluate both on one text"):
+        found["other"].difference(evaluate({"one": llama}, tokenizer, texts[0])["one"])
+
+
 def test_a_text_is_read_in_chunks_that_fit_a_tiny_context(model, word_tokenizer):
     tokenizer = word_tokenizer(eos_token="w01")
     numbers = [(7 * i) % 90 + 3 for i in range(200)]
