@@ -34,9 +34,8 @@ MODELS = {  # each without what may spoil it: other libraries, a large head
     "model-head": ("--scheme", "bf16", "--scheme", "w4g128", "--scheme", "w8a8", "--head"),
     "model-peers": ("--scheme", "bf16", "--scheme", "bitsandbytes-nf4", "--scheme", "bitsandbytes-llm.int8"),
 }
-WORKERS = (
-    8  # processes that share the card in the tests, most of whose time goes into compiling; each takes some GB of it
-)
+# Processes that share the card in the tests, most of whose time goes into compiling; each takes some GB of the card
+WORKERS = 10
 HANGS = 200  # seconds after which a test is ended, and its worker with it; the others go on
 LEAST = 20.0  # seconds without which nothing is begun
 SHOWN = 12  # last lines of a part that failed; of one that did not, the last
