@@ -19,7 +19,7 @@ genai = pytest.importorskip("onnxruntime_genai", reason="it is not installed: pi
 
 pytestmark = pytest.mark.peers
 SCHEMES = [None, qkit.RTN(4, 128), qkit.RTN(4, 32, symmetric=True), qkit.RTN(8), qkit.RTN(2, 64)]
-INTEGERS = [qkit.W8A8(), qkit.SmoothQuant(activations="per-tensor")]
+INTEGERS = [qkit.W8A8(), qkit.W8A8("per-tensor")]
 
 
 class Judge:
