@@ -1,6 +1,8 @@
 """The door that all formats of others share: what is refused before anything is written, and what a folder says it is."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,3 +103,14 @@ def test_a_model_of_another_kind_is_not_replaced(llama, tmp_path):
         qkit.save(llama, tmp_path / "new", format="bitsandbytes")
     (tmp_path / "new" / "config.json").unlink()  # as a save leaves it that was interrupted
     qkit.save(llama, tmp_path / "new", format="bitsandbytes")
+
+
+def test_a_format_that_an_error_advises_exists():
+    """The mend in a sentence is tried by whoever reads it."""
+    advised = {
+        (path.name, name)
+        for room in ("checkpoints", "export", "integrations", "engine")
+        for path in (Path(qkit.__file__).parent / room).rglob("*.py")
+        for name in re.findall(r"format=['\"](\w[\w-]*)['\"]", path.read_text(encoding="utf-8"))
+    }
+    assert {name for _, name in advised} <= set(FORMATS), advised

@@ -270,7 +270,7 @@ def check_writable(model: Any) -> str:
     name, config = type(model).__name__, cast(Any, getattr(model, "config", None))
     if name not in ARCHITECTURE_OF:
         raise ValueError(
-            f"{name} has no counterpart here, qkit writes GGUF of {', '.join(ARCHITECTURE_OF)}; save it with format='qkit'"
+            f"{name} has no counterpart here, qkit writes GGUF of {', '.join(ARCHITECTURE_OF)}; leave format out for qkit's own"
         )
     rope = config.rope_parameters
     kind = rope.get("rope_type", "default")
@@ -288,5 +288,5 @@ def check_writable(model: Any) -> str:
         (kind == "llama3" and own != LLAMA3, f"rope parameters {own}", f"those of Llama 3 are {LLAMA3}"),
     ):
         if wrong:
-            raise ValueError(f"{name} has {what}, and in GGUF {rule}; save it with format='qkit'")
+            raise ValueError(f"{name} has {what}, and in GGUF {rule}; leave format out for qkit's own")
     return ARCHITECTURE_OF[name]

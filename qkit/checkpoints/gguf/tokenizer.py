@@ -243,7 +243,7 @@ def entries_of(tokenizer: Any, vocabulary: int) -> dict[str, Any]:
     model = described["model"]
     if model["type"] != "BPE":
         raise ValueError(
-            f"the tokenizer is a {model['type']}, qkit writes BPE into GGUF; save the model with format='qkit'"
+            f"the tokenizer is a {model['type']}, qkit writes BPE into GGUF; leave format out for qkit's own"
         )
     tokens, types = _tokens(described, vocabulary)
     entries = (
@@ -307,7 +307,7 @@ def _byte_level_entries(described: dict[str, Any]) -> dict[str, Any]:
     if pre is None:
         raise ValueError(
             f"the tokenizer cuts a text in a way of its own ({json.dumps(cut['pre_tokenizer']):.120}), llama.cpp knows ways by "
-            f"name, and qkit {', '.join(PRE)}; save the model with format='qkit'"
+            f"name, and qkit {', '.join(PRE)}; leave format out for qkit's own"
         )
     merges = [" ".join(pair) for pair in described["model"]["merges"]]
     return {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre, "tokenizer.ggml.merges": merges}
@@ -332,7 +332,7 @@ def _sentence_piece_entries(described: dict[str, Any], tokens: list[str], types:
     if made != sorted(made) or set(merges) != set(merges_of(tokens, scores, usable)):
         raise ValueError(
             "the tokenizer's merges are not in the order of any scores, which is all that llama.cpp keeps of them; "
-            "save the model with format='qkit'"
+            "leave format out for qkit's own"
         )
     return {
         "tokenizer.ggml.model": "llama",
@@ -351,6 +351,6 @@ def _prefix(described: dict[str, Any]) -> bool:
     if not steps and pre is not None and pre["type"] == "Metaspace" and pre.get("split") is False:
         return pre["prepend_scheme"] != "never"
     raise ValueError(
-        f"the tokenizer prepares a text by {steps} and {pre and pre['type']}, llama.cpp only writes spaces as {SPACE}; save "
-        f"the model with format='qkit'"
+        f"the tokenizer prepares a text by {steps} and {pre and pre['type']}, llama.cpp only writes spaces as {SPACE}; "
+        f"leave format out for qkit's own"
     )

@@ -112,7 +112,8 @@ def _name(name: str, model: nn.Module) -> str:
     theirs = gguf_name(name)
     if theirs is None:
         raise ValueError(
-            f"{type(model).__name__} has {name}, which no {type(model).__name__} of llama.cpp has; save it with format='qkit'"
+            f"{type(model).__name__} has {name}, which no {type(model).__name__} of llama.cpp has; "
+            f"leave format out for qkit's own"
         )
     return theirs
 
