@@ -46,7 +46,7 @@ from qkit.numerics.mapping import GroupSize, grouped
 from qkit.text.tokens import CHUNK_LENGTH, calibration_chunks, token_chunks
 
 BLIND = (RTN(4, 128), RTN(3, 64, symmetric=True), RTN(8), NF4(), FP4(), LLMInt8(), W8A8(), W8A8("per-tensor"))
-SEEING = (AWQ(4, 128), SmoothQuant(), SmoothQuant(0.5, "per-tensor"), GPTQ(4, 128), GPTQ.paper(4, 128))
+SEEING = (AWQ(4, 128), SmoothQuant(), SmoothQuant(0.5, "per-tensor"), GPTQ(4, 128), GPTQ.paper(4, 128, symmetric=True))
 EVALUATED = 8  # chunks
 
 
@@ -202,7 +202,7 @@ def moved(inputs: InputStatistics, device: str) -> InputStatistics:
 def given(tokens: Path) -> None:
     """Calibrate on the card; let the CPU solve every layer and search every scale again from the very same statistics."""
     calibration = load_file(tokens)["calibration"]
-    for scheme in (GPTQ(4, 128), AWQ(4, 128), SmoothQuant(0.5, "per-tensor"), GPTQ.paper(4, 128)):
+    for scheme in (GPTQ(4, 128), AWQ(4, 128), SmoothQuant(0.5, "per-tensor"), GPTQ.paper(4, 128, symmetric=True)):
         quantized = qkit.load("bookworm-14m")[0].to("cuda")
         solved, searched = [], []
         solve, search = stream.solve_layer, type(scheme).search_scale
@@ -271,12 +271,15 @@ def layer(rows: int, features: int) -> None:
     factor = seconds(inverse_cholesky, shuffled, 0.05, 0.3)
     upper, _ = inverse_cholesky(shuffled, 0.05, 0.3)
     groups = grouped(weight, 128)
-    scale, zero = (t[..., 0] for t in choose_grid(groups, torch.ones(groups.shape[1:], device="cuda"), GPTQ.paper()))
+    scale, zero = (
+        t[..., 0]
+        for t in choose_grid(groups, torch.ones(groups.shape[1:], device="cuda"), GPTQ.paper(4, 128, symmetric=True))
+    )
     loop = partial(ops.gptq_columns, weight.double()[:, order], upper, order // 128, scale, zero, 4)
     by_kernel, plain = seconds(loop, "triton"), seconds(loop, "torch", repeats=1)
     same = torch.equal(loop("triton"), loop("torch"))
     del hessian, shuffled, upper, loop
-    whole = {s.name: seconds(gptq, weight, inputs, s) for s in (GPTQ.paper(4, 128), GPTQ(4, 128))}
+    whole = {s.name: seconds(gptq, weight, inputs, s) for s in (GPTQ.paper(4, 128, symmetric=True), GPTQ(4, 128))}
     print(
         f"W {rows} x {features}: columns {by_kernel:.4f} s (plain torch {plain:.2f} s, the same codes: {same}); Cholesky "
         f"{factor:.3f} s; statistics of 65,536 tokens {spent:.2f} s; "

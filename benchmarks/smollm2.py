@@ -54,7 +54,7 @@ SCHEMES: tuple[Scheme, ...] = (
     qkit.RTN(4),
     qkit.FP4(),
     qkit.AWQ(3, 64),
-    qkit.GPTQ.paper(4, 64),
+    qkit.GPTQ.paper(4, 64, symmetric=True),
     qkit.NF4(double_quant=False),
     qkit.LLMInt8(threshold=0),
 )

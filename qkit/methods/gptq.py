@@ -138,9 +138,14 @@ class GPTQ(Scheme):
 
     @classmethod
     def paper(
-        cls, bits: int = 4, group_size: int | None = 128, symmetric: bool = True, act_order: bool = False
+        cls, bits: int = 4, group_size: int | None = None, symmetric: bool = False, act_order: bool = False
     ) -> "GPTQ":
-        """GPTQ as published and as the other libraries run it: nothing of what came after."""
+        """GPTQ as published, and nothing of what came after.
+
+        The paper rounds on "standard uniform per-row asymmetric quantization on the min-max grid" (arXiv 2210.17323v2,
+        section 5, Setup), and in groups where it says so. Symmetric grids and act-order are options of the authors' program
+        (`--sym`, `--act-order`); most libraries take symmetric ones unless told otherwise.
+        """
         plain = {"scale_search": False, "match_original": False, "refit_scales": False, "shrink": 0.0}
         return cls(bits, group_size, symmetric, act_order, 0.01, static_groups=act_order, **plain)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from qkit.checkpoints.copies import CONFIG, GENERATION
 from qkit.checkpoints.native import save
 
 
@@ -17,7 +18,7 @@ def disk_bytes(model: nn.Module) -> int:
     """Bytes of the weights and the manifest that `qkit.save` writes for `model`: they are written, and weighed."""
     with tempfile.TemporaryDirectory() as folder:
         save(model, folder)
-        return sum(path.stat().st_size for path in Path(folder).iterdir() if path.name != "config.json")
+        return sum(path.stat().st_size for path in Path(folder).iterdir() if path.name not in (CONFIG, GENERATION))
 
 
 def float32_bytes(model: nn.Module) -> int:

@@ -135,7 +135,7 @@ def test_inputs_that_were_always_zero_are_rounded_to_nearest_and_move_nothing():
     weight, dead = random(6, 64), [0, 9, 40, 63]
     statistics, _ = inputs_of(64, dead=dead)
     live = [j for j in range(64) if j not in dead]
-    scheme = GPTQ.paper(4, None)
+    scheme = GPTQ.paper(4, None, symmetric=True)
     q = gptq(weight, statistics, scheme).q
     rounded = quantize_tensor(weight, RTN(4, None, symmetric=True))
     assert torch.equal(q.codes()[:, dead], rounded.codes()[:, dead])
@@ -462,7 +462,7 @@ def test_act_order_rounds_the_loudest_input_first_when_nothing_has_been_added_to
     assert loudest != 0
     rounded = quantize_tensor(weight, RTN(3, None, symmetric=True)).codes()
     for act_order, column in ((True, loudest), (False, 0)):
-        codes = gptq(weight, statistics, GPTQ.paper(3, None, act_order=act_order)).q.codes()
+        codes = gptq(weight, statistics, GPTQ.paper(3, None, True, act_order)).q.codes()
         assert torch.equal(codes[:, column], rounded[:, column])
         assert not torch.equal(codes, rounded)
 

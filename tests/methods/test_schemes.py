@@ -24,7 +24,8 @@ from qkit.methods.w8a8 import W8A8
         (NF4(), "NF4 b64 dq"),
         (FP4(128, double_quant=False), "FP4 b128"),
         (GPTQ(3), "GPTQ W3 g128"),
-        (GPTQ.paper(4, None), "GPTQ paper W4 per channel sym"),
+        (GPTQ.paper(), "GPTQ paper W4 per channel"),
+        (GPTQ.paper(4, 128, symmetric=True), "GPTQ paper W4 g128 sym"),
         (AWQ(4, rounding=GPTQ(4)), "AWQ W4 g128 + GPTQ"),
         (W8A8(), "W8A8 dynamic"),
         (W8A8("per-tensor", "mse"), "W8A8 static mse"),
@@ -95,7 +96,7 @@ def test_only_what_looks_at_inputs_is_calibrated(scheme):
 
 def test_the_gptq_of_the_paper_leaves_out_what_came_after():
     scheme = GPTQ.paper(3, 64)
-    assert (scheme.bits, scheme.group_size, scheme.symmetric, scheme.damp, scheme.shrink) == (3, 64, True, 0.01, 0)
+    assert (scheme.bits, scheme.group_size, scheme.symmetric, scheme.damp, scheme.shrink) == (3, 64, False, 0.01, 0)
     assert not (scheme.act_order or scheme.scale_search or scheme.match_original or scheme.refit_scales)
     assert not scheme.static_groups and GPTQ.paper(act_order=True).static_groups
 

@@ -91,6 +91,6 @@ def test_act_order_lowers_the_output_error(embedded, calibration):
     weight = blocks[0].module.mlp.down_proj.weight.detach()
     errors = []
     for act_order in (True, False):
-        error = (gptq(weight, inputs, GPTQ.paper(3, None, act_order=act_order)).q.dequantize() - weight).double()
+        error = (gptq(weight, inputs, GPTQ.paper(3, None, True, act_order)).q.dequantize() - weight).double()
         errors.append(float(((error @ inputs.square.double()) * error).sum()))
     assert errors[0] < 0.8 * errors[1]

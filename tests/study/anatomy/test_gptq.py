@@ -40,7 +40,9 @@ def test_the_output_error_is_that_of_the_outputs(weight, x, inputs):
 def test_the_steps_begin_at_the_original_and_end_at_what_the_library_computes(weight, inputs, bits):
     steps = column_steps(weight, inputs, bits, stops=9)
     assert steps.columns == (0, 5, 10, 15, 20, 25, 30, 35, 40)
-    solved = gptq(weight, inputs, replace(qkit.GPTQ.paper(bits, None), scale_dtype="float32")).q.dequantize()
+    solved = gptq(
+        weight, inputs, replace(qkit.GPTQ.paper(bits, None, symmetric=True), scale_dtype="float32")
+    ).q.dequantize()
     rounded = qkit.quantize_tensor(weight, qkit.RTN(bits, symmetric=True, scale_dtype="float32")).dequantize()
     assert steps.change[0].abs().max() == 0
     assert torch.allclose(steps.change[-1], solved - weight, atol=1e-6)
@@ -77,7 +79,9 @@ def test_inputs_that_were_never_there_move_nothing(weight, x):
     inputs = InputStatistics.empty(40, wants=frozenset({"square"}))
     inputs.add(x)
     steps = column_steps(weight, inputs, 3, stops=41)
-    solved = gptq(weight, inputs, replace(qkit.GPTQ.paper(3, None), scale_dtype="float32")).q.dequantize()
+    solved = gptq(
+        weight, inputs, replace(qkit.GPTQ.paper(3, None, symmetric=True), scale_dtype="float32")
+    ).q.dequantize()
     assert torch.equal(steps.change[-1], solved - weight)
     for column in (0, 7, 39):  # rounding them changes no other, and nothing changes them before
         assert torch.equal(steps.change[column][:, column + 1 :], steps.change[column + 1][:, column + 1 :])
