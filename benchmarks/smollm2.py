@@ -30,6 +30,7 @@ from qkit.methods.scheme import Scheme
 from qkit.model.facts import read
 from qkit.model.surgery import clone
 from qkit.nn.layers import quantized_layers
+from qkit.study.paired import mean_of
 from qkit.text.tokens import calibration_chunks
 
 # 576 inputs: groups of 64 fit, groups of 128 do not
@@ -66,12 +67,6 @@ def log_probabilities(model: nn.Module, ids: Tensor) -> Tensor:
     return torch.log_softmax(read(model, ids[:, :-1]).logits[0].float(), -1)
 
 
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """The mean of passages and its standard error."""
-    x = torch.tensor(values, dtype=torch.float64)
-    return float(x.mean()), float(x.std() / math.sqrt(len(x)))
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -89,7 +84,8 @@ def main() -> None:
     passages = ids.split(1)
     original = [log_probabilities(model, passage) for passage in passages]
     nll = [float(-p.gather(-1, x[0, 1:, None]).mean()) for p, x in zip(original, passages, strict=True)]
-    mean, error = mean_and_error(nll)
+    lengths = [arguments.length] * len(passages)
+    whole = mean_of(nll, lengths)
     about = {
         "date": date.today().isoformat(),
         "machine": platform.processor() or platform.machine(),
@@ -97,8 +93,8 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "tokens": ids[:, 1:].numel(),
         "load_cpu_seconds": round(loaded, 2),
-        "perplexity": math.exp(mean),
-        "nll_error": error,
+        "perplexity": math.exp(whole.mean),
+        "nll_error": whole.error,
     }
     print(json.dumps(about), flush=True)
     rows = []
@@ -110,23 +106,23 @@ def main() -> None:
             q = log_probabilities(copy, passage)
             ratios.append(float(-q.gather(-1, passage[0, 1:, None]).mean()) - own)
             divergences.append(float((p.exp() * (p - q)).sum(-1).mean()))
-        (difference, paired), (kl, kl_error) = mean_and_error(ratios), mean_and_error(divergences)
+        ratio, kl = mean_of(ratios, lengths), mean_of(divergences, lengths)
         rows.append(
             {
                 "scheme": scheme.name,
                 "bits_per_weight": report.bits_per_weight,
                 "layer_bytes": sum(layer.qtensor.nbytes for layer in quantized_layers(copy).values()),
-                "ratio": math.exp(difference),
-                "ratio_error": math.exp(difference) * paired,
-                "kl": kl,
-                "kl_error": kl_error,
+                "ratio": math.exp(ratio.mean),
+                "ratio_error": math.exp(ratio.mean) * ratio.error,
+                "kl": kl.mean,
+                "kl_error": kl.error,
                 "seconds": report.seconds,
             }
         )
         row = rows[-1]
         print(
             f"{scheme.name:34} {row['bits_per_weight']:5.2f} bits  {row['layer_bytes'] / 1e6:5.1f} MB  "
-            f"x {row['ratio']:.4f} +- {row['ratio_error']:.4f}  KL {kl:.5f} +- {kl_error:.5f}  {report.seconds:6.1f} s",
+            f"x {row['ratio']:.4f} +- {row['ratio_error']:.4f}  KL {kl.mean:.5f} +- {kl.error:.5f}  {report.seconds:6.1f} s",
             flush=True,
         )
         if arguments.out:

@@ -10,7 +10,7 @@ from qkit.model.surgery import find_targets
 from qkit.plots import FilePicture
 from qkit.plots.file_layout import CORNER
 from qkit.study.anatomy.files import Piece, file_piece
-from qkit.widgets.live import DPI, LivePicture, on_offer
+from qkit.widgets.live import DPI, NARROW, LivePicture, on_offer, place_slider
 
 
 class FileExplorer(LivePicture):
@@ -36,24 +36,14 @@ class FileExplorer(LivePicture):
         self._layer = on_offer("layer", layer or next(iter(layers), None), layers)
         self._saved = dict(saved)
         rows, columns = (min(size, most) for size, most in zip(layers[self._layer], CORNER, strict=True))
-        wide, long = {"description_width": "4em"}, {"width": "26em"}
         self.file = ipywidgets.Dropdown(
             options=list(saved),
             value=on_offer("file", file or next(iter(saved), None), saved),
             description="file",
-            style=wide,
+            style=NARROW,
         )
-        self.column = ipywidgets.IntSlider(
-            value=on_offer("column", column, range(columns)),
-            min=0,
-            max=columns - 1,
-            description="column",
-            style=wide,
-            layout=long,
-        )
-        self.row = ipywidgets.IntSlider(
-            value=on_offer("row", row, range(rows)), min=0, max=rows - 1, description="row", style=wide
-        )
+        self.column = place_slider("column", column, columns, layout={"width": "26em"})
+        self.row = place_slider("row", row, rows)
         picture = FilePicture(*self._current(), dpi=DPI)
         controls = {name: getattr(self, name) for name in ("file", "column", "row")}
         super().__init__(controls, picture, lambda: picture.show(*self._current()))

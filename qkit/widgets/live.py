@@ -8,6 +8,13 @@ import ipywidgets
 from qkit.plots import Picture
 
 DPI = 80
+NARROW = {"description_width": "4em"}  # names before controls that stand side by side
+
+
+def place_slider(name: str, value: int, count: int, **options: Any) -> ipywidgets.IntSlider:
+    """A slider over 0 .. count - 1, the rows or columns of a weight; refuses a value that is none of them."""
+    value = on_offer(name, value, range(count))
+    return ipywidgets.IntSlider(value=value, min=0, max=count - 1, description=name, style=NARROW, **options)
 
 
 def on_offer(name: str, value: Any, options: Iterable[Any]) -> Any:

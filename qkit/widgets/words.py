@@ -9,7 +9,7 @@ from qkit.engine.quantize import quantize_tensor
 from qkit.model.surgery import find_targets
 from qkit.plots import WordPicture
 from qkit.study.anatomy.words import Places, code_places
-from qkit.widgets.live import DPI, LivePicture, on_offer
+from qkit.widgets.live import DPI, NARROW, LivePicture, on_offer, place_slider
 
 WIDTHS = (2, 3, 4, 8)  # bits of a code
 SHOWN_ROWS = 16
@@ -32,20 +32,10 @@ class WordExplorer(LivePicture):
         self._weight = weights[self._layer]
         self._words: dict[int, np.ndarray] = {}
         rows, columns = (min(size, most) for size, most in zip(self._weight.shape, (SHOWN_ROWS, BLOCK), strict=True))
-        wide, long = {"description_width": "4em"}, {"width": "26em"}
-        self.column = ipywidgets.IntSlider(
-            value=on_offer("column", column, range(columns)),
-            min=0,
-            max=columns - 1,
-            description="column",
-            style=wide,
-            layout=long,
-        )
-        self.row = ipywidgets.IntSlider(
-            value=on_offer("row", row, range(rows)), min=0, max=rows - 1, description="row", style=wide
-        )
+        self.column = place_slider("column", column, columns, layout={"width": "26em"})
+        self.row = place_slider("row", row, rows)
         self.bits = ipywidgets.SelectionSlider(
-            options=WIDTHS, value=on_offer("bits", bits, WIDTHS), description="bits", style=wide
+            options=WIDTHS, value=on_offer("bits", bits, WIDTHS), description="bits", style=NARROW
         )
         picture = WordPicture(*self._current(), dpi=DPI)
         controls = {name: getattr(self, name) for name in ("column", "row", "bits")}
