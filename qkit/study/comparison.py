@@ -58,6 +58,26 @@ def with_error(value: float, error: float, digits: int) -> str:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Rows of words under a header: lines for `print`, a table for a notebook."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        lines = (self.header, *self.rows)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        aligned = ("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+        return "\n".join([self.caption, *aligned, *self.notes])
+
+    def _repr_html_(self) -> str:
+        table = html_table(list(self.header), [list(row) for row in self.rows], self.caption)
+        return table + "".join(f"<p>{escape(note)}</p>" for note in self.notes)
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What `qkit.compare` measured."""
 
@@ -107,6 +127,17 @@ class Comparison:
             *([f"Ties in KL, within two standard errors of the difference: {'; '.join(ties)}."] if ties else []),
         ]
 
+    @property
+    def table(self) -> Table:
+        """All that was measured."""
+        rows = tuple(tuple(row.cells()) for row in self.rows)
+        return Table(self.caption, self.header, rows, tuple(self.notes))
+
+    def without_seconds(self) -> Table:
+        """What every machine measures alike, to the digits that are printed: all but the seconds."""
+        whole = self.table
+        return Table(whole.caption, whole.header[:-1], tuple(row[:-1] for row in whole.rows), whole.notes)
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         rows = [row.to_dict() for row in self.rows]
@@ -120,5 +151,4 @@ class Comparison:
         )
 
     def _repr_html_(self) -> str:
-        table = html_table(list(self.header), [row.cells() for row in self.rows], self.caption)
-        return table + "".join(f"<p>{escape(note)}</p>" for note in self.notes)
+        return self.table._repr_html_()

@@ -124,3 +124,14 @@ def test_a_comparison_is_one_line_a_table_and_a_record():
     record = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
     assert [entry["name"] for entry in record["rows"]] == ["FP32", "RTN W4 g128", "W2"]
     assert (record["model"], record["tokens"]) == ("tiny<b>", 12345)
+
+
+def test_a_table_without_seconds_is_the_same_however_long_it_took():
+    quick, slow = (Comparison("tiny", "text", 12, (row("FP32", scheme=None), row(seconds=s))) for s in (0.5, 60.0))
+    table = quick.without_seconds()
+    assert quick.table != slow.table and table == slow.without_seconds()
+    assert table.header == Comparison.header[:-1] and table.rows[1] == tuple(row().cells()[:-1])
+    assert repr(table).splitlines()[0] == quick.caption and "60.00" not in repr(table)
+    head, first, second = repr(table).splitlines()[1:4]
+    assert len(head) == len(first) == len(second) and second.startswith("RTN W4 g128  0.3000±0.0123")
+    assert table._repr_html_().count("<tr>") == 3 and "60.00" in slow._repr_html_()
