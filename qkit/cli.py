@@ -193,9 +193,9 @@ def lab(
     if find_spec("jupyterlab") is None:
         raise ImportError("the lessons open in JupyterLab, which is not installed; pip install 'qkit[lab]'")
     folder.mkdir(parents=True, exist_ok=True)
-    for lesson in sorted(resource_folder("lessons").glob("*.ipynb")):
-        if not (folder / lesson.name).exists():
-            shutil.copy(lesson, folder)
+    for page in sorted(resource_folder("lessons").glob("*.*")):  # lessons, and the pages that they link to
+        if page.suffix in (".ipynb", ".md") and not (folder / page.name).exists():
+            shutil.copy(page, folder)
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0  # as in a container: JupyterLab refuses unless it is told
     command = [sys.executable, "-m", "jupyterlab", str(folder), *["--allow-root"] * is_root]
     raise typer.Exit(subprocess.call(command))

@@ -181,3 +181,4 @@ def test_lab_opens_a_copy_of_the_lessons_and_never_overwrites_it(run, tmp_path, 
     assert opened == [command, [*command, "--allow-root"]]
     assert (tmp_path / "00_start_here.ipynb").read_text() == "my notes"
     assert (tmp_path / "02_int4_and_groups.ipynb").stat().st_size > 10_000
+    assert (tmp_path / "notation.md").is_file()

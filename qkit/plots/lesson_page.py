@@ -1,4 +1,4 @@
-"""Lessons as pages of HTML that need nothing from a network: their formulas are pictures, set by matplotlib.
+"""The shelf as pages of HTML that need nothing from a network: formulas are pictures, set by matplotlib.
 
     python -m qkit.plots.lesson_page lessons out/lessons        (make html)
 
@@ -23,6 +23,9 @@ FORMULA = re.compile(r"(?P<code>`[^`]*`)|\$\$(?P<display>.+?)\$\$|(?<!\\)\$(?P<i
 FETCHED = re.compile(
     r"<script[^>]*\ssrc=\"https?://[^\"]*\"[^>]*>\s*</script>|<script type=\"module\">.*?</script>", re.S
 )
+
+# A link to another lesson or page of the same folder, and the place on it
+NEIGHBOUR = re.compile(r"\]\(([\w.-]+)\.(?:ipynb|md)(#[^)\s]*)?\)")
 
 
 def formula(tex: str, size: float = 13.0) -> str:
@@ -61,24 +64,28 @@ def with_pictures(markdown: str) -> str:
     return FORMULA.sub(picture, markdown)
 
 
-def lesson_page(notebook: Path) -> str:
-    """The lesson as it is stored, as one page."""
+def lesson_page(path: Path) -> str:
+    """A lesson as it is stored, or a page of Markdown beside the lessons, as one page; links lead to the other pages."""
     import nbformat
     from nbconvert import HTMLExporter
 
-    cells = nbformat.read(notebook, as_version=4)
+    if path.suffix == ".md":
+        text = nbformat.v4.new_markdown_cell(path.read_text(encoding="utf-8"))
+        cells = nbformat.v4.new_notebook(cells=[text], metadata={"title": path.stem})
+    else:
+        cells = nbformat.read(path, as_version=4)
     for cell in cells.cells:
         if cell.cell_type == "markdown":
-            cell.source = with_pictures(cell.source)
+            cell.source = NEIGHBOUR.sub(r"](\1.html\2)", with_pictures(cell.source))
     page, _ = HTMLExporter().from_notebook_node(cells)
     return FETCHED.sub("", page)
 
 
 def main(shelf: str, folder: str) -> None:
-    """Write a page for each notebook of `shelf` into `folder`."""
-    for notebook in sorted(Path(shelf).glob("*.ipynb")):
+    """Write a page for each notebook and each page of Markdown of `shelf` into `folder`."""
+    for path in sorted([*Path(shelf).glob("*.ipynb"), *Path(shelf).glob("*.md")]):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        print(write_bytes(Path(folder) / f"{notebook.stem}.html", lesson_page(notebook).encode()))
+        print(write_bytes(Path(folder) / f"{path.stem}.html", lesson_page(path).encode()))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def outputs(notebook):
     return [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
 
 
-def test_the_shelf_holds_notebooks_their_ledger_and_nothing_else():
+def test_the_shelf_holds_notebooks_the_pages_beside_them_and_nothing_else():
     assert [path.name for path in LESSONS] == [
         "00_start_here.ipynb",
         "01_fp32_to_int8.ipynb",
@@ -41,7 +41,7 @@ def test_the_shelf_holds_notebooks_their_ledger_and_nothing_else():
         "10_five_minutes_and_beyond.ipynb",
     ]
     others = {path.name for path in SHELF.iterdir() if not path.name.startswith(".")} - {path.name for path in LESSONS}
-    assert others == {"claims.md"}
+    assert others == {"claims.md", "notation.md"}
 
 
 def test_it_says_what_one_can_do_after_it_how_long_it_takes_and_what_it_needs(lesson):
@@ -105,8 +105,8 @@ def test_what_needs_triton_says_so_and_nothing_else_may_raise(lesson):
     assert all("raises-exception" in cell["metadata"].get("tags", ()) for cell in defining)
 
 
-def test_links_to_other_lessons_lead_somewhere(lesson):
-    for target in re.findall(r"\]\(([^)#]+\.ipynb)\)", "\n".join(sources(lesson[1], "markdown"))):
+def test_links_to_other_lessons_and_pages_lead_somewhere(lesson):
+    for target in re.findall(r"\]\(([^)#:]+\.(?:ipynb|md))[)#]", "\n".join(sources(lesson[1], "markdown"))):
         assert (SHELF / target).is_file(), target
 
 

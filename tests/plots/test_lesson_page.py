@@ -38,3 +38,16 @@ def test_a_shelf_becomes_pages_that_fetch_nothing(tmp_path, capsys):
     assert page == lesson_page(tmp_path / "one.ipynb") and "one.html" in capsys.readouterr().out
     assert "$$" not in page.split("<body")[1] and page.count('src="data:image/svg+xml;base64') == 1
     assert not re.search(r"<script[^>]*src=", page)
+
+
+def test_a_page_of_markdown_is_one_of_them_and_links_lead_from_page_to_page(tmp_path):
+    (tmp_path / "table.md").write_text(
+        "[the step](01_a.ipynb#cell-id=01-02), [terms](glossary.md), [a](https://a.b/c.md)"
+    )
+    main(str(tmp_path), str(tmp_path / "pages"))
+    page = (tmp_path / "pages" / "table.html").read_text()
+    assert re.findall(r'href="([^"]+)"', page.split("<body")[1])[:3] == [
+        "01_a.html#cell-id=01-02",
+        "glossary.html",
+        "https://a.b/c.md",
+    ]
