@@ -23,6 +23,7 @@ from qkit.exercises import (
     lesson_10,
 )
 from qkit.exercises.core import Exercise, Verdict, reveal
+from qkit.exercises.guesses import Guesses
 
 LESSONS = (
     lesson_00,
@@ -39,7 +40,7 @@ LESSONS = (
 )
 ALL: dict[str, Exercise] = {exercise.name: exercise for lesson in LESSONS for exercise in lesson.EXERCISES}
 
-__all__ = ["ALL", "Exercise", "Verdict", "check", "hint", "reveal", "solution"]
+__all__ = ["ALL", "Exercise", "Guesses", "Verdict", "check", "hint", "reveal", "solution"]
 
 
 def check(name: str, answer: object) -> Verdict:

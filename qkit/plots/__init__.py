@@ -9,6 +9,7 @@ from qkit.plots.bitsandbytes import CodebookLevels, OutlierMap, codebook_levels,
 from qkit.plots.choosing import LossAgainstBytes, layer_choices, loss_against_bytes
 from qkit.plots.file_layout import FilePicture, errors_in_steps, file_layouts
 from qkit.plots.gptq import CompensationPicture, against_chunks, compensation_picture
+from qkit.plots.guesses import Said, guess_against_truth, guesses_against_truth
 from qkit.plots.judged import judged_errors
 from qkit.plots.kernels import (
     WordPicture,
@@ -61,6 +62,7 @@ __all__ = [
     "Migration",
     "OutlierMap",
     "Picture",
+    "Said",
     "SmoothInput",
     "WeightHistogram",
     "WordPicture",
@@ -82,6 +84,8 @@ __all__ = [
     "four_bit_sqnr",
     "frontier",
     "group_by_scale",
+    "guess_against_truth",
+    "guesses_against_truth",
     "input_label",
     "judged_errors",
     "layer_choices",

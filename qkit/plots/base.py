@@ -59,12 +59,14 @@ class Picture(Figure):
     Attributes:
         alt: a sentence or two; its text in a notebook and its alternative text in HTML.
         data: what is drawn, arrays, numbers and strings by name.
+        constant: of a picture of times, which no two runs have alike, what is the same in each; its text in a notebook then, so
+            that a page that was run again can be compared with the stored one. "": `alt` is.
     """
 
     def __init__(self, width: float, height: float, dpi: int = 96) -> None:
         super().__init__(figsize=(width, height), dpi=dpi, layout="constrained")
         FigureCanvasAgg(self)
-        self.alt = ""
+        self.alt = self.constant = ""
         self.data: Data = {}
 
     def freeze(self) -> None:
@@ -82,5 +84,5 @@ class Picture(Figure):
         return buffer.getvalue()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
-        data = {"image/png": base64.b64encode(self.png()).decode(), "text/plain": self.alt}
+        data = {"image/png": base64.b64encode(self.png()).decode(), "text/plain": self.constant or self.alt}
         return data, {"image/png": {"alt": self.alt}}

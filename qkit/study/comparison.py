@@ -1,6 +1,7 @@
 """What a comparison measured, as frozen records: one line for `print`, a table for a notebook, a dictionary for JSON."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
@@ -35,6 +36,20 @@ class ComparisonRow:
         row = {key: value for key, value in vars(self).items() if key not in ("report", "passages")}
         row = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
         return row | {"passages": [vars(passage) for passage in self.passages]}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "ComparisonRow":
+        """The inverse of `to_dict`, without the report; what JSON has no number for was infinite, of an error unknown."""
+        unknown = {
+            "perplexity": math.inf,
+            "kl": math.inf,
+            "ratio": math.inf,
+            "kl_error": math.nan,
+            "ratio_error": math.nan,
+        }
+        known = {key: unknown.get(key) if value is None else value for key, value in record.items()}
+        passages = tuple(Passage(**passage) for passage in record["passages"])
+        return cls(**{**known, "report": None, "passages": passages})
 
     def cells(self) -> list[str]:
         """As the table prints it."""
@@ -142,6 +157,12 @@ class Comparison:
         """For JSON."""
         rows = [row.to_dict() for row in self.rows]
         return {"model": self.model, "text": self.text, "tokens": self.tokens, "rows": rows, "ties": self.ties()}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Comparison":
+        """The inverse of `to_dict`, without the reports."""
+        rows = tuple(ComparisonRow.from_dict(row) for row in record["rows"])
+        return cls(record["model"], record["text"], record["tokens"], rows)
 
     def __repr__(self) -> str:
         best, worst = (f(self.rows, key=lambda row: row.perplexity) for f in (min, max))

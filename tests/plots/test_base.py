@@ -103,6 +103,10 @@ FIGURES = {
     "on_rooflines": lambda llama, ids: plots.on_rooflines(
         {"H100": (recorded("h100-14336x4096"), ["bf16"]), "CPU": (recorded("cpu-4096x4096"), ["torch fp32"])}
     ),
+    "guess_against_truth": lambda llama, ids: plots.guess_against_truth(plots.Said("a share", 50, 88.2, "percent")),
+    "guesses_against_truth": lambda llama, ids: plots.guesses_against_truth(
+        [plots.Said("a share", 50, 88.2, "percent"), plots.Said("a time", 9.0, 2.0, varies=True)]
+    ),
     "errors_in_steps": lambda llama, ids: plots.errors_in_steps({"one": np.linspace(-0.5, 0.5, 99)}, "errors"),
 }
 NOT_WRITTEN = {"layers"}  # one tick a block

@@ -9,6 +9,7 @@ import torch
 from qkit import RTN, compare, disk_bytes, kl_divergence, passages, perplexity, quantize
 from qkit.model.surgery import clone
 from qkit.study.compare import TOUR
+from qkit.study.comparison import Comparison
 from qkit.study.sizes import float32_bytes
 
 SCHEMES = [RTN(8), RTN(4, 4), RTN(2, symmetric=True)]
@@ -89,6 +90,16 @@ def test_a_text_goes_through_the_tokenizer(llama, word_tokenizer):
 
 def test_a_comparison_survives_json(comparison):
     assert len(json.loads(json.dumps(comparison.to_dict(), allow_nan=False))["rows"]) == 4
+    again = Comparison.from_dict(json.loads(json.dumps(comparison.to_dict(), allow_nan=False)))
+    assert [row.cells() for row in again.rows] == [row.cells() for row in comparison.rows]
+    assert [row.passages for row in again.rows] == [row.passages for row in comparison.rows]
+    assert again.ties() == comparison.ties() and again.caption == comparison.caption
+
+
+def test_a_row_of_one_passage_survives_json_without_an_error(llama, ids):
+    alone = compare(llama, [RTN(2)], ids[:1])
+    row = Comparison.from_dict(json.loads(json.dumps(alone.to_dict(), allow_nan=False))).rows[1]
+    assert math.isnan(row.kl_error) and math.isnan(row.ratio_error) and row.cells() == alone.rows[1].cells()
 
 
 def test_repr_is_one_line(comparison):
