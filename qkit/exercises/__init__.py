@@ -4,6 +4,7 @@
     >>> exercises.check("01.1", my_function)      # right, not yet (and which mistake it looks like), or not attempted
     >>> exercises.hint("01.1")                    # the first hint; hint("01.1", 2) the next
     >>> exercises.solution("01.1")                # the function that `check` compares with
+    >>> exercises.score("01", my_function)        # the lesson's open task: what it loses, at what cost
 
 A checker calls the answer and the solution on the same inputs. A wrong answer that behaves like a known mistake is told
 which; any other is shown the first input where it differs.
@@ -24,6 +25,7 @@ from qkit.exercises import (
 )
 from qkit.exercises.core import Exercise, Verdict, reveal
 from qkit.exercises.guesses import Guesses
+from qkit.exercises.open_task import OpenTask
 
 LESSONS = (
     lesson_00,
@@ -39,13 +41,21 @@ LESSONS = (
     lesson_10,
 )
 ALL: dict[str, Exercise] = {exercise.name: exercise for lesson in LESSONS for exercise in lesson.EXERCISES}
+OPEN: dict[str, OpenTask] = {lesson.OPEN.name: lesson.OPEN for lesson in LESSONS if hasattr(lesson, "OPEN")}
 
-__all__ = ["ALL", "Exercise", "Guesses", "Verdict", "check", "hint", "reveal", "solution"]
+__all__ = ["ALL", "OPEN", "Exercise", "Guesses", "OpenTask", "Verdict", "check", "hint", "reveal", "score", "solution"]
 
 
 def check(name: str, answer: object) -> Verdict:
     """Check an answer to exercise `name`, e.g. "01.2"."""
     return _find(name).check(answer)
+
+
+def score(lesson: str, answer: object) -> Verdict:
+    """Measure an answer to the open task of `lesson`, e.g. "02"."""
+    if lesson not in OPEN:
+        raise ValueError(f"lesson {lesson!r} has no open task; there are those of {', '.join(OPEN)}")
+    return OPEN[lesson].score(answer)
 
 
 def hint(name: str, number: int = 1) -> None:

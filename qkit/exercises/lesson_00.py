@@ -2,7 +2,10 @@
 
 import math
 
+import qkit
+from qkit.engine.plan import Plan
 from qkit.exercises.core import Exercise
+from qkit.exercises.open_task import OpenTask
 
 
 def megabytes(parameters: int, bits: float) -> float:
@@ -18,6 +21,12 @@ def perplexity(probabilities: list[float]) -> float:
 def best_that_fits(rows: list[tuple[str, float, float]], budget: float) -> str:
     """The name of the row (name, megabytes, perplexity) with the lowest perplexity among those of at most `budget` MB."""
     return min((row for row in rows if row[1] <= budget), key=lambda row: row[2])[0]
+
+
+def megabytes_and_kl(plan: Plan) -> tuple[float, float]:
+    """Megabytes on disk, and KL to the original on six tales, of bookworm quantized by a scheme, or by a plan."""
+    row = qkit.compare("bookworm-14m", [plan], qkit.passages("tales")[::6]).rows[1]
+    return row.disk_bytes / 1e6, row.kl
 
 
 ROWS = [
@@ -114,3 +123,5 @@ EXERCISES = (
         ),
     ),
 )
+
+OPEN = OpenTask("00", megabytes_and_kl, budget=10.47, to_beat=0.0683, cost="MB", loss="nats of KL", digits=4)

@@ -1,10 +1,12 @@
 """Exercises of lesson 01: scale and zero point, quantizing, and how many bits a tolerance asks for."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from qkit.exercises.core import Exercise
+from qkit.exercises.open_task import OpenTask, percent_off, the_layer
 
 
 def scale_and_zero_point(lo: float, hi: float, bits: int) -> tuple[float, int]:
@@ -22,6 +24,31 @@ def quantize(w: torch.Tensor, scale: float, zero_point: int, bits: int) -> torch
 def bits_needed(lo: float, hi: float, tolerance: float) -> int:
     """The fewest bits with which every number in [lo, hi] (zero inside) comes back with an error of at most `tolerance`."""
     return math.ceil(math.log2((hi - lo) / (2 * tolerance) + 1))
+
+
+def one_grid_a_row(answer: Callable) -> tuple[float, float] | None:
+    """What `answer`, a function of a weight [N, K] that gives a step and a zero point [N, 1] for each row, makes of a layer.
+
+    Returns:
+        4 bits, and the error in percent; None where the function gives None.
+
+    Raises:
+        ValueError: a step that is not above 0, a zero point that is no code of 4 bits.
+    """
+    weight = the_layer()
+    given = answer(weight.clone())
+    if given is None:
+        return None
+    steps, zeros = (torch.as_tensor(part).double() for part in given)
+    for name, part in (("steps", steps), ("zero points", zeros)):
+        if part.shape != (len(weight), 1):
+            raise ValueError(f"the {name} are {list(part.shape)}; give one for each row, [{len(weight)}, 1]")
+    if not (steps > 0).all() or not steps.isfinite().all():
+        raise ValueError("a step is not above 0; every row needs one")
+    if not ((zeros == zeros.round()) & (zeros >= 0) & (zeros <= 15)).all():
+        raise ValueError("a zero point is no whole number from 0 to 15; round and clamp it")
+    codes = (torch.round(weight.double() / steps) + zeros).clamp(0, 15)
+    return 4.0, percent_off(weight, steps * (codes - zeros))
 
 
 def _zero_by(rounding, lo: float, hi: float, bits: int) -> tuple[float, int]:
@@ -163,3 +190,5 @@ EXERCISES = (
         ),
     ),
 )
+
+OPEN = OpenTask("01", one_grid_a_row, budget=4.0, to_beat=12.63, cost="bits a code", loss="% error")

@@ -1,9 +1,12 @@
 """Exercises of lesson 02: what a weight really costs, packing, and groups."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
 from qkit.exercises.core import Exercise
+from qkit.exercises.open_task import OpenTask, percent_off, the_layer
 
 
 def bits_per_weight(bits: int, group_size: int, symmetric: bool) -> float:
@@ -26,6 +29,16 @@ def fake_quantize_groups(w: torch.Tensor, bits: int, group_size: int) -> torch.T
     scale = groups.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
     scale[scale == 0] = 1
     return (torch.round(groups / scale) * scale).reshape(w.shape)
+
+
+def stored_and_error(answer: Callable) -> tuple[float, float] | None:
+    """Stored bits a weight, and the error in percent, of what `answer` makes of a layer [N, K].
+
+    It gives a stored weight (`qkit.quantize_tensor`, `qkit.QTensor.from_codes`); None where it gives None.
+    """
+    weight = the_layer()
+    q = answer(weight.clone())
+    return None if q is None else (q.bits_per_weight, percent_off(weight, q.dequantize()))
 
 
 def _pairs(codes: torch.Tensor) -> torch.Tensor:
@@ -181,3 +194,5 @@ EXERCISES = (
         ),
     ),
 )
+
+OPEN = OpenTask("02", stored_and_error, budget=4.15625, to_beat=10.05, cost="bits a weight", loss="% error")

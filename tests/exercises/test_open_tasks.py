@@ -1,0 +1,97 @@
+"""An open task is beaten by a better answer within its budget, and by nothing else."""
+
+import math
+
+import pytest
+import torch
+
+import qkit
+from qkit import exercises
+from qkit.exercises.open_task import OpenTask, percent_off
+
+
+def rows_by(reach):
+    """A step and a zero point for each row, from `reach` times its range."""
+
+    def grid(weight):
+        lo = weight.amin(1, keepdim=True).clamp(max=0) * reach
+        hi = weight.amax(1, keepdim=True).clamp(min=0) * reach
+        steps = (hi - lo) / 15
+        return steps, torch.round(-lo / steps)
+
+    return grid
+
+
+def clipped_groups(weight):
+    """Groups of 128 on the range that is best of some narrower ones, as lesson 02 hints."""
+    groups = weight.reshape(len(weight), -1, 128)
+    lo, hi = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
+    kept, least = None, torch.tensor(math.inf)
+    for clip in torch.linspace(0.6, 1, 21):
+        steps = (clip * (hi - lo) / 15).half().float()
+        zeros = torch.round(-clip * lo / steps)
+        codes = (torch.round(groups / steps) + zeros).clamp(0, 15)
+        error = (steps * (codes - zeros) - groups).square().sum(-1, keepdim=True)
+        made = (codes, steps.expand_as(codes), zeros.expand_as(codes))
+        kept = (
+            made if kept is None else tuple(torch.where(error < least, a, b) for a, b in zip(made, kept, strict=True))
+        )
+        least = torch.minimum(error, least)
+    codes, steps, zeros = kept
+    return qkit.QTensor.from_codes(codes.reshape(weight.shape), steps[..., 0].half(), 4, zero_points=zeros[..., 0])
+
+
+MORE_WHERE_IT_PAYS = {"*v_proj": qkit.RTN(5, 128), "*down_proj": qkit.RTN(5, 128), "*": qkit.RTN(4, 128)}
+TO_BEAT = {"00": qkit.RTN(4, 32), "01": rows_by(1.0), "02": lambda w: qkit.quantize_tensor(w, qkit.RTN(4, 128))}
+BETTER = {"00": MORE_WHERE_IT_PAYS, "01": rows_by(0.7), "02": clipped_groups}
+
+
+@pytest.mark.parametrize("lesson", TO_BEAT)
+def test_what_is_to_be_beaten_is_what_the_lesson_measured_and_better_answers_exist(lesson):
+    task = exercises.OPEN[lesson]
+    cost, loss = task.measure(TO_BEAT[lesson])
+    assert cost <= task.budget and loss == pytest.approx(task.to_beat, abs=0.6 * 10**-task.digits)
+    assert exercises.score(lesson, TO_BEAT[lesson]).passed is False  # a tie beats nothing
+    verdict = exercises.score(lesson, BETTER[lesson])
+    assert verdict.passed and "Beaten, by" in verdict.message
+
+
+def test_nothing_attempted_is_neither_right_nor_wrong():
+    for lesson in exercises.OPEN:
+        verdict = exercises.score(lesson, None)
+        assert verdict.passed is None and "to beat" in verdict.message and "Not attempted yet" in verdict.message
+    assert exercises.score("01", lambda weight: None).passed is None
+    with pytest.raises(ValueError, match="lesson '99' has no open task"):
+        exercises.score("99", None)
+
+
+def test_a_lower_loss_at_a_higher_cost_beats_nothing():
+    verdict = exercises.score("02", lambda w: qkit.quantize_tensor(w, qkit.RTN(8)))
+    assert verdict.passed is False and "costs too much" in verdict.message
+    task = OpenTask("x", lambda answer: answer, budget=4, to_beat=1, cost="bits", loss="%")
+    assert not task.score((4, math.nan)) and not task.score((math.nan, 0.5)) and task.score((4, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda w: (torch.ones(3), torch.zeros(384, 1)), "the steps are \\[3\\]"),
+        (lambda w: (torch.ones(384, 1), torch.zeros(384)), "the zero points are \\[384\\]"),
+        (lambda w: (torch.zeros(384, 1), torch.zeros(384, 1)), "a step is not above 0"),
+        (lambda w: (torch.full((384, 1), math.nan), torch.zeros(384, 1)), "a step is not above 0"),
+        (lambda w: (torch.ones(384, 1), torch.full((384, 1), 7.5)), "no whole number from 0 to 15"),
+        (lambda w: (torch.ones(384, 1), torch.full((384, 1), 16)), "no whole number from 0 to 15"),
+    ],
+)
+def test_a_grid_that_is_none_is_refused(answer, words):
+    with pytest.raises(ValueError, match=words):
+        exercises.score("01", answer)
+
+
+def test_what_stands_for_another_weight_or_for_no_numbers_is_refused():
+    weight = torch.ones(2, 2)
+    assert percent_off(weight, 1.1 * weight) == pytest.approx(10)
+    with pytest.raises(ValueError, match=r"a weight of \[2\]; the layer is \[2, 2\]"):
+        percent_off(weight, weight[0])
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        percent_off(weight, weight / 0)
