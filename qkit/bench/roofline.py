@@ -8,8 +8,8 @@ does W operations takes at least
 since the memory delivers while the arithmetic runs. W / B, its operations a byte, says on which side of the ridge it is.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -121,6 +121,21 @@ def best_roof(turns: int = 3) -> Roof:
     seconds = best_seconds(lambda: run(read, read_rows, (data, sums), len(sums)))
     peaks = (max(roof.float_gops for roof in roofs), max(roof.int8_gops for roof in roofs))
     return Roof(roofs[0].threads, READ_BYTES / seconds / 1e9, *peaks)
+
+
+def raised(roof: Roof, measured: Iterable[tuple[Layer, float]], integers: bool = False) -> Roof:
+    """A roof that nobody of `measured`, (layer, seconds), is above: what reads or computes faster shows what the machine can.
+
+    Args:
+        integers: whether they multiplied INT8.
+    """
+    for layer, seconds in measured:
+        if seconds < layer.seconds_to_read(roof):
+            roof = replace(roof, gigabytes_per_second=layer.bytes / seconds / 1e9)
+        if seconds < layer.seconds_to_compute(roof, integers):
+            rate = layer.operations / seconds / 1e9
+            roof = replace(roof, int8_gops=rate) if integers else replace(roof, float_gops=rate)
+    return roof
 
 
 def best_seconds(call: Callable[[], Any], block: int = 8) -> float:

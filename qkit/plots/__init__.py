@@ -21,7 +21,7 @@ from qkit.plots.kernels import (
     written_by,
 )
 from qkit.plots.smoothquant import Migration, migration
-from qkit.plots.steps import LayerOnRoofline, steps_on_roofline
+from qkit.plots.steps import LayerOnRoofline, grouped_times, listing, step_times, steps_on_roofline
 from qkit.plots.weights import (
     ErrorCurve,
     WeightHistogram,
@@ -84,6 +84,7 @@ __all__ = [
     "four_bit_sqnr",
     "frontier",
     "group_by_scale",
+    "grouped_times",
     "guess_against_truth",
     "guesses_against_truth",
     "input_label",
@@ -91,6 +92,7 @@ __all__ = [
     "layer_choices",
     "layer_errors",
     "levels",
+    "listing",
     "loss_against_bytes",
     "migration",
     "on_rooflines",
@@ -103,6 +105,7 @@ __all__ = [
     "scale_at",
     "smooth_inputs",
     "sqnr_curves",
+    "step_times",
     "steps_on_roofline",
     "times_by_tokens",
     "w8a8_error",

@@ -1,6 +1,6 @@
 """Figures of lesson 08: layers under the roofs of a machine, and how long each takes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import rc_context
@@ -9,7 +9,7 @@ from matplotlib.ticker import NullLocator
 from qkit.bench.record import Roof
 from qkit.bench.roofline import Layer, attainable
 from qkit.plots.axes import plain_decades
-from qkit.plots.base import BLUE, GREY, ORANGE, RED, STYLE, Data, Picture
+from qkit.plots.base import BLUE, GREEN, GREY, ORANGE, RED, STYLE, Data, Picture
 
 INTENSITIES = (0.25, 1024)  # operations a byte, from end to end of the axis
 WAYS = {"floats": BLUE, "INT8": RED}
@@ -42,7 +42,10 @@ def _milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms"
 
 
-def steps_on_roofline(roof: Roof, measured: Mapping[str, tuple[Layer, float]]) -> Picture:
+Steps = Mapping[str, tuple[Layer, float]]  # (what is computed, seconds) by name
+
+
+def steps_on_roofline(roof: Roof, measured: Steps, first: int = 1) -> Picture:
     """Where each of several ways to compute a layer stands under the roofs, and its time beside what its bytes take.
 
     Its data: `names`, and of each its `intensity` in operations a byte, its `rates` in 10⁹ operations a second, its
@@ -52,54 +55,156 @@ def steps_on_roofline(roof: Roof, measured: Mapping[str, tuple[Layer, float]]) -
     Args:
         roof: what the machine does at best.
         measured: (what is computed, seconds) by name, in the order in which they are numbered.
+        first: the number of the first.
 
     Raises:
         ValueError: nothing was measured, or a time is not above 0.
     """
-    if not measured:
-        raise ValueError("nothing was measured; give {name: (layer, seconds)}")
-    for name, (_, seconds) in measured.items():
-        _check_seconds(name, seconds)
-    layers, times = zip(*measured.values(), strict=True)
+    times = _step_data(roof, measured)
     with rc_context(STYLE):
         picture = Picture(11, 4.6)
         picture.data = data = {
             **_roof_data(roof),
-            "names": np.array(list(measured)),
-            "intensity": np.array([layer.intensity for layer in layers]),
+            "intensity": np.array([layer.intensity for layer, _ in measured.values()]),
             "rates": np.array([layer.operations / seconds / 1e9 for layer, seconds in measured.values()]),
-            "milliseconds": np.array([1e3 * seconds for seconds in times]),
-            "floors": np.array([1e3 * layer.seconds_to_read(roof) for layer in layers]),
+            **times,
         }
         left, right = picture.subplots(1, 2, width_ratios=[1, 1.15])
-        rates, floors = data["rates"], data["floors"]
+        rates = data["rates"]
         _draw_roofs(left, roof, data, 0.4 * min(*rates, roof.gigabytes_per_second))
         for rank, i in enumerate(np.argsort(rates, kind="stable")):  # neighbours' numbers on either side
             spot, (shift, side) = (data["intensity"][i], rates[i]), ((9, "left"), (-9, "right"))[rank % 2]
             left.plot(*spot, "o", color=ORANGE, mec="black", ms=8, zorder=4)
             where = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side, "va": "center"}
-            left.annotate(str(i + 1), spot, **where, fontsize=11)
-        places = range(len(measured))
-        right.barh(places, data["milliseconds"], color=ORANGE, height=0.62)
-        right.plot(floors, places, "|", color="black", ms=20, mew=2.5)
-        right.set_title("black: its bytes, at the memory's speed", loc="left", fontsize=12)
-        for place, seconds in zip(places, times, strict=True):
-            right.text(
-                1.12e3 * max(seconds, floors[place] / 1e3), place, _milliseconds(seconds), va="center", fontsize=11
-            )
-        right.set(xscale="log", xlabel="milliseconds", xlim=(0.4 * min(floors), 4e3 * max(times)))
-        right.set_yticks(places, [f"{number}  {name}" for number, name in enumerate(measured, 1)])
-        right.invert_yaxis()
-        right.grid(False, axis="y")
-        plain_decades(right.xaxis)
-    named = enumerate(zip(measured, times, strict=True), 1)
-    listed = ", ".join(f"{number} {name} {_milliseconds(seconds)}" for number, (name, seconds) in named)
+            left.annotate(str(first + i), spot, **where, fontsize=11)
+        _draw_step_times(right, data, first)
+    listed, floors = _step_words(data, first)
     picture.alt = (
         f"A roofline of {roof.gigabytes_per_second:.0f} GB/s, {roof.float_gops:,.0f} 10⁹ float and {roof.int8_gops:,.0f} 10⁹ "
-        f"INT8 operations a second with {roof.threads} threads, and under it: {listed}. What the bytes take at least: "
-        + ", ".join(f"{name} {floor:.3g} ms" for name, floor in zip(measured, floors, strict=True))
-        + "."
+        f"INT8 operations a second with {roof.threads} threads, and under it: {listed}. {floors}"
     )
+    picture.constant = f"under the roofline of this machine: {', '.join(measured)}"
+    return picture
+
+
+def step_times(roof: Roof, measured: Steps, first: int = 1) -> Picture:
+    """The right half of `steps_on_roofline` alone: how long each way takes, and what its bytes take at least.
+
+    Its data: `names`, `milliseconds` and `floors` as there. Raises what `steps_on_roofline` does.
+    """
+    data = _step_data(roof, measured)
+    with rc_context(STYLE):
+        picture = Picture(8.5, 1.3 + 0.33 * len(measured))
+        picture.data = data
+        _draw_step_times(picture.subplots(), data, first)
+    picture.alt = " ".join(_step_words(data, first)).replace(" What", ". What")
+    picture.constant = f"milliseconds on this machine: {', '.join(measured)}"
+    return picture
+
+
+def _step_data(roof: Roof, measured: Steps) -> dict[str, np.ndarray]:
+    if not measured:
+        raise ValueError("nothing was measured; give {name: (layer, seconds)}")
+    for name, (_, seconds) in measured.items():
+        _check_seconds(name, seconds)
+    return {
+        "names": np.array(list(measured)),
+        "milliseconds": np.array([1e3 * seconds for _, seconds in measured.values()]),
+        "floors": np.array([1e3 * layer.seconds_to_read(roof) for layer, _ in measured.values()]),
+    }
+
+
+def _draw_step_times(axes, data: Data, first: int) -> None:
+    times, floors = data["milliseconds"], data["floors"]
+    places = range(len(times))
+    axes.barh(places, times, color=ORANGE, height=0.62)
+    axes.plot(floors, places, "|", color="black", ms=20, mew=2.5)
+    axes.set_title("black: its bytes, at the memory's speed", loc="left", fontsize=12)
+    for place, milliseconds, floor in zip(places, times, floors, strict=True):
+        axes.text(1.12 * max(milliseconds, floor), place, f"{milliseconds:.3g} ms", va="center", fontsize=11)
+    axes.set(xscale="log", xlabel="milliseconds", xlim=(0.4 * min(floors), 4 * max(times)))
+    axes.set_yticks(places, [f"{number}  {name}" for number, name in enumerate(data["names"], first)])
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    plain_decades(axes.xaxis)
+
+
+def _step_words(data: Data, first: int) -> tuple[str, str]:
+    named = enumerate(zip(data["names"], data["milliseconds"], strict=True), first)
+    listed = ", ".join(f"{number} {name} {milliseconds:.3g} ms" for number, (name, milliseconds) in named)
+    floors = ", ".join(f"{name} {floor:.3g} ms" for name, floor in zip(data["names"], data["floors"], strict=True))
+    return listed, f"What the bytes take at least: {floors}."
+
+
+def grouped_times(times: Mapping[str, Mapping[str, float]], title: str, unit: str = "ms") -> Picture:
+    """Times that this machine took, a group of bars for each of several cases; what belongs together has one colour.
+
+    Its data: of each case, by its name, the times in `unit`, in the order of their names.
+
+    Args:
+        times: seconds by case, then by name; the names are the same in all cases.
+        title: what is timed.
+        unit: "ms" or "us".
+
+    Raises:
+        ValueError: there is none, cases differ in their names, or a time is not above 0.
+    """
+    names = list(next(iter(times.values()), ()))
+    if not names or any(list(case) != names for case in times.values()):
+        raise ValueError("each case needs the same names, and at least one; give {case: {name: seconds}}")
+    for case, row in times.items():
+        for name, seconds in row.items():
+            _check_seconds(f"{name}, {case}", seconds)
+    factor, words = {"ms": (1e3, "milliseconds"), "us": (1e6, "microseconds")}[unit]
+    with rc_context(STYLE):
+        picture = Picture(9, 1.5 + 0.3 * len(times) * len(names))
+        picture.data = data = {case: factor * np.array(list(row.values())) for case, row in times.items()}
+        axes = picture.subplots()
+        height = 0.84 / len(names)
+        for number, (name, colour) in enumerate(zip(names, (GREY, BLUE, RED, GREEN, ORANGE), strict=False)):
+            places = np.arange(len(times)) + (number - (len(names) - 1) / 2) * height
+            values = [row[number] for row in data.values()]
+            axes.barh(places, values, color=colour, height=0.92 * height, label=name)
+            for place, value in zip(places, values, strict=True):
+                axes.text(1.06 * value, place, f"{value:.3g}", va="center", fontsize=10.5)
+        every = np.concatenate(list(data.values()))
+        axes.set(xscale="log", xlabel=words, xlim=(0.5 * every.min(), 2.2 * every.max()), title=title)
+        axes.set_yticks(range(len(times)), list(times))
+        axes.invert_yaxis()
+        axes.grid(False, axis="y")
+        plain_decades(axes.xaxis)
+        picture.legend(loc="outside right upper", fontsize=11)
+    picture.alt = f"{title}, {words}. " + "; ".join(
+        f"{case}: " + ", ".join(f"{name} {value:.3g}" for name, value in zip(names, row, strict=True))
+        for case, row in data.items()
+    )
+    picture.constant = f"{title}, {words} on this machine: {', '.join(names)}; {', '.join(times)}"
+    return picture
+
+
+def listing(text: str, title: str, marked: Sequence[str] = ()) -> Picture:
+    """Lines of machine code as a picture, for what is another text on every processor; those with a word of `marked` are red.
+
+    Its data: `lines`. Its alt is the text itself.
+
+    Raises:
+        ValueError: there is no line.
+    """
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"there is no line in {title!r}; give machine code, as steps.assembly returns it")
+    with rc_context(STYLE):
+        picture = Picture(7.5, 0.6 + 0.21 * len(lines))
+        picture.data = {"lines": np.array(lines)}
+        axes = picture.subplots()
+        for number, line in enumerate(lines):
+            colour = RED if any(word in line for word in marked) else "black"
+            axes.text(0, number, line, family="monospace", fontsize=10.5, va="center", color=colour)
+        axes.set(xlim=(0, 1), ylim=(len(lines) - 0.4, -0.6))
+        axes.set_title(title, loc="left")
+        axes.axis("off")
+    picture.alt = f"{title}: " + "; ".join(lines)
+    picture.constant = f"{title}: what was compiled for this processor"
     return picture
 
 
@@ -191,4 +296,7 @@ class LayerOnRoofline(Picture):
         self.alt = (
             f"{title}: {layer.bytes / 1e6:.1f} MB, {layer.operations / 1e6:,.0f} million operations, "
             f"{layer.intensity:.1f} a byte; {'; '.join(words)}. Measured: {kernel}."
+        )
+        self.constant = (
+            f"{title}: {layer.bytes / 1e6:.1f} MB, {layer.intensity:.1f} operations a byte, under this machine's roofs"
         )

@@ -46,6 +46,19 @@ def test_the_slower_of_reading_and_computing_decides():
     assert many.floor(ROOF, integers=True) == pytest.approx(many.operations / 1024e9)
 
 
+def test_a_roof_that_something_is_above_is_raised_to_it_and_no_other():
+    layer, many = Layer(1024, 1024), Layer(1024, 1024, 4, 128, tokens=4096)
+    slow, fast = 2 * layer.floor(ROOF), layer.floor(ROOF) / 2
+    assert roofline.raised(ROOF, [(layer, slow)]) == ROOF
+    for measured, integers, changed in (
+        ((layer, fast), False, {"gigabytes_per_second": 64.0}),
+        ((many, many.floor(ROOF) / 2), False, {"float_gops": 512.0}),
+        ((many, many.floor(ROOF, integers=True) / 2), True, {"int8_gops": 2048.0}),
+    ):
+        found = vars(roofline.raised(ROOF, [(layer, slow), measured], integers))
+        assert found == pytest.approx({**vars(ROOF), **changed})
+
+
 def test_impossible_layers_are_refused():
     with pytest.raises(ValueError, match="group_size=100 does not divide in_features=384; use a divisor or None"):
         Layer(8, 384, 4, 100)

@@ -34,6 +34,47 @@ def test_times_are_bars_and_what_the_bytes_take_are_marks():
     assert "1 FP32 0.2 ms, 2 slow 1 ms, 3 fast 0.02 ms" in picture.alt and "32 GB/s" in picture.alt
 
 
+def test_the_times_alone_are_those_beside_the_roofline_and_the_first_number_can_be_another():
+    alone, beside = plots.step_times(ROOF, MEASURED, first=0), plots.steps_on_roofline(ROOF, MEASURED, first=0)
+    for name in ("names", "milliseconds", "floors"):
+        assert list(alone.data[name]) == list(beside.data[name])
+    assert [label.get_text() for label in alone.axes[0].get_yticklabels()] == ["0  FP32", "1  slow", "2  fast"]
+    assert alone.alt.startswith("0 FP32 0.2 ms, 1 slow 1 ms, 2 fast 0.02 ms. What the bytes take at least: FP32")
+
+
+def test_what_a_page_is_compared_by_holds_no_time():
+    cases = {"one": {"a": 1e-3, "b": 2.345e-3}, "two": {"a": 5e-3, "b": 6e-3}}
+    pictures = (
+        plots.steps_on_roofline(ROOF, MEASURED),
+        plots.step_times(ROOF, MEASURED),
+        plots.LayerOnRoofline(ROOF, CODES, {"floats": 30e-6}, "a layer"),
+        plots.grouped_times(cases, "two cases"),
+        plots.listing("vpdpbusd %zmm1\njne 1", "a loop"),
+    )
+    for picture in pictures:
+        text = picture._repr_mimebundle_()[0]["text/plain"]
+        assert text == picture.constant and not {" ms,", "2.3", "0.03", "vpdpbusd"} & set(text.split())
+    assert "2.34" in pictures[3].alt and "vpdpbusd" in pictures[4].alt
+
+
+def test_times_of_cases_are_bars_in_one_unit_and_cases_have_the_same_names():
+    picture = plots.grouped_times({"one": {"a": 1e-3, "b": 2e-3}, "two": {"a": 5e-6, "b": 6e-6}}, "cases", unit="us")
+    assert list(picture.data["one"]) == [1000, 2000] and np.allclose(picture.data["two"], [5, 6])
+    with pytest.raises(ValueError, match="each case needs the same names"):
+        plots.grouped_times({"one": {"a": 1e-3}, "two": {"b": 1e-3}}, "cases")
+    with pytest.raises(ValueError, match="'a, one' took 0 seconds"):
+        plots.grouped_times({"one": {"a": 0}}, "cases")
+
+
+def test_a_listing_is_its_lines_and_marks_those_that_hold_a_word():
+    picture = plots.listing("\tvmov\t%zmm1\n\n\tvpdpbusd\t%zmm1", "a loop", ["vpdpbusd"])
+    assert list(picture.data["lines"]) == ["vmov %zmm1", "vpdpbusd %zmm1"]
+    colours = {text.get_text(): text.get_color() for text in picture.axes[0].texts}
+    assert colours == {"vmov %zmm1": "black", "vpdpbusd %zmm1": plots.RED}
+    with pytest.raises(ValueError, match="there is no line in 'a loop'"):
+        plots.listing(" \n", "a loop")
+
+
 def test_one_layer_shows_what_bounds_it_and_what_was_measured():
     picture = plots.LayerOnRoofline(ROOF, CODES, {"floats": 30e-6, "INT8": 25e-6}, "a layer")
     read = CODES.bytes / 32e9
