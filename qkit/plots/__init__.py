@@ -9,6 +9,7 @@ from qkit.plots.bitsandbytes import CodebookLevels, OutlierMap, codebook_levels,
 from qkit.plots.choosing import LossAgainstBytes, layer_choices, loss_against_bytes
 from qkit.plots.file_layout import FilePicture, errors_in_steps, file_layouts
 from qkit.plots.gptq import CompensationPicture, against_chunks, compensation_picture
+from qkit.plots.grids import number_line
 from qkit.plots.guesses import Said, guess_against_truth, guesses_against_truth
 from qkit.plots.judged import judged_errors
 from qkit.plots.kernels import (
@@ -20,6 +21,7 @@ from qkit.plots.kernels import (
     times_by_tokens,
     written_by,
 )
+from qkit.plots.memory import memory_bars
 from qkit.plots.smoothquant import Migration, migration
 from qkit.plots.steps import LayerOnRoofline, grouped_times, listing, step_times, steps_on_roofline
 from qkit.plots.weights import (
@@ -94,7 +96,9 @@ __all__ = [
     "levels",
     "listing",
     "loss_against_bytes",
+    "memory_bars",
     "migration",
+    "number_line",
     "on_rooflines",
     "operand_fill",
     "outlier_map",

@@ -110,6 +110,12 @@ FIGURES = {
     "guesses_against_truth": lambda llama, ids: plots.guesses_against_truth(
         [plots.Said("a share", 50, 88.2, "percent"), plots.Said("a time", 9.0, 2.0, varies=True)]
     ),
+    "number_line": lambda llama, ids: plots.number_line(
+        a_weight()[:1], {f"{b} bits": qkit.quantize_tensor(a_weight()[:1], bits=b) for b in (4, 2)}
+    ),
+    "memory_bars": lambda llama, ids: plots.memory_bars(
+        {"FP16": {"codes": 12.9, "rest": 0.5}, "W4": {"codes": 3.4, "rest": 0.5}}, {"a phone": 8}
+    ),
     "errors_in_steps": lambda llama, ids: plots.errors_in_steps({"one": np.linspace(-0.5, 0.5, 99)}, "errors"),
 }
 NOT_WRITTEN = {"layers"}  # one tick a block
