@@ -60,6 +60,14 @@ def test_what_is_missing_has_a_command_and_a_purpose(monkeypatch):
     assert any("gptqmodel, compressed-tensors" in note for note in notes)
 
 
+def test_an_interpreter_that_does_not_fit_numpy_is_told_of(monkeypatch):
+    """Triton 3.6 makes numbers of arrays of one element, which NumPy refuses from 2.4 on; on a card it compiles as ever."""
+    for triton, numpy, fits in (("3.6.0", "2.4.6", False), ("3.6.0", "2.3.5", True), ("3.7.1", "2.4.6", True)):
+        has_only(monkeypatch, torch="2.13.0", transformers="5.23.0", numba="0.68.1", numpy=numpy, triton=triton)
+        finding = by_name(examine())["triton"]
+        assert finding.found == triton and bool(finding.command) == (not fits)
+
+
 def test_what_is_too_old_is_not_there_and_what_is_enough_is(monkeypatch):
     has_only(monkeypatch, torch="2.6.0+cpu", transformers="5.0", numba="0.60.0", triton="3.5.1", bitsandbytes="0.51.0")
     monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
