@@ -2,11 +2,14 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
+from qkit.exercises.compare import copies, same, show, unchanged, where_they_part
+from qkit.exercises.draws import Draw
+
+DRAWS = 12  # random arguments that an answer is tried with
+DIFFICULTIES = ("easy", "medium", "hard")
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,29 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """Arguments that an answer is called with, and what is particular about them ("a group of zeros"), in words."""
+
+    arguments: tuple
+    what: str = ""
+
+
+@dataclass(frozen=True)
 class Exercise:
     """One function to write.
 
     Attributes:
         name: lesson and number, "01.2".
-        hints: from a nudge to nearly the answer.
+        hints: from a nudge to the last thing that one may say before the answer; none is the answer.
         solution: the function that is compared with, and shown.
         cases: argument tuples to try; the first is the simplest, and it is what a learner is shown.
         mistakes: known wrong functions, each with the sentence that names the mistake.
+        edges: {what is particular: arguments}, tried after the cases.
+        draw: makes random arguments; `DRAWS` of them are tried last. None: there is nothing to draw.
+        seen: (output, arguments) -> what of an output is compared, where many are right. None: all of it.
+        rtol: how far floats may be apart (`compare.same`).
+        minutes: that it takes somebody who has read the lesson.
+        difficulty: one of `DIFFICULTIES`.
     """
 
     name: str
@@ -40,48 +57,100 @@ class Exercise:
     solution: Callable
     cases: tuple[tuple, ...]
     mistakes: tuple[tuple[Callable, str], ...]
+    edges: dict[str, tuple] = field(default_factory=dict, kw_only=True)
+    draw: Callable[[Draw], tuple] | None = field(default=None, kw_only=True)
+    seen: Callable[[Any, tuple], Any] | None = field(default=None, kw_only=True)
+    rtol: float = field(default=1e-4, kw_only=True)
+    minutes: int = field(default=0, kw_only=True)
+    difficulty: str = field(default="", kw_only=True)
 
     def source(self) -> str:
         """The solution as it is written."""
         return inspect.getsource(self.solution)
+
+    def trials(self) -> list[Trial]:
+        """All that an answer is called with: the cases, the edges, and what is drawn (the same each time)."""
+        drawn = [self.draw(Draw(f"{self.name}/{number}")) for number in range(DRAWS)] if self.draw else []
+        return [
+            *(Trial(arguments) for arguments in self.cases),
+            *(Trial(arguments, what) for what, arguments in self.edges.items()),
+            *(Trial(arguments, "other shapes and numbers") for arguments in drawn),
+        ]
+
+    def result(self, function: Callable, arguments: tuple) -> Any:
+        """What is compared of what `function` gives for copies of `arguments`."""
+        return self._seen(function(*copies(arguments)), arguments)
 
     def check(self, answer: object) -> Verdict:
         """Judge `answer`, a function."""
         if answer is None or answer is ...:
             return self._not_attempted()
         if not callable(answer):
-            return Verdict(
-                False, f"{self.name} not yet: give the function itself, not {type(answer).__name__} {answer!r}."
-            )
-        outputs = []
-        for arguments in self.cases:
+            return self._not_yet(f"give the function itself, not {type(answer).__name__} {answer!r}.")
+        tried: list[tuple[Trial, Any, Any]] = []  # with what was expected, and what was given
+        changed = ""
+        for trial in self.trials():
+            given = copies(trial.arguments)
             try:
-                outputs.append(answer(*_copies(arguments)))
+                output = answer(*given)
             except NotImplementedError:
                 return self._not_attempted()
             except Exception as error:  # a learner's function may raise anything, and wants to know what
-                called = ", ".join(map(_show, arguments))
-                return Verdict(
-                    False, f"{self.name} not yet: called with ({called}) it raises {type(error).__name__}: {error}."
-                )
-            if outputs[0] is None or outputs[0] is ...:
+                called = f"called with ({', '.join(map(show, trial.arguments))}) it raises"
+                return self._not_yet(f"{_but_for(trial)}{called} {type(error).__name__}: {error}.")
+            if not tried and (output is None or output is ...):
                 return self._not_attempted()
-        expected = [self.solution(*_copies(arguments)) for arguments in self.cases]
-        if all(map(_same, outputs, expected)):
-            return Verdict(True, f"{self.name} right.")
+            tried.append((trial, self.result(self.solution, trial.arguments), self._seen(output, trial.arguments)))
+            changed = changed or self._changed(trial.arguments, given)
+            failed = self._failed(tried) if len(tried) >= len(self.cases) else None
+            if failed is not None:
+                return failed
+        if changed:
+            return self._not_yet(
+                f"the result is right, but it changes `{changed}`, which the caller goes on using: work on a copy."
+            )
+        return Verdict(True, f"{self.name} right.")
+
+    def _failed(self, tried: list[tuple[Trial, Any, Any]]) -> Verdict | None:
+        """The verdict on the cases, or on the trial after them that was the last: None where they are right."""
+        fresh = tried if len(tried) == len(self.cases) else tried[-1:]
+        wrong = next((one for one in fresh if not same(one[2], one[1], self.rtol)), None)
+        if wrong is None:
+            return None
+        telling = [*tried[: len(self.cases)], wrong]  # mistakes are told apart by the cases
         for mistake, sentence in self.mistakes:
-            if all(map(_same, outputs, [mistake(*_copies(arguments)) for arguments in self.cases])):
-                return Verdict(False, f"{self.name} not yet: {sentence}")
-        arguments, got, wanted = next(
-            (a, o, e) for a, o, e in zip(self.cases, outputs, expected, strict=True) if not _same(o, e)
-        )
-        called = ", ".join(map(_show, arguments))
-        return Verdict(False, f"{self.name} not yet: for ({called}) it gives {_show(got)}, expected {_show(wanted)}.")
+            if all(self._makes(mistake, trial.arguments, output) for trial, _, output in telling):
+                return self._not_yet(sentence)
+        trial, expected, got = wrong
+        called = ", ".join(map(show, trial.arguments))
+        apart = where_they_part(got, expected, self.rtol)
+        return self._not_yet(f"{_but_for(trial)}for ({called}) it gives {show(got)}, expected {show(expected)}{apart}.")
+
+    def _makes(self, mistake: Callable, arguments: tuple, output: Any) -> bool:
+        try:
+            return same(output, self.result(mistake, arguments), self.rtol)
+        except Exception:  # a mistake need not work on every input
+            return False
+
+    def _seen(self, output: Any, arguments: tuple) -> Any:
+        return self.seen(output, arguments) if self.seen else output
+
+    def _changed(self, before: tuple, after: list) -> str:
+        """The name of the first argument that is not what it was."""
+        names = inspect.signature(self.solution).parameters
+        return next((n for n, b, a in zip(names, before, after, strict=False) if not unchanged(b, a)), "")
+
+    def _not_yet(self, words: str) -> Verdict:
+        return Verdict(False, f"{self.name} not yet: {words}")
 
     def _not_attempted(self) -> Verdict:
         return Verdict(
             None, f"{self.name} not attempted yet: write the function, end it with return, run this cell again."
         )
+
+
+def _but_for(trial: Trial) -> str:
+    return f"right so far, but not with {trial.what}: " if trial.what else ""
 
 
 def reveal(guess: float | None, truth: float, unit: str = "", digits: int = 2) -> str:
@@ -94,31 +163,3 @@ def reveal(guess: float | None, truth: float, unit: str = "", digits: int = 2) -
     ratio = guess / truth if truth else float(guess == 0)
     word = "close" if abs(ratio - 1) <= 0.1 else "within a factor of two" if 0.5 <= ratio <= 2 else "a surprise"
     return f"you said: {guess:g} {unit}".rstrip() + f"; {measured}: {word}"
-
-
-def _copies(arguments: tuple) -> list:
-    """Fresh copies, so that an answer that writes into its input spoils nothing."""
-    return [a.clone() if isinstance(a, Tensor) else list(a) if isinstance(a, list) else a for a in arguments]
-
-
-def _same(got: Any, wanted: Any) -> bool:
-    """Equal up to float rounding, whatever mixture of tensors, numbers and sequences both are; bytes must be bytes."""
-    if isinstance(wanted, Tensor) and wanted.dtype == torch.uint8 and getattr(got, "dtype", None) != torch.uint8:
-        return False
-    if isinstance(wanted, tuple):
-        return isinstance(got, tuple | list) and len(got) == len(wanted) and all(map(_same, got, wanted))
-    if isinstance(wanted, str):
-        return got == wanted
-    try:
-        got, wanted = torch.as_tensor(got).double(), torch.as_tensor(wanted).double()
-    except (TypeError, ValueError, RuntimeError):
-        return False
-    return got.shape == wanted.shape and torch.allclose(got, wanted, rtol=1e-4, atol=1e-7)
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, Tensor):
-        numbers = [round(x, 4) for x in value.flatten()[:8].tolist()]
-        more = ", ..." if value.numel() > 8 else ""
-        return f"tensor {list(value.shape)} [{', '.join(f'{x:g}' for x in numbers)}{more}]"
-    return f"{value:.5g}" if isinstance(value, float) else repr(value)

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qkit.exercises.core import Exercise, Verdict, _copies, _show
+from qkit.exercises.compare import copies, show
+from qkit.exercises.core import Exercise, Verdict
 
 AROUND = 4096  # numbers on either side of a tensor
 UNTOUCHED = float.fromhex("0x1.beefp+100")  # stands in an output where nothing was stored
@@ -78,7 +79,7 @@ class KernelExercise(Exercise):
             )
         outputs = []
         for arguments in self.cases:
-            called = ", ".join(f"{name} {_show(value)}" for name, value in zip(self.names, arguments, strict=True))
+            called = ", ".join(f"{name} {show(value)}" for name, value in zip(self.names, arguments, strict=True))
             try:
                 outputs.append(self._stored(answer, arguments, device))
             except Exception as error:  # a learner's kernel may raise anything, and wants to know what
@@ -94,35 +95,32 @@ class KernelExercise(Exercise):
             None, f"{self.name} not attempted yet: the kernel stores nothing; write it, and run this cell again."
         )
 
-    def _not_yet(self, words: str) -> Verdict:
-        return Verdict(False, f"{self.name} not yet: {words}")
-
     def _judged(self, outputs: list[Tensor]) -> Verdict:
-        expected = [self.solution(*_copies(arguments)) for arguments in self.cases]
+        expected = [self.solution(*copies(arguments)) for arguments in self.cases]
         if all(map(self._same, outputs, expected)):
             return Verdict(True, f"{self.name} right.")
         for mistake, sentence in self.mistakes:
-            if all(map(self._same, outputs, [mistake(*_copies(arguments)) for arguments in self.cases])):
+            if all(map(self._same, outputs, [mistake(*copies(arguments)) for arguments in self.cases])):
                 return self._not_yet(sentence)
         if self.hint_if_equal and all(torch.allclose(o, e, rtol=1e-5) for o, e in zip(outputs, expected, strict=True)):
             return self._not_yet(self.hint_if_equal)
         got, wanted, arguments = next(
             case for case in zip(outputs, expected, self.cases, strict=True) if not self._same(*case[:2])
         )
-        called = ", ".join(f"{name} {_show(value)}" for name, value in zip(self.names, arguments, strict=True))
+        called = ", ".join(f"{name} {show(value)}" for name, value in zip(self.names, arguments, strict=True))
         left = int((got == UNTOUCHED).sum())
         more = f"; {left} of {got.numel()} were not stored" if left else ""
         if not bool(got.isfinite().all()):
             more += "; a lane that is masked off holds anything, also infinity, where the load has no other="
-        shown = _show(torch.where(got == UNTOUCHED, torch.nan, got))
-        return self._not_yet(f"with {called} it stores {shown}, expected {_show(wanted)}{more}.")
+        shown = show(torch.where(got == UNTOUCHED, torch.nan, got))
+        return self._not_yet(f"with {called} it stores {shown}, expected {show(wanted)}{more}.")
 
     def _same(self, got: Tensor, wanted: Tensor) -> bool:
         return torch.equal(got, wanted) if self.hint_if_equal else torch.allclose(got, wanted, rtol=1e-4, atol=1e-6)
 
     def _stored(self, kernel: Any, arguments: tuple, device: str) -> Tensor:
         """What the kernel stores, float32 on the CPU."""
-        wanted = self.solution(*_copies(arguments))
+        wanted = self.solution(*copies(arguments))
         out, around = _amid(torch.full_like(wanted, UNTOUCHED), UNTOUCHED, device)
         given, kept = [], []
         for value in arguments:

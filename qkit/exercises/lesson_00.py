@@ -5,6 +5,7 @@ import math
 import qkit
 from qkit.engine.plan import Plan
 from qkit.exercises.core import Exercise
+from qkit.exercises.draws import Draw
 from qkit.exercises.open_task import OpenTask
 
 
@@ -39,15 +40,28 @@ ROWS = [
     ("B", 8.1, 4000.0),
 ]
 
+
+def _table(d: Draw) -> tuple[list, float]:
+    """Rows of which no two are alike in anything, and a budget that one of them meets, now and then exactly."""
+    sizes, losses = ([d.size(1, 100) for _ in range(d.whole(1, 9))] for _ in range(2))
+    rows = [(f"{d.whole(0, 99)}-{at}", size, loss) for at, (size, loss) in enumerate(zip(sizes, losses, strict=False))]
+    return rows, d.one_of(*(row[1] for row in rows)) * d.one_of(1, 1.01)
+
+
 EXERCISES = (
     Exercise(
         name="00.1",
+        minutes=3,
+        difficulty="easy",
         hints=(
             "How many bytes is one number of 32 bits? Of 4 bits?",
-            "bits / 8 is the bytes of one number; 10^6 bytes are a megabyte.",
+            "Go from bits to bytes first, then from bytes to megabytes; a bit is an eighth of a byte, a byte 10^-6 MB.",
         ),
         solution=megabytes,
         cases=((1_000_000, 8), (14_162_304, 32), (14_162_304, 4), (7_000_000_000, 4.125), (3, 16)),
+        edges={"no parameters": (0, 4), "half a byte too many": (3, 4), "a fraction of a bit": (1_000_003, 1.58)},
+        rtol=1e-7,
+        draw=lambda d: (d.whole(1, 10**10), d.one_of(1, 2, 3, 4, 8, 16, 32, d.real(1, 9))),
         mistakes=(
             (lambda n, b: n * b / 1e6, "that counts megabits: 8 bits are one byte."),
             (lambda n, b: n * b / 8, "that counts bytes: divide by 10^6 for megabytes."),
@@ -57,12 +71,16 @@ EXERCISES = (
     ),
     Exercise(
         name="00.2",
+        minutes=5,
+        difficulty="easy",
         hints=(
             "Perplexity of a model that gives every right token p = 1/10 is 10.",
             "Take -log of each probability, then their mean, then exp.",
         ),
         solution=perplexity,
         cases=(([0.1, 0.1],), ([0.5, 0.25, 0.125],), ([1.0, 0.01],), ([0.9],)),
+        edges={"one token": ([0.03],), "tokens that are certain": ([1.0, 1.0, 1.0],)},
+        draw=lambda d: ([d.size(0.01, 1.0) for _ in range(d.whole(1, 60))],),
         mistakes=(
             (lambda ps: len(ps) / sum(ps), "that is one over the mean probability; average the logarithms, not the p."),
             (
@@ -89,12 +107,20 @@ EXERCISES = (
     ),
     Exercise(
         name="00.3",
+        minutes=5,
+        difficulty="easy",
         hints=(
             "First keep the rows that fit, then choose among them.",
-            "min(..., key=lambda row: row[2]) over rows that fit.",
+            "min takes key=, a function that says of a row what is compared; the model of exactly the budget fits.",
         ),
         solution=best_that_fits,
         cases=((ROWS, 12.0), (ROWS, 9.9), (ROWS, 100.0), (ROWS, 7.0), (ROWS[::-1], 16.0)),
+        edges={
+            "one row": ([("X", 5.0, 7.0)], 5.0),
+            "a row of exactly the budget": ([("X", 5.0, 7.0), ("Y", 6.0, 6.0), ("Z", 6.5, 5.0)], 6.0),
+            "a larger model that is worse": ([("X", 6.0, 7.0), ("Y", 5.0, 6.0)], 8.0),
+        },
+        draw=_table,
         mistakes=(
             (
                 lambda rows, budget: min(rows, key=lambda r: r[2])[0],

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from qkit.exercises.core import Exercise
+from qkit.exercises.draws import Draw, off_halves
 from qkit.exercises.open_task import OpenTask, percent_off, the_layer
 
 
@@ -61,16 +62,32 @@ def _from(lo: float, hi: float, steps: int) -> tuple[float, int]:
     return scale, round(-lo / scale)
 
 
+def _weight_and_grid(d: Draw) -> tuple[torch.Tensor, float, int, int]:
+    bits, w = d.whole(2, 8), d.weight(d.whole(1, 5), d.whole(1, 9))
+    scale = float(w.abs().max()) / 2**bits * d.real(1, 3) + 1e-6
+    return off_halves(w if d.whole(0, 1) else w[0], scale), scale, d.whole(0, 2**bits - 1), bits
+
+
 EXERCISES = (
     Exercise(
         name="01.1",
+        minutes=8,
+        difficulty="easy",
         hints=(
             "Widen the range first: lo is never above 0, hi never below. They are plain numbers: min(lo, 0.0), max(hi, 0.0).",
             "2^b codes have 2^b - 1 steps between them.",
-            "z is the code on which 0.0 falls: lo falls on 0, so 0.0 falls on -lo / s, rounded.",
+            "z is the code on which 0.0 falls. lo falls on code 0; how many steps above it is 0.0?",
         ),
         solution=scale_and_zero_point,
         cases=((-1.0, 0.9, 8), (-0.3, 1.0, 4), (-0.5, 1.5, 4), (0.25, 1.0, 4), (-3.0, -1.0, 3), (-0.72, 0.49, 2)),
+        edges={
+            "a zero point that lies halfway": (-1.25, 0.25, 2),
+            "a range that begins at 0": (0.0, 3.0, 4),
+            "a range that ends at 0": (-2.0, 0.0, 4),
+            "all numbers above 0": (5.0, 6.0, 8),
+            "all numbers below 0": (-6.0, -5.0, 8),
+        },
+        draw=lambda d: (*sorted(d.size(1e-4, 100) * d.one_of(1, -1) for _ in range(2)), d.whole(2, 8)),
         mistakes=(
             (
                 lambda lo, hi, bits: _from(min(lo, 0.0), max(hi, 0.0), 2**bits),
@@ -111,7 +128,12 @@ EXERCISES = (
     ),
     Exercise(
         name="01.2",
-        hints=("torch.round rounds half to even.", "Divide, round, add the zero point, clamp to 0 .. 2^bits - 1."),
+        minutes=6,
+        difficulty="easy",
+        hints=(
+            "Which of torch.round, torch.floor and torch.trunc errs by half a step at most?",
+            "Four things in a row: steps, whole steps, codes, codes that exist. The zero point comes in at the third.",
+        ),
         solution=quantize,
         cases=(
             (torch.tensor([-1.0, 0.0, 0.26, 1.0]), 0.5, 2, 3),
@@ -119,6 +141,15 @@ EXERCISES = (
             (torch.tensor([-9.0, 9.0, 0.1]), 0.1, 8, 4),
             (torch.tensor([[-0.33, 0.2], [0.9, -0.04]]), 0.01, 100, 8),
         ),
+        edges={
+            "numbers that lie halfway": (torch.arange(-9, 10) / 4, 0.5, 7, 4),
+            "one number": (torch.tensor([0.7]), 0.2, 3, 3),
+            "zeros": (torch.zeros(2, 3), 0.1, 5, 3),
+            "codes that all fall off the upper end": (torch.tensor([5.0, 50.0]), 0.1, 0, 2),
+            "codes that all fall off the lower end": (torch.tensor([-5.0, -50.0]), 0.1, 3, 2),
+        },
+        draw=_weight_and_grid,
+        rtol=0.0,
         mistakes=(
             (
                 lambda w, s, z, b: (torch.trunc(w / s) + z).clamp(0, 2**b - 1),
@@ -153,9 +184,11 @@ EXERCISES = (
     ),
     Exercise(
         name="01.3",
+        minutes=8,
+        difficulty="medium",
         hints=(
             "The largest error is half a step.",
-            "Half a step is (hi - lo) / (2^b - 1) / 2; solve for b and round up.",
+            "Write half a step as a formula of b. Solve for b with log2, or try b = 1, 2, 3 ... until it is small enough.",
         ),
         solution=bits_needed,
         cases=(
@@ -166,6 +199,13 @@ EXERCISES = (
             (-2.0, 2.0, 0.25),
             (-1.0, 1.0, 0.068),
         ),
+        edges={
+            "a tolerance that is met exactly": (0.0, 1.5, 0.25),
+            "a tolerance that eight codes meet exactly": (-1.0, 0.75, 0.125),
+            "a tolerance that one bit meets": (-1.0, 1.0, 1.5),
+            "a range that ends at 0": (-3.0, 0.0, 0.01),
+        },
+        draw=lambda d: (-d.size(0.01, 50), d.size(0.01, 50), d.size(1e-4, 1e-2)),
         mistakes=(
             (
                 lambda lo, hi, t: math.ceil(math.log2((hi - lo) / t + 1)),

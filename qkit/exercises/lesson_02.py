@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from qkit.exercises.core import Exercise
+from qkit.exercises.draws import Draw, off_halves
 from qkit.exercises.open_task import OpenTask, percent_off, the_layer
 
 
@@ -65,15 +66,35 @@ def _codes(w: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
 _W = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 4, 8)[:, None]
 _V = torch.randn(12, 12, generator=torch.Generator().manual_seed(1)) * torch.linspace(3, 0.2, 12)
 
+
+def _weight_in_groups(d: Draw) -> tuple[torch.Tensor, int, int]:
+    """A weight whose groups are of unlike sizes, with a group of zeros now and then, no number nearly halfway."""
+    size, bits = d.whole(2, 9), d.whole(2, 8)
+    groups = d.weight(d.whole(1, 5), size * d.whole(1, 4)).unflatten(1, (-1, size))
+    if d.whole(0, 2) == 0:
+        groups[0, -1] = 0
+    reach = groups.abs().amax(-1, keepdim=True).clamp(min=1e-9)
+    return off_halves(groups, reach / (2 ** (bits - 1) - 1)).flatten(1), bits, size
+
+
 EXERCISES = (
     Exercise(
         name="02.1",
+        minutes=4,
+        difficulty="easy",
         hints=(
             "A group of g weights has one scale of 16 bits: how much is that for each of them?",
-            "b + (16 + b) / g.",
+            "What a group stores beside its codes, divided by its weights, comes on top of the bits of a code.",
         ),
         solution=bits_per_weight,
         cases=((4, 128, True), (4, 128, False), (4, 16, False), (3, 64, False), (2, 32, True), (8, 4096, False)),
+        edges={
+            "a group of one": (4, 1, False),
+            "a symmetric group of one": (8, 1, True),
+            "a whole row": (3, 11008, False),
+        },
+        draw=lambda d: (d.whole(2, 8), d.whole(1, 300), d.one_of(True, False)),
+        rtol=1e-6,
         mistakes=(
             (
                 lambda b, g, sym: float(b),
@@ -101,7 +122,12 @@ EXERCISES = (
     ),
     Exercise(
         name="02.2",
-        hints=("x << 4 moves a code into the high half of a byte, | joins two.", "An odd length: append one 0 first."),
+        minutes=8,
+        difficulty="medium",
+        hints=(
+            "codes[0::2] are the first of each pair. What moves the second into the high half of its byte?",
+            "x << 4 moves, | joins. With an odd length the last code has no partner: give it one first.",
+        ),
         solution=pack_int4,
         cases=(
             (torch.tensor([1, 2]),),
@@ -109,6 +135,12 @@ EXERCISES = (
             (torch.tensor([3, 4, 5]),),
             (torch.tensor([12]),),
         ),
+        edges={
+            "the largest codes": (torch.full((6,), 15),),
+            "zeros": (torch.zeros(5, dtype=torch.int64),),
+            "one code": (torch.tensor([9]),),
+        },
+        draw=lambda d: (d.integers(0, 15, d.whole(1, 40)),),
         mistakes=(
             (
                 lambda c: (_pairs(c)[:, 1] | (_pairs(c)[:, 0] << 4)).to(torch.uint8),
@@ -144,12 +176,30 @@ EXERCISES = (
     ),
     Exercise(
         name="02.3",
+        minutes=10,
+        difficulty="medium",
         hints=(
             "Reshape [out, in] to [out, in / g, g], then the last axis shares a scale.",
-            "amax(-1, keepdim=True) keeps the axis, so that dividing broadcasts.",
+            "amax(-1, keepdim=True) keeps the axis, so that dividing broadcasts. And what is 0 / 0?",
         ),
         solution=fake_quantize_groups,
         cases=((_W, 4, 4), (_W, 3, 2), (_V, 4, 4), (_V, 8, 6)),
+        edges={
+            "a group of zeros": (torch.tensor([[0.0, 0.0, 1.0, -0.4], [0.3, -2.0, 0.0, 0.0]]), 4, 2),
+            "a weight of zeros": (torch.zeros(2, 8), 4, 4),
+            "numbers that lie halfway": (
+                torch.tensor([[1.75, 0.125, 0.375, 0.625, -0.125, -0.375, -0.625, 0.875]]),
+                4,
+                8,
+            ),
+            "one row": (_W[:1], 3, 4),
+            "one group a row": (_W, 4, 8),
+            "groups of one": (_W[:2], 4, 1),
+            "positive numbers only": (_W.abs() + 0.1, 4, 4),
+            "one outlier": (_W + 50 * torch.eye(8)[2] * torch.eye(8)[:, 3:4], 4, 4),
+            "very small numbers": (_W * 1e-6, 4, 4),
+        },
+        draw=_weight_in_groups,
         mistakes=(
             (
                 lambda w, b, g: fake_quantize_groups(w.reshape(1, -1), b, w.numel()).reshape(w.shape),

@@ -3,15 +3,17 @@
 import torch
 
 from qkit.exercises.core import Exercise
+from qkit.exercises.draws import Draw, off_halves
 
 
 def int8_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """x wᵀ in INT8: codes round(127 x / absmax), a scale for each token of x [tokens, in], one for each row of w [out, in].
 
-    The sum runs over codes; both scales are multiplied on afterwards. Returns [tokens, out].
+    The sum runs over codes; both scales are multiplied on afterwards; a row of zeros has codes 0. Returns [tokens, out].
     """
     sx = x.abs().amax(1, keepdim=True) / 127
     sw = w.abs().amax(1, keepdim=True) / 127
+    sx[sx == 0], sw[sw == 0] = 1, 1
     return (torch.round(x / sx) @ torch.round(w / sw).T) * sx * sw.T
 
 
@@ -28,7 +30,8 @@ def round_to_table(w: torch.Tensor, table: torch.Tensor, block_size: int) -> tor
     """w [n] in blocks of `block_size`: each divided by its absmax, put on the nearest of `table`, and multiplied back."""
     blocks = w.reshape(-1, block_size)
     absmax = blocks.abs().amax(1, keepdim=True)
-    codes = (blocks[..., None] / absmax[..., None] - table).abs().argmin(-1)
+    levels = blocks / torch.where(absmax == 0, 1, absmax)  # of zeros, whose level is multiplied by 0 again
+    codes = (levels[..., None] - table).abs().argmin(-1)
     return (table[codes] * absmax).reshape(w.shape)
 
 
@@ -77,13 +80,31 @@ _LOUD[2, 8] = 6.0
 _TABLE = torch.tensor([-1.0, -0.5, -0.2, 0.0, 0.1, 0.3, 0.6, 1.0])
 _V = torch.randn(24, generator=_G) * torch.linspace(0.2, 4, 24)
 
+
+def _activations_and_weight(d: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+    features = d.whole(2, 20)
+    found = []
+    for rows in (d.whole(1, 6), d.whole(1, 6)):
+        t = d.weight(rows, features)
+        found.append(off_halves(t, t.abs().amax(1, keepdim=True) / 127) / t.std())
+    return found[0], found[1]
+
+
+def _numbers_and_table(d: Draw) -> tuple[torch.Tensor, torch.Tensor, int]:
+    size = d.whole(2, 9)
+    inner = d.normal(d.whole(2, 12)).clamp(-0.99, 0.99)
+    return d.weight(d.whole(1, 5), size).flatten(), torch.cat([torch.tensor([-1.0, 1.0]), inner]).sort().values, size
+
+
 EXERCISES = (
     Exercise(
         name="03.1",
+        minutes=8,
+        difficulty="medium",
         hints=(
             "x.abs().amax(1, keepdim=True) is the reach of each token, [tokens, 1]. What is it for the rows of w?",
             "codes = torch.round(x / (reach / 127)): no clamp is needed, none is larger than 127.",
-            "codes of x times codes of w, then times the scale of the token and the scale of the row: [tokens, 1] and [1, out].",
+            "The sum is [tokens, out]: which shapes must the two kinds of scales have, to multiply it? And what is 0 / 0?",
         ),
         solution=int8_product,
         cases=(
@@ -91,6 +112,20 @@ EXERCISES = (
             (_X, _W),
             (_LOUD, _W),
         ),
+        edges={
+            "one token": (_X[:1], _W),
+            "one row of the weight": (_X, _W[:1]),
+            "a token of zeros": (_X * torch.tensor([1.0, 0, 1, 1, 1])[:, None], _W),
+            "a row of zeros in the weight": (_X, _W * (torch.arange(7) != 2)[:, None]),
+            "positive numbers only": (_X.abs(), _W.abs()),
+            "very small numbers": (_X * 1e-6, _W * 1e-3),
+            "numbers that lie halfway": (
+                torch.tensor([[127.0, 0.5, -1.5, 2.5], [-127.0, 4.5, 0.5, -0.5]]),
+                torch.tensor([[127.0, 10.0, 2.0, -3.0], [1.5, -127.0, 0.5, 3.0]]),
+            ),
+            "as many tokens as rows": (_X[:4], _W[:4]),
+        },
+        draw=_activations_and_weight,
         mistakes=(
             (
                 lambda x, w: _product(x, w, _reach(x, None), _reach(w, 1)),
@@ -129,13 +164,23 @@ EXERCISES = (
     ),
     Exercise(
         name="03.2",
+        minutes=8,
+        difficulty="medium",
         hints=(
             "(x.abs() >= threshold) says it of each number; .any(0) says it of each column.",
-            "x[:, outlier] @ w[:, outlier].T is the part in float.",
-            "x * ~outlier is x with its outlier columns set to 0: the rest is int8_product of it and w.",
+            "Two products, one in float and one by int8_product; they are added. Which columns does each take?",
+            "A mask of columns picks them, x[:, mask], or sets the others to 0, x * mask: one for each part.",
         ),
         solution=llm_int8,
         cases=((_LOUD, _W, 6.0), (_X, _W, 2.0), (_LOUD, _W, 1.2)),
+        edges={
+            "one token": (_LOUD[2:3], _W, 6.0),
+            "no outlier": (_X, _W, 50.0),
+            "nothing but outliers": (_X, _W, 1e-3),
+            "an outlier below 0": (-_LOUD.abs(), _W, 6.0),
+            "a number that equals the threshold": (torch.tensor([[1.0, -6.0, 0.5]]), _W[:, :3], 6.0),
+        },
+        draw=lambda d: (*_activations_and_weight(d), d.real(0.5, 3)),
         mistakes=(
             (
                 lambda x, w, t: int8_product(x, w),
@@ -177,10 +222,12 @@ EXERCISES = (
     ),
     Exercise(
         name="03.3",
+        minutes=10,
+        difficulty="medium",
         hints=(
             "w.reshape(-1, block_size) has a block in each row; amax(1, keepdim=True) of its magnitudes is the absmax.",
-            "(blocks[..., None] - table).abs().argmin(-1) is the place of the nearest, for every number at once.",
-            "table[codes] * absmax, in the shape of w.",
+            "With an axis more, blocks[..., None], subtracting the table gives every distance at once. Which is least?",
+            "The code is a place in the table; what it stands for has to grow to its block's size again. And what is 0 / 0?",
         ),
         solution=round_to_table,
         cases=(
@@ -188,6 +235,15 @@ EXERCISES = (
             (_V, _TABLE, 8),
             (_V, _TABLE, 24),
         ),
+        edges={
+            "a block of zeros": (torch.cat([_V[:8], torch.zeros(8)]), _TABLE, 8),
+            "one block": (_V[:4], _TABLE, 4),
+            "blocks of one": (_V[:5], _TABLE, 1),
+            "positive numbers only": (_V.abs(), _TABLE, 6),
+            "an outlier": (torch.cat([_V[:11], torch.tensor([-90.0])]), _TABLE, 6),
+            "very small numbers": (_V * 1e-6, _TABLE, 8),
+        },
+        draw=_numbers_and_table,
         mistakes=(
             (
                 lambda w, t, b: _blocks(w, t, len(w)),

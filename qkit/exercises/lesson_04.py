@@ -3,6 +3,7 @@
 import torch
 
 from qkit.exercises.core import Exercise
+from qkit.exercises.draws import Draw, off_halves
 
 
 def output_error(w: torch.Tensor, w_hat: torch.Tensor, h: torch.Tensor) -> float:
@@ -58,18 +59,41 @@ _W_HAT = torch.round(_W * 2) / 2
 _U = inverse_factor(_X, 0.01)
 _FEW = torch.randn(5, 3, generator=_G)
 
+
+def _rounded_and_hessian(d: Draw) -> tuple[torch.Tensor, ...]:
+    w, x = d.weight(d.whole(1, 6), d.whole(1, 8)), d.normal(8, 30)
+    step = float(w.abs().max()) / 5
+    return w, torch.round(w / step) * step, (x @ x.T)[: w.shape[1], : w.shape[1]]
+
+
+def _column_to_round(d: Draw) -> tuple[torch.Tensor, torch.Tensor, int, float]:
+    columns = d.whole(1, 8)
+    w = d.weight(d.whole(1, 6), columns)
+    step = float(w.abs().max()) * d.real(0.05, 0.5)
+    upper = (d.normal(columns, columns) / 2 + 2 * torch.eye(columns)).triu()
+    return off_halves(w, step), upper, d.whole(0, columns - 1), step
+
+
 EXERCISES = (
     Exercise(
         name="04.1",
+        minutes=6,
+        difficulty="easy",
         hints=(
             "||E X||² is the sum of the squares of E X, and that is the trace of E X Xᵀ Eᵀ.",
-            "((e @ h) * e).sum() is that trace.",
+            "A trace needs no whole matrix: of (E H) Eᵀ row n has its diagonal from row n of E H and row n of E.",
         ),
         solution=output_error,
         cases=(
             (torch.tensor([[1.0, 2.0]]), torch.tensor([[1.5, 1.0]]), torch.tensor([[2.0, 1.0], [1.0, 3.0]])),
             (_W, _W_HAT, _H),
         ),
+        edges={
+            "one row": (_W[:1], _W_HAT[:1], _H),
+            "one column": (_W[:, :1], _W_HAT[:, :1], _H[:1, :1]),
+            "very small inputs": (_W, _W_HAT, _H * 1e-8),
+        },
+        draw=_rounded_and_hessian,
         mistakes=(
             (
                 lambda w, v, h: float((w - v).square().sum()),
@@ -103,13 +127,23 @@ EXERCISES = (
     ),
     Exercise(
         name="04.2",
+        minutes=10,
+        difficulty="medium",
         hints=(
             "Start with w = w.clone(), and keep the rounded column apart until the end.",
-            "error = (w[:, j] - rounded) / upper[j, j]",
-            "w[:, j + 1 :] -= error[:, None] * upper[j, j + 1 :]",
+            "What is passed on is one number a row: what column j lost by rounding, over U_jj.",
+            "A column of errors times a row of U is a matrix, [out, columns after j]. Which slice of w is as wide?",
         ),
         solution=round_column,
         cases=((_W, _U, 0, 0.5), (_W, _U, 3, 0.5), (_W, _U, 5, 0.25), (_W, _U, 1, 0.7)),
+        edges={
+            "the first column": (_W[:2], _U, 0, 0.5),
+            "the last column": (_W, _U, 5, 0.5),
+            "one row": (_W[:1], _U, 2, 0.25),
+            "numbers that lie halfway": (torch.arange(6)[None, :].T * torch.ones(6) / 4 + 0.25, _U, 1, 0.5),
+            "a column that is zero": (_W * (torch.arange(6) != 2), _U, 2, 0.3),
+        },
+        draw=_column_to_round,
         mistakes=(
             (
                 lambda w, u, j, s: _step(w, u, j, s, sign=0),
@@ -149,12 +183,22 @@ EXERCISES = (
     ),
     Exercise(
         name="04.3",
+        minutes=8,
+        difficulty="medium",
         hints=(
             "h.diagonal().mean() is the unit of damp.",
             "torch.linalg.cholesky(..., upper=True) gives U with Uᵀ U. Of which matrix?",
         ),
         solution=inverse_factor,
         cases=((_X, 0.01), (_X, 0.5), (_FEW, 0.1)),
+        edges={
+            "one input": (_X[:1], 0.01),
+            "an input that is always 0": (_X * (torch.arange(6) != 4)[:, None], 0.1),
+            "fewer tokens than inputs": (_FEW[:, :2], 0.05),
+            "very small inputs": (_X * 1e-3, 0.01),
+        },
+        draw=lambda d: (d.normal(d.whole(2, 8), d.whole(3, 40)) * d.size(0.1, 10), d.real(0.05, 0.5)),
+        rtol=2e-4,
         mistakes=(
             (
                 lambda x, d: _factor(x, d, of_mean=False),

@@ -3,6 +3,7 @@
 import torch
 
 from qkit.exercises.core import Exercise
+from qkit.exercises.draws import Draw
 
 
 def salient_channels(x: torch.Tensor, k: int) -> list[int]:
@@ -33,15 +34,35 @@ _GAIN = torch.tensor([1.0, 0.5, 2.0, 1.5])
 _W = torch.randn(4, 4, generator=torch.Generator().manual_seed(2))
 _S = torch.tensor([4.0, 1.0, 0.5, 2.0])
 
+
+def _channels_to_choose(d: Draw) -> tuple[torch.Tensor, int]:
+    x = d.weight(d.whole(1, 20), d.whole(2, 12))
+    return x - d.one_of(0, 1) * x.std(), d.whole(1, x.shape[1])
+
+
+def _norm_and_weight(d: Draw) -> tuple[torch.Tensor, ...]:
+    features = d.whole(1, 8)
+    return d.normal(features), d.weight(d.whole(1, 8), features), d.normal(features).exp()
+
+
 EXERCISES = (
     Exercise(
         name="05.1",
+        minutes=5,
+        difficulty="easy",
         hints=(
             "One number a channel: the mean over the tokens, which are the rows, of the magnitude.",
-            "sorted(x.abs().mean(0).topk(k).indices.tolist())",
+            "topk gives numbers and where they stood, the largest first; the answer is a list in ascending order.",
         ),
         solution=salient_channels,
         cases=((_X, 2), (_X, 1), (_Y, 3), (-_Y, 2)),
+        edges={
+            "one token": (_Y[:1], 2),
+            "all channels": (_Y, 6),
+            "negative activations": (-_Y.abs() - 0.1, 3),
+            "one channel": (_Y[:, :1], 1),
+        },
+        draw=_channels_to_choose,
         mistakes=(
             (
                 lambda x, k: sorted(x.abs().amax(0).topk(k).indices.tolist()),
@@ -71,9 +92,21 @@ EXERCISES = (
     ),
     Exercise(
         name="05.2",
-        hints=("mean|x| of each channel, to the power alpha.", "Then divide by (s.max() * s.min()).sqrt()."),
+        minutes=5,
+        difficulty="easy",
+        hints=(
+            "One number a channel, first: over which axis goes the mean, and what comes before it?",
+            "After dividing, max s times min s is 1: try that on yours.",
+        ),
         solution=awq_scale,
         cases=((_X, 0.5), (_X, 1.0), (_Y, 0.3), (_X, 0.0)),
+        edges={
+            "one token": (_Y[:1], 0.5),
+            "negative activations": (-_Y.abs() - 0.1, 0.5),
+            "very small activations": (_Y * 1e-5, 0.7),
+            "one channel": (_Y[:, :1] - 1, 0.5),
+        },
+        draw=lambda d: (d.weight(d.whole(1, 20), d.whole(2, 9)), d.real(0, 1)),
         mistakes=(
             (
                 lambda x, a: x.abs().mean(0) ** a,
@@ -107,12 +140,20 @@ EXERCISES = (
     ),
     Exercise(
         name="05.3",
+        minutes=6,
+        difficulty="easy",
         hints=(
             "x · gain is what the layer sees. If it is divided by s, what must its columns be?",
-            "gain / s, weight * s",
+            "One of the two is divided by s, the other is multiplied; s runs along the inputs of the weight. Which axis is that?",
         ),
         solution=fold,
         cases=((_GAIN, _W, _S), (torch.ones(4), _W[:2], _S), (_GAIN, _W, torch.ones(4))),
+        edges={
+            "one output": (_GAIN, _W[:1], _S),
+            "more outputs than inputs": (_GAIN[:2], _W[:, :2], _S[:2]),
+            "gains below 0": (-_GAIN, _W, _S),
+        },
+        draw=_norm_and_weight,
         mistakes=(
             (
                 lambda g, w, s: (g * s, w / s),

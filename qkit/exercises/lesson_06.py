@@ -5,6 +5,7 @@ import math
 import torch
 
 from qkit.exercises.core import Exercise
+from qkit.exercises.draws import Draw
 
 
 def smoothing_factor(x: torch.Tensor, w: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -38,15 +39,43 @@ _XC = torch.randint(-127, 128, (3, 16), generator=_G).to(torch.int8)
 _WC = torch.randint(-127, 128, (4, 16), generator=_G).to(torch.int8)
 _XS, _WS = torch.tensor([0.1, 0.02, 0.5]), torch.tensor([0.01, 0.03, 0.002, 0.1])
 
+
+def _tokens_and_weight(d: Draw, alpha: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+    features = d.whole(1, 9)
+    return d.weight(d.whole(1, 9), features), d.weight(d.whole(1, 9), features), alpha
+
+
+def _codes_and_scales(d: Draw) -> tuple[torch.Tensor, ...]:
+    tokens, outputs, features = d.whole(1, 6), d.whole(1, 6), d.whole(1, 300)
+    codes = (d.integers(-127, 127, rows, features, dtype=torch.int8) for rows in (tokens, outputs))
+    return next(codes), d.normal(tokens).exp() / 100, next(codes), d.normal(outputs).exp() / 100
+
+
+def _values_and_share(d: Draw) -> tuple[torch.Tensor, float]:
+    """Values, and a share of them that ends well between two."""
+    x = d.weight(d.whole(1, 9), d.whole(1, 9))
+    return x, (d.whole(1, x.numel()) - d.real(0.1, 0.9)) / x.numel()
+
+
 EXERCISES = (
     Exercise(
         name="06.1",
+        minutes=4,
+        difficulty="easy",
         hints=(
             "The largest magnitude of each column: .abs().amax(0), of x and of w.",
-            "x.abs().amax(0) ** alpha / w.abs().amax(0) ** (1 - alpha)",
+            "Both are [in]. The activations have the exponent α and stand above the line; which one is left for the weights?",
         ),
         solution=smoothing_factor,
         cases=((_X, _W, 0.5), (_X, _W, 0.8), (_X, _W, 1.0), (_X, _W, 0.0)),
+        edges={
+            "one token": (_X[:1], _W, 0.5),
+            "one output": (_X, _W[:1], 0.5),
+            "negative activations": (-_X.abs(), _W, 0.6),
+            "negative weights": (_X, -_W.abs(), 0.6),
+            "as many tokens as outputs": (_X[:5], _W, 0.4),
+        },
+        draw=lambda d: _tokens_and_weight(d, d.real(0, 1)),
         mistakes=(
             (
                 lambda x, w, a: x.abs().amax(0) ** (1 - a) / w.abs().amax(0) ** a,
@@ -77,9 +106,21 @@ EXERCISES = (
     ),
     Exercise(
         name="06.2",
-        hints=("Go to .int() before the product.", "sums * x_scales[:, None] * w_scales"),
+        minutes=6,
+        difficulty="easy",
+        hints=(
+            "What is 100 times 100 in an int8? Which type holds the sum of all products?",
+            "The sums are [tokens, out]: a scale for each token must become a column, one for each row of w a row.",
+        ),
         solution=int8_product,
         cases=((_XC, _XS, _WC, _WS), (_XC[:1], _XS[:1], _WC, _WS), (_XC, torch.ones(3), _WC, torch.ones(4))),
+        edges={
+            "one output": (_XC, _XS, _WC[:1], _WS[:1]),
+            "as many tokens as outputs": (_XC, _XS, _WC[:3], _WS[:3]),
+            "codes of zero": (_XC * 0, _XS, _WC, _WS),
+            "sums that int16 does not hold": (_XC[:1].abs() // 2 + 60, _XS[:1], _WC.abs() // 2 + 60, _WS),
+        },
+        draw=_codes_and_scales,
         mistakes=(
             (
                 lambda xc, xs, wc, ws: (xc @ wc.T) * xs[:, None] * ws,
@@ -106,12 +147,22 @@ EXERCISES = (
     ),
     Exercise(
         name="06.3",
+        minutes=8,
+        difficulty="medium",
         hints=(
             "Sort all |x|. With n numbers, the ⌈share · n⌉-th is at position ⌈share · n⌉ - 1.",
-            "127 codes reach it: divide by 127.",
+            "That is the reach. How many steps are there between 0 and it?",
         ),
         solution=static_step,
         cases=((_X, 1.0), (_X, 0.9), (_X, 0.5), (torch.arange(-50.0, 51)[:, None], 0.99)),
+        edges={
+            "one value": (torch.tensor([[-3.0]]), 1.0),
+            "the smallest value": (_X, 0.004),
+            "negative values": (-_X.abs(), 0.75),
+            "many equal values": (torch.tensor([[2.0, -2.0, 2.0, 1.0, 9.0]]), 0.79),
+        },
+        draw=_values_and_share,
+        rtol=1e-5,
         mistakes=(
             (lambda x, p: _reach(x, p), "that is the reach; a step is 127 times smaller."),
             (lambda x, p: _reach(x, p) / 255, "the reach lies on one side of zero: 127 steps, not 255."),

@@ -1,17 +1,19 @@
 """Exercises of lesson 07: what no other method beats, what a memory's speed allows, and a budget of bits."""
 
 from qkit.exercises.core import Exercise
+from qkit.exercises.draws import Draw
 
 Row = tuple[str, float, float]
 
 
 def unbeaten(rows: list[Row]) -> tuple[str, ...]:
-    """Names of the rows (name, megabytes, loss) to which no other row is as small and as good, the smallest first."""
-    best: list[Row] = []
-    for row in sorted(rows, key=lambda row: row[1:]):
-        if not best or row[2] < best[-1][2]:
-            best.append(row)
-    return tuple(name for name, _, _ in best)
+    """Names of the rows (name, megabytes, loss) that no other beats, the smallest first; equals do not beat each other."""
+    kept = [row for row in rows if not any(_beats(other, row) for other in rows)]
+    return tuple(name for name, _, _ in sorted(kept, key=lambda row: row[1]))
+
+
+def _beats(other: Row, row: Row) -> bool:
+    return other[1] <= row[1] and other[2] <= row[2] and other[1:] != row[1:]
 
 
 def tokens_per_second(parameters: float, bits: float, memory_gb: float, bandwidth_gb: float) -> float:
@@ -88,15 +90,40 @@ LAYERS = [
     ("o", 100, 0.10, 0.04),
 ]
 
+
+def _table(d: Draw) -> tuple[list[Row]]:
+    """Rows of which some are equal in size or in loss, none in both."""
+    drawn = {(float(d.whole(1, 6)), float(d.whole(1, 6))): f"{d.whole(0, 99)}-{at}" for at in range(d.whole(1, 12))}
+    return (d.shuffled([(name, size, loss) for (size, loss), name in drawn.items()]),)
+
+
+def _layers_and_budget(d: Draw) -> tuple[list, int]:
+    layers = []
+    for at in range(d.whole(1, 9)):
+        loss = d.real(0.1, 2)
+        layers.append((f"{d.whole(0, 99)}-{at}", d.whole(5, 200), loss, loss * d.real(0, 0.95)))
+    return layers, d.whole(0, 600)
+
+
 EXERCISES = (
     Exercise(
         name="07.1",
+        minutes=8,
+        difficulty="medium",
         hints=(
-            "Sort by megabytes first. When is the next row worth its bytes?",
-            "Only when its loss is lower than that of every smaller row: keep the best so far.",
+            "When does one row beat another? Write that as a function of two rows first.",
+            "A row stays if no other beats it: any(...) over all rows. Two rows that are equal in both do not beat each other.",
         ),
         solution=unbeaten,
         cases=((ROWS,), (ROWS[::-1],), (TIED,), (ROWS[:3],)),
+        edges={
+            "one row": ([("a", 1.0, 2.0)],),
+            "two rows that are equal in both": ([("b", 2.0, 1.0), ("a", 2.0, 1.0), ("c", 3.0, 1.0)],),
+            "rows of one size": ([("a", 2.0, 3.0), ("b", 2.0, 1.0), ("c", 2.0, 2.0)],),
+            "rows of one loss": ([("a", 3.0, 1.0), ("b", 2.0, 1.0), ("c", 4.0, 1.0)],),
+            "no row that is beaten": ([("b", 3.0, 1.0), ("a", 2.0, 2.0), ("c", 1.0, 3.0)],),
+        },
+        draw=_table,
         mistakes=(
             (
                 lambda rows: tuple(r[0] for r in sorted(rows, key=lambda r: r[1])),
@@ -112,9 +139,11 @@ EXERCISES = (
     ),
     Exercise(
         name="07.2",
+        minutes=5,
+        difficulty="easy",
         hints=(
             "How many gigabytes does one token read?",
-            "parameters * bits / 8e9 GB; the bandwidth is GB a second. First see whether it fits.",
+            "GB a second over GB a token are tokens a second. And first: do the weights fit? Exactly full is not too full.",
         ),
         solution=tokens_per_second,
         cases=(
@@ -124,6 +153,13 @@ EXERCISES = (
             (175e9, 3.15, 100.0, 50.0),
             (1e9, 8, 1.0, 25.0),
         ),
+        edges={
+            "weights of exactly the memory": (4e9, 16, 8.0, 10.0),
+            "weights that are a little too large": (4e9 + 8, 16, 8.0, 10.0),
+            "a memory that is nearly empty": (1e6, 4, 80.0, 2000.0),
+        },
+        draw=lambda d: (d.size(1e8, 1e11), d.one_of(2, 3.15, 4, 4.5, 8, 16), d.size(0.5, 100), d.size(10, 3000)),
+        rtol=1e-6,
         mistakes=(
             (
                 lambda p, b, m, w: w / (p * b / 1e9) if p * b / 8e9 <= m else 0.0,
@@ -153,12 +189,24 @@ EXERCISES = (
     ),
     Exercise(
         name="07.3",
+        minutes=10,
+        difficulty="medium",
         hints=(
             "What does a layer save for each bit that it costs?",
-            "Sort by (loss3 - loss4) / weights, largest first; buy what still fits.",
+            "Sort by that, and walk through with what is left of the budget: what fits is bought, what does not is passed over.",
         ),
         solution=spend,
         cases=((LAYERS, 500), (LAYERS, 150), (LAYERS, 0), (LAYERS, 2000), (LAYERS[::-1], 650)),
+        edges={
+            "one layer": ([("a", 10, 0.5, 0.1)], 10),
+            "a layer that is one bit too dear": ([("a", 10, 0.5, 0.1)], 9),
+            "a layer that costs exactly what is left": ([("a", 10, 0.5, 0.1), ("b", 5, 0.2, 0.1)], 15),
+            "a small layer behind one that is too dear": (
+                [("a", 90, 0.95, 0.0), ("b", 60, 0.5, 0.0), ("c", 5, 0.03, 0.0)],
+                100,
+            ),
+        },
+        draw=_layers_and_budget,
         mistakes=(
             (
                 lambda layers, budget: _buy(layers, budget, lambda x: x[3] - x[2]),

@@ -1,11 +1,11 @@
 """Exercises of lesson 08: a dot product of bytes, a sum that overflows, and what fewer bits are worth."""
 
-from collections.abc import Callable
-
+import numpy as np
 import torch
 from torch import Tensor
 
-from qkit.exercises.core import Exercise, Verdict
+from qkit.exercises.core import Exercise
+from qkit.exercises.draws import Draw
 
 
 def dot_w8(codes: Tensor, x: Tensor, scale: float, x_scale: float) -> float:
@@ -40,36 +40,24 @@ def speed_up(bits: int, fewer_bits: int, group_size: int, features: int, gigabyt
     return times[0] / times[1]
 
 
-def _judged(answer: Callable) -> Callable:
+def _what_it_does(found: object, arguments: tuple) -> object:
     """The answer with its tensors tried out: a sentence on what they do, since many are right."""
-
-    def tried(n: int, largest_code: int, largest_x: int) -> object:
-        out = answer(n, largest_code, largest_x)
-        if isinstance(out, tuple | list) and len(out) == 0:
-            return "nothing"
-        if not (isinstance(out, tuple | list) and len(out) == 2 and all(isinstance(t, Tensor) for t in out)):
-            return out
-        codes, x = out
-        if codes.dtype != torch.uint8 or x.dtype != torch.int8:
-            return f"codes of {codes.dtype} and x of {x.dtype}"
-        if codes.shape != (n,) or x.shape != (n,):
-            return f"tensors of shapes {list(codes.shape)} and {list(x.shape)}"
-        if codes.int().max() > largest_code or x.int().abs().max() > largest_x:
-            return f"a code of {codes.max()} and |x| of {x.int().abs().max()}"
-        exact = int((codes.int() * x.int()).sum())
-        return "a wrong sum" if careless_dot(codes, x) != exact else "the right sum"
-
-    return tried
-
-
-class _Search(Exercise):
-    """An exercise in which inputs are to be found: they are tried, not compared."""
-
-    def check(self, answer: object) -> Verdict:
-        """Judge `answer`, a function that finds them."""
-        mistakes = tuple((_judged(mistake), sentence) for mistake, sentence in self.mistakes)
-        tried = Exercise(self.name, self.hints, _judged(self.solution), self.cases, mistakes)
-        return tried.check(_judged(answer) if callable(answer) else answer)
+    n, largest_code, largest_x = arguments
+    if isinstance(found, tuple | list) and len(found) == 0:
+        return "nothing"
+    if not (isinstance(found, tuple | list) and len(found) == 2):
+        return found
+    if not all(isinstance(part, Tensor | np.ndarray) for part in found):
+        return found
+    codes, x = (torch.as_tensor(part) for part in found)
+    if codes.dtype != torch.uint8 or x.dtype != torch.int8:
+        return f"codes of {codes.dtype} and x of {x.dtype}"
+    if codes.shape != (n,) or x.shape != (n,):
+        return f"tensors of shapes {list(codes.shape)} and {list(x.shape)}"
+    if codes.int().max() > largest_code or x.int().abs().max() > largest_x:
+        return f"a code of {codes.max()} and |x| of {x.int().abs().max()}"
+    exact = int((codes.int() * x.int()).sum())
+    return "a wrong sum" if careless_dot(codes, x) != exact else "the right sum"
 
 
 def _pair(codes: int, x: int, n: int) -> tuple[Tensor, Tensor]:
@@ -85,15 +73,30 @@ _RANDOM = torch.Generator().manual_seed(0)
 _CODES = torch.randint(0, 256, (300,), generator=_RANDOM).to(torch.uint8)
 _X = torch.randint(-127, 128, (300,), generator=_RANDOM).to(torch.int8)
 _FULL = (torch.full((4096,), 255, dtype=torch.uint8), torch.full((4096,), 127, dtype=torch.int8))
+_CANCELLING = (
+    torch.tensor([255] * 2047 + [1] * 2047, dtype=torch.uint8),
+    torch.tensor([127] * 2047 + [127] * 2046 + [126], dtype=torch.int8),
+    0.5,
+    2.0,
+)
 _LOW = (torch.zeros(1024, dtype=torch.uint8), torch.full((1024,), 127, dtype=torch.int8))
+
+
+def _bytes_to_multiply(d: Draw) -> tuple[Tensor, Tensor, float, float]:
+    n = d.whole(1, 4096)
+    codes, x = d.integers(0, 255, n, dtype=torch.uint8), d.integers(-127, 127, n, dtype=torch.int8)
+    return codes, x, d.size(1e-4, 1), d.size(1e-4, 1)
+
 
 EXERCISES = (
     Exercise(
         name="08.1",
+        minutes=6,
+        difficulty="easy",
         hints=(
             "Which numbers can an int8 hold, and which a uint8? Where does 200 - 128 times 127 fit?",
             "Make both int32 before anything is subtracted or multiplied: codes.int(), x.int().",
-            "The scales are the same for all k: multiply once, at the end.",
+            "The scales are the same for all k: where do they stand outside of the sum?",
         ),
         solution=dot_w8,
         cases=(
@@ -103,6 +106,13 @@ EXERCISES = (
             (*_FULL, 0.001, 0.01),
             (*_LOW, 0.001, 0.01),
         ),
+        edges={
+            "one code": (torch.tensor([3], dtype=torch.uint8), torch.tensor([-128], dtype=torch.int8), 0.5, 0.5),
+            "codes of 128, which stand for 0": (torch.full((9,), 128, dtype=torch.uint8), _X[:9], 0.5, 0.5),
+            "large products that cancel": _CANCELLING,
+        },
+        draw=_bytes_to_multiply,
+        rtol=1e-6,
         mistakes=(
             (
                 lambda q, x, s, r: int((q.to(torch.int8) * x).sum()) * s * r,
@@ -140,15 +150,24 @@ EXERCISES = (
             ),
         ),
     ),
-    _Search(
+    Exercise(
         name="08.2",
+        minutes=10,
+        difficulty="medium",
         hints=(
             "What is the largest number an int16 holds? What is the largest pair of products?",
             "All codes as large as allowed, and all x: if 2 · code · x is at most 32767, nothing can overflow.",
-            "torch.full((n,), largest_code, dtype=torch.uint8)",
+            "torch.full makes a tensor of equal numbers; its dtype says whether they are codes or x. When is () right?",
         ),
         solution=overflow,
+        seen=_what_it_does,
         cases=((2, 255, 127), (64, 255, 127), (2, 127, 127), (4, 255, 64), (4, 255, 65), (2, 140, 127), (6, 129, 127)),
+        edges={
+            "products that int16 just holds": (4, 129, 127),
+            "products that it just does not hold": (4, 130, 127),
+            "many small numbers": (4096, 20, 20),
+        },
+        draw=lambda d: (2 * d.whole(1, 40), d.whole(1, 255), d.whole(1, 127)),
         mistakes=(
             (
                 lambda n, c, x: _pair(c, x, n),
@@ -178,10 +197,12 @@ EXERCISES = (
     ),
     Exercise(
         name="08.3",
+        minutes=8,
+        difficulty="easy",
         hints=(
             "A layer has features² weights; each reads b + 16 / group_size bits.",
             "10⁹ bytes a second are 1000 bytes a microsecond.",
-            "(fixed + bytes of the one / rate) / (fixed + bytes of the other / rate)",
+            "Each layer takes a fixed time and one for its bytes: add first, divide last. Which sum stands above?",
         ),
         solution=speed_up,
         cases=(
@@ -191,6 +212,21 @@ EXERCISES = (
             (8, 4, 64, 384, 30.0, 40.0),
             (4, 3, 128, 11008, 60.0, 25.0),
         ),
+        edges={
+            "no fixed time": (8, 3, 64, 1024, 20.0, 0.0),
+            "as many bits as before": (4, 4, 128, 1024, 20.0, 5.0),
+            "groups of one": (4, 2, 1, 512, 20.0, 5.0),
+            "bytes that are no whole number": (4, 3, 32, 3, 0.001, 0.0),
+        },
+        draw=lambda d: (
+            d.whole(5, 8),
+            d.whole(2, 4),
+            d.one_of(16, 32, 64, 128),
+            d.whole(100, 12000),
+            d.size(5, 3000),
+            d.real(0, 60),
+        ),
+        rtol=1e-6,
         mistakes=(
             (lambda b, c, g, n, r, f: b / c, "the scales are missing, and the fixed time: codes alone are not all."),
             (

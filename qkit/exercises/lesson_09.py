@@ -134,6 +134,8 @@ _LONG = (
 EXERCISES = (
     KernelExercise(
         name="09.1",
+        minutes=8,
+        difficulty="medium",
         hints=(
             "Which numbers does the last program read that belong to no token? And where does a row that is shorter than "
             "WIDTH end?",
@@ -173,6 +175,8 @@ EXERCISES = (
     ),
     KernelExercise(
         name="09.2",
+        minutes=8,
+        difficulty="medium",
         hints=(
             "A zero point belongs to a group of a row, as a scale does. Where is it loaded, and at which address?",
             "Codes and zero points come as bytes, which know no numbers below 0. What is 3 - 5 in a byte?",
@@ -211,6 +215,8 @@ EXERCISES = (
     ),
     Exercise(
         name="09.3",
+        minutes=8,
+        difficulty="medium",
         hints=(
             "Write down bytes and operations of the bfloat16 product for M tokens. Which of them grow with M?",
             "A multiplication and an addition are two operations. A weight, an x and a y have 2 bytes each.",
@@ -226,6 +232,13 @@ EXERCISES = (
             (1024, 1024, 1024.0, 262_144.0),
             (1000, 1000, 1000.0, 4000.0),
         ),
+        edges={
+            "a layer of one output": (1, 4096, 1000.0, 100_000.0),
+            "a layer of one input and one output": (1, 1, 1000.0, 400.0),
+            "operations that never take longer": (2, 2, 1000.0, 1000.0),
+            "one token": (4096, 4096, 1000.0, 1000.5),
+        },
+        draw=lambda d: (d.whole(200, 20_000), d.whole(200, 20_000), d.size(20, 4000), d.size(2e4, 2e5)),
         mistakes=(
             (
                 lambda *a: _crossed(*a, operations=1),
@@ -256,6 +269,8 @@ EXERCISES = (
     ),
     KernelExercise(
         name="09.4",
+        minutes=12,
+        difficulty="hard",
         hints=(
             "Begin with one block of columns: which addresses, which mask? Then let a loop walk over K.",
             "The product of two int8 is an int8 again, in Triton as in lesson 08. Where does 127 times 127 fit?",

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from qkit.exercises.core import Exercise, Verdict
+from qkit.exercises.compare import array
+from qkit.exercises.core import Exercise
+from qkit.exercises.draws import Draw, off_halves
 
 
 def unpack_awq(word: int) -> list[int]:
@@ -44,26 +47,12 @@ def q4_0(w: Tensor) -> Tensor:
 # ---- how an answer is compared
 
 
-def _without_sign(function: Callable) -> Callable:
-    """The same function, whose block of zeros has the scale 0 and not -0: both are right."""
-
-    def written(w: Tensor) -> Any:
-        block = function(w)
-        if isinstance(block, Tensor) and block.shape == (18,) and block[:2].tolist() == [0, 128]:
-            block = torch.cat([torch.zeros_like(block[:2]), block[2:]])
-        return block
-
-    return written
-
-
-class _Block(Exercise):
-    """An exercise whose blocks are compared byte by byte, but for the sign of a scale that is 0."""
-
-    def check(self, answer: object) -> Verdict:
-        """Judge `answer`, a function that writes a block."""
-        mistakes = tuple((_without_sign(mistake), sentence) for mistake, sentence in self.mistakes)
-        judged = Exercise(self.name, self.hints, _without_sign(self.solution), self.cases, mistakes)
-        return judged.check(_without_sign(answer) if callable(answer) else answer)
+def _without_sign(block: Any, arguments: tuple) -> Any:
+    """The block, of which a scale of 0 is 0 and not -0: both are right."""
+    found = array(block)
+    if found is not None and found.shape == (18,) and found[:2].tolist() == [0, 128]:
+        return np.concatenate([np.zeros_like(found[:2]), found[2:]])
+    return block
 
 
 # ---- inputs, and what known mistakes give
@@ -148,16 +137,32 @@ _NORMAL = (
 _HALVES = torch.arange(-16, 16).float() / 2  # -8 is the largest: d = 1, and every other weight lies between two codes
 _RAMP = torch.arange(32).float() - 12  # 19 is the largest, and positive
 
+
+def _drawn_case(d: Draw) -> tuple[Tensor, ...]:
+    rows, groups, size = d.whole(1, 6), d.whole(1, 4), d.whole(24, 48)
+    at = d.whole(0, rows - 1), d.whole(0, groups - 1)
+    return _case(rows, size * groups, groups, at, d.one_of(1, -1, d.whole(2, 14)), d.whole(0, 10**6))
+
+
+def _off_edges(w: Tensor) -> Tensor:
+    """w without the weights that lie nearly halfway between two codes of its block."""
+    return off_halves(w, w[w.abs().argmax()] / -8)
+
+
 EXERCISES = (
     Exercise(
         name="10.1",
+        minutes=6,
+        difficulty="easy",
         hints=(
             "A code is four bits: word >> 4 * place & 15. A negative word is no trouble, if the mask comes after the shift.",
             "Place 1 holds row 2. In which place is row 1?",
-            "Rows 0 .. 7 are in places 0, 4, 1, 5, 2, 6, 3, 7.",
+            "The rows of places 0 .. 7 are 0 2 4 6 1 3 5 7. Row 1 is in place 4; turn the whole list round like that.",
         ),
         solution=unpack_awq,
         cases=tuple((word,) for word in _WORDS),
+        edges={"zeros": (0,), "the lowest bit": (1,), "the highest bit alone": (-(2**31),), "all bits": (-1,)},
+        draw=lambda d: (d.whole(-(2**31), 2**31 - 1),),
         mistakes=(
             (
                 _by_places(tuple(range(8))),
@@ -183,10 +188,12 @@ EXERCISES = (
     ),
     Exercise(
         name="10.2",
+        minutes=9,
+        difficulty="medium",
         hints=(
             "Solve q = round(w / s) + z for z. What is left of the rounding?",
             "q - w / s differs from z by half a step at most; the mean over a group differs by much less.",
-            "right = (q - w / s).mean(-1).round(), and (right != zeros).nonzero() says where.",
+            "So every group tells its own zero point: which of those in the file differs? (They are bytes: what is 3 - 5?)",
         ),
         solution=wrong_zero_point,
         cases=(
@@ -197,6 +204,14 @@ EXERCISES = (
             _case(8, 64, 4, (6, 1), -4, 5),
             _case(4, 80, 5, (0, 0), 8, 6),
         ),
+        edges={
+            "one row": _case(1, 32, 2, (0, 1), 2, 7),
+            "one group a row": _case(3, 32, 1, (2, 0), -1, 8),
+            "small groups": _case(4, 32, 4, (1, 3), 5, 9),
+            "the first place": _case(2, 48, 3, (0, 0), -2, 10),
+        },
+        draw=_drawn_case,
+        rtol=0.0,
         mistakes=(
             (
                 _largest_error,
@@ -223,14 +238,17 @@ EXERCISES = (
             (_also(lambda r, g, right, stored: (r, g)), "row and group are right; say as the third what it should be."),
         ),
     ),
-    _Block(
+    Exercise(
         name="10.3",
+        minutes=10,
+        difficulty="hard",
         hints=(
-            "d = w[w.abs().argmax()] / -8: the largest weight, sign and all, becomes the code 0.",
-            "codes = (w / d + 8.5).floor().clamp(0, 15), or 8 for a block of zeros; then two of them to a byte, j and j + 16.",
-            "d.half().reshape(1).view(torch.uint8) are the two bytes of the scale, in this machine's order, which is the file's.",
+            "The largest weight, sign and all, becomes the code 0: w.abs().argmax() says where it is.",
+            "The code 16 does not exist: which weight would get it? And what is w / d in a block of zeros?",
+            "A float16 tensor of one number has .view(torch.uint8): two bytes, in the order of the file.",
         ),
         solution=q4_0,
+        seen=_without_sign,
         cases=(
             (_RAMP,),
             (_HALVES,),
@@ -239,6 +257,13 @@ EXERCISES = (
             (-_RAMP * 1e-3,),
             (torch.eye(32)[31] * -2,),
         ),
+        edges={
+            "positive weights only": (_RAMP.abs() + 0.5,),
+            "negative weights only": (-_RAMP.abs() - 0.5,),
+            "one outlier": (torch.where(torch.arange(32) == 20, 40.0, _NORMAL[0]),),
+            "very large weights": (_NORMAL[0] * 1e4,),
+        },
+        draw=lambda d: (_off_edges(d.normal(32) * d.size(1e-3, 10)),),
         mistakes=(
             (
                 _block_with(scale=lambda w: w.abs().max() / 7, codes=lambda s: s.round().clamp(-8, 7) + 8),

@@ -66,7 +66,7 @@ def right_groups(w, bits, g):
         for k in range(0, w.shape[1], g):
             part = w[row, k : k + g]
             s = part.abs().max() / (2 ** (bits - 1) - 1)
-            out[row, k : k + g] = (part / s).round() * s
+            out[row, k : k + g] = (part / s).round() * s if s else 0
     return out
 
 
@@ -75,7 +75,7 @@ def right_int8_product(x, w):
     for i, token in enumerate(x):
         for j, row in enumerate(w):
             s, r = token.abs().max() / 127, row.abs().max() / 127
-            out[i, j] = s * r * ((token / s).round() * (row / r).round()).sum()
+            out[i, j] = s * r * ((token / s).round() * (row / r).round()).sum() if s * r else 0
     return out
 
 
@@ -664,11 +664,12 @@ def test_an_answer_that_is_no_function_is_refused():
     assert "give the function itself" in exercises.check("00.1", 28.3).message
 
 
-def test_an_answer_that_writes_into_its_input_spoils_nothing():
+def test_an_answer_that_writes_into_its_input_is_told_so_and_spoils_nothing():
     def in_place(w, s, z, b):
         return w.div_(s).round_().add_(z).clamp_(0, 2**b - 1)
 
-    assert exercises.check("01.2", in_place).passed
+    verdict = exercises.check("01.2", in_place)
+    assert verdict.passed is False and "it changes `w`" in verdict.message and "work on a copy" in verdict.message
     assert exercises.check("01.2", right_codes).passed
 
 
