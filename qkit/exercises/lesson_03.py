@@ -102,7 +102,7 @@ EXERCISES = (
         minutes=8,
         difficulty="medium",
         hints=(
-            "x.abs().amax(1, keepdim=True) is the reach of each token, [tokens, 1]. What is it for the rows of w?",
+            "The reach of a token is the largest magnitude in its row; keepdim=True makes it [tokens, 1]. And for the rows of w?",
             "codes = torch.round(x / (reach / 127)): no clamp is needed, none is larger than 127.",
             "The sum is [tokens, out]: which shapes must the two kinds of scales have, to multiply it? And what is 0 / 0?",
         ),

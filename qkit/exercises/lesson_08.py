@@ -73,9 +73,11 @@ _RANDOM = torch.Generator().manual_seed(0)
 _CODES = torch.randint(0, 256, (300,), generator=_RANDOM).to(torch.uint8)
 _X = torch.randint(-127, 128, (300,), generator=_RANDOM).to(torch.int8)
 _FULL = (torch.full((4096,), 255, dtype=torch.uint8), torch.full((4096,), 127, dtype=torch.int8))
+_LARGE = torch.randint(200, 256, (2047,), generator=_RANDOM), torch.randint(100, 128, (2047,), generator=_RANDOM)
+_TURNED = torch.randperm(2047, generator=_RANDOM)  # the same products again, below 0 and in another order; and 3 more
 _CANCELLING = (
-    torch.tensor([255] * 2047 + [1] * 2047, dtype=torch.uint8),
-    torch.tensor([127] * 2047 + [127] * 2046 + [126], dtype=torch.int8),
+    torch.cat([_LARGE[0], _LARGE[0][_TURNED], torch.tensor([129])]).to(torch.uint8),
+    torch.cat([_LARGE[1], -_LARGE[1][_TURNED], torch.tensor([3])]).to(torch.int8),
     0.5,
     2.0,
 )

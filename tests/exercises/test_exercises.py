@@ -1,11 +1,13 @@
 """Every checker: the right answers pass, and plausible wrong ones fail with a message that names the mistake."""
 
 import math
+import re
 
 import pytest
 import torch
 
 from qkit import exercises
+from qkit.exercises.core import DIFFICULTIES
 from qkit.exercises.kernels import KernelExercise
 
 
@@ -681,6 +683,17 @@ def test_a_group_of_zeros_comes_back_as_zeros():
 def test_a_guess_with_its_unit_is_refused():
     with pytest.raises(ValueError, match="my_guess = '7 MB' is no number; write it without its unit"):
         exercises.reveal("7 MB", 10.5, "MB")
+
+
+@pytest.mark.parametrize("name", sorted(exercises.ALL))
+def test_it_says_how_long_it_takes_and_how_hard_it_is_and_no_hint_is_the_answer(name):
+    exercise = exercises.ALL[name]
+    assert 2 <= exercise.minutes <= 30 and exercise.difficulty in DIFFICULTIES
+    source = re.sub(r"\s|\"\"\".*?\"\"\"", "", exercise.source(), flags=re.S)
+    for hint in exercise.hints:
+        hint = re.sub(r"\s", "", hint)
+        shared = [hint[at : at + 26] for at in range(len(hint) - 25) if hint[at : at + 26] in source]
+        assert not shared, f"a hint of {name} gives the solution away: {shared[0]}"
 
 
 def test_hints_and_solutions_are_printed(capsys):
