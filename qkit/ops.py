@@ -140,12 +140,13 @@ def _not_compiled(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(operation)
     def call(*args: Any, **kwargs: Any) -> Tensor:
-        if torch.jit.is_tracing() or exporting():
+        compiling = torch.compiler.is_compiling()
+        if torch.jit.is_tracing() or (compiling and exporting()):
             raise TypeError(
                 "a quantized layer is computed by kernels, which torch.jit.trace and torch.export cannot write down; "
                 "use torch.compile, or write down the model in float"
             )
-        if torch.compiler.is_compiling():  # asked for only then: to import the compiler takes seconds
+        if compiling:  # asked for only then: to import the compiler takes seconds
             return cast(Callable[..., Tensor], torch.compiler.disable(operation))(*args, **kwargs)
         return operation(*args, **kwargs)
 
@@ -195,9 +196,13 @@ def _learnable(x: Tensor, product: Product, q: StoredWeight) -> Tensor:
 
 def _learns(*tensors: Tensor | None) -> bool:
     """Whether somebody asks for derivatives by one of them."""
-    given = [tensor for tensor in tensors if tensor is not None]
-    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
-    return recorded or _transformed() or any(unpack_dual(tensor).tangent is not None for tensor in given)
+    if _transformed():
+        return True
+    recorded = torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is not None and ((recorded and tensor.requires_grad) or unpack_dual(tensor).tangent is not None):
+            return True
+    return False
 
 
 @_not_compiled
@@ -227,6 +232,8 @@ def linear(
     if not (activations is None or isinstance(activations, Activations)):
         activations = activations_from(activations, ("int8",))
     kernel = select("linear", backend, q.packed.device.type)
+    if not _learns(x, bias):
+        return kernel(x, q, activations, bias)  # which may add the bias itself
     y = _learnable(x, lambda x: kernel(x, q, activations), q)
     return y if bias is None else y + bias.to(x.dtype)
 
@@ -250,10 +257,11 @@ def _check_linear(x: Tensor, q: StoredWeight, bias: Tensor | None) -> None:
 
 def _check_devices(q: StoredWeight, **others: Tensor | None) -> None:
     """A kernel reads memory by its address, and asks nobody whose it is."""
+    device = q.packed.device
     for name, tensor in others.items():
-        if tensor is not None and tensor.device != q.packed.device:
+        if tensor is not None and tensor.device != device:
             raise ValueError(
-                f"{name} is on {tensor.device} and the weight on {q.packed.device}; move one of them with .to(device)"
+                f"{name} is on {tensor.device} and the weight on {device}; move one of them with .to(device)"
             )
 
 

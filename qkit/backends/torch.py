@@ -84,10 +84,15 @@ def gptq_columns(
     return codes
 
 
-def linear(x: Tensor, q: StoredWeight, activations: Activations | None) -> Tensor:
-    """`qkit.ops.linear` without its checks, bias and gradient."""
+def linear(x: Tensor, q: StoredWeight, activations: Activations | None, bias: Tensor | None = None) -> Tensor:
+    """`qkit.ops.linear` without its checks and gradient."""
     x = x if activations is None else quantize_activations(x)
-    return F.linear(x, q.dequantize().to(x.dtype))
+    return with_bias(F.linear(x, q.dequantize().to(x.dtype)), bias)
+
+
+def with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
+    """y + bias in the dtype of y: of a product that has been rounded to it."""
+    return y if bias is None else y + bias.to(y.dtype)
 
 
 def int8_linear(

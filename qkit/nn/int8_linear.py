@@ -61,7 +61,7 @@ class Int8Linear(QLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the dtype of `input`."""
-        scale = cast(Tensor | None, self.input_scale)
+        scale = cast(Tensor | None, self._buffers["input_scale"])
         if self.is_operation(input):
             return self.operation(input, "integers", scale, self.threshold)
         return ops.int8_linear(input, self.qtensor, self.bias, scale, self.threshold)

@@ -53,9 +53,13 @@ class QLinear(nn.Module):
     @property
     def qtensor(self) -> StoredWeight:
         """The weight as it is stored (of the kind it was made from); shares memory with the buffers."""
-        parts = {name: getattr(self, name) for name in self.parts}
-        if any(getattr(self._qtensor, name) is not part for name, part in parts.items()):  # moved, or loaded
-            self._qtensor = stored_from(parts, self.meta)  # made once: to check it takes longer than a small product
+        known, buffers = self._qtensor, self._buffers  # getattr of a module's buffer takes ten times as long
+        for name in self.parts:
+            if buffers.get(name) is not getattr(known, name):  # moved, or loaded
+                parts = {name: getattr(self, name) for name in self.parts}
+                if any(getattr(known, name) is not part for name, part in parts.items()):
+                    self._qtensor = stored_from(parts, self.meta)  # made once: to check it takes longer than a product
+                break
         return self._qtensor
 
     @property
@@ -73,7 +77,9 @@ class QLinear(nn.Module):
         """[..., in] -> [..., out], in the dtype of `input`, which is called as in nn.Linear."""
         if self.is_operation(input):
             return self.operation(input, "int8" if self.activations else None)
-        return ops.linear(input, self.qtensor, self.bias, activations=self.activations)
+        parameters = self._parameters  # as in `qtensor`
+        bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401 (self.bias is what takes long)
+        return ops.linear(input, self.qtensor, bias, None, self.activations)
 
     def is_operation(self, x: Tensor) -> bool:
         """Whether torch.compile is looking, on a GPU and with nothing to learn: the layer is then one operation of its graph."""

@@ -24,13 +24,15 @@ class StoredWeight(ABC):
         packed: uint8 [out, ceil(in * bits / 8)], the codes as `qkit.numerics.packing` lays them.
         bits: bits of one code, 2 .. 8.
         shape: (out, in).
+        ready: what a backend keeps here for its next product (`qkit.backends`); no part of the weight, and of no copy of it.
     """
 
-    __slots__ = ()
+    __slots__ = ("ready",)
     kind: ClassVar[str]
     packed: Tensor
     bits: int
     shape: tuple[int, int]
+    ready: Any
 
     @property
     @abstractmethod

@@ -12,6 +12,7 @@ from grids import ALL_BITS, WIDTHS, thinned
 from products import KINDS, exact, off, off_int8, random, weight, whole
 from qkit import FP4, NF4, RTN, QTensor, linear, quantize_tensor
 from qkit.backends.numba import linear as cpu
+from qkit.backends.numba import ready
 from qkit.methods.int8 import int8_rows
 from qkit.ops import dequantize, int8_linear, quantize_activations
 
@@ -80,7 +81,7 @@ def test_inference_mode_and_detached_inputs_run_in_the_kernel(monkeypatch):
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 24, 32, 48, 96, 100, 128])
 def test_groups_of_any_size_fit_and_those_of_whole_fours_fit_integers(bits, size):
     q = weight(bits, 5, 3 * size, size, "zero points")
-    assert cpu.fits(q) and cpu.fits_integers(q) == (size % 4 == 0)
+    assert ready.fits(q) and ready.fits_integers(q) == (size % 4 == 0)
     for tokens in (2, 7, 35):
         x = whole(tokens, 3 * size)
         for activations in (None, "int8"):
@@ -91,30 +92,30 @@ def test_groups_of_any_size_fit_and_those_of_whole_fours_fit_integers(bits, size
 def test_one_group_a_row_always_fits():
     for features in (1, 2, 3, 5, 7, 97):
         for group_size in (None, "tensor"):
-            assert cpu.fits(weight(4, 3, features, group_size))
+            assert ready.fits(weight(4, 3, features, group_size))
 
 
 @pytest.mark.parametrize("scheme", [NF4(32), FP4(64), NF4(128, double_quant=False)], ids=repr)
 @pytest.mark.parametrize("features", [1, 32, 48, 64, 96, 128, 130])
 def test_a_codebook_fits_where_no_block_runs_over_the_end_of_a_row(scheme, features):
     q, x = quantize_tensor(random(5, features), scheme), random(3, features)
-    assert cpu.fits(q) == (features % scheme.block_size == 0)
+    assert ready.fits(q) == (features % scheme.block_size == 0)
     assert off(linear(x, q, backend="numba"), x, q) < 1
 
 
 @pytest.mark.parametrize(
     ("features", "group_size", "fits", "integers"),
     [
-        (cpu.MAX_FEATURES, None, True, True),
-        (cpu.MAX_FEATURES + 1, None, False, False),
-        (8 * cpu.MAX_GROUPS, 8, True, True),
-        (8 * cpu.MAX_GROUPS + 8, 8, True, False),
+        (ready.MAX_FEATURES, None, True, True),
+        (ready.MAX_FEATURES + 1, None, False, False),
+        (8 * ready.MAX_GROUPS, 8, True, True),
+        (8 * ready.MAX_GROUPS + 8, 8, True, False),
     ],
 )
 def test_a_row_is_at_most_as_long_as_a_stack_may_hold(features, group_size, fits, integers):
     """17 rows and a fifth token: the largest scratch memory."""
     q = weight(4, 17, features, group_size, "zero points", real=True)
-    assert cpu.fits(q) == fits and cpu.fits_integers(q) == integers
+    assert ready.fits(q) == fits and ready.fits_integers(q) == integers
     for tokens in (1, 2, 5):
         x = random(tokens, features)
         assert off(linear(x, q, backend="numba"), x, q) < 1
@@ -124,7 +125,7 @@ def test_a_row_is_at_most_as_long_as_a_stack_may_hold(features, group_size, fits
 def test_a_weight_without_rows_or_features_has_no_kernel_and_a_product():
     for shape in ((0, 8), (3, 0)):
         q = QTensor(torch.zeros(shape[0], shape[1] // 2, dtype=torch.uint8), torch.ones(shape[0], 1), 4, shape)
-        assert not cpu.fits(q)
+        assert not ready.fits(q)
         assert torch.equal(linear(torch.ones(2, shape[1]), q, backend="numba"), torch.zeros(2, shape[0]))
 
 

@@ -7,6 +7,7 @@ from grids import ALL_BITS
 from products import KINDS, exact, off_int8, random, weight, whole_codes
 from qkit import QTensor
 from qkit.backends.numba import linear as cpu
+from qkit.backends.numba import ready
 from qkit.methods.int8 import int8_rows
 from qkit.ops import int8_linear, outlier_columns, quantize_activations_int8
 from qkit_kernels.numba.streams import UNIT
@@ -26,7 +27,7 @@ def groupings(bits: int) -> list[tuple[int, int]]:
 
 
 def product(x, q, **options):
-    assert cpu.fits(q)
+    assert ready.fits(q)
     found = cpu.integer_linear(x, q, **options)
     assert found.dtype == torch.float32 and found.shape == (len(x), q.shape[0])
     return found
@@ -136,7 +137,7 @@ def test_w8a8_is_that_of_the_torch_backend_to_the_last_bit(dtype, options):
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_the_largest_sums_do_not_wrap_around(tokens, code, sign):
     """K = 2^16 products of 255 and 127 are two parts in a hundred below 2^31."""
-    features = cpu.MAX_FEATURES
+    features = ready.MAX_FEATURES
     q = QTensor.from_codes(torch.full((3, features), code), torch.ones(3, 1), 8)
     x = torch.full((tokens, features), 127.0 * sign)
     expected = 127.0 * sign * features * (code - 128)
@@ -145,9 +146,9 @@ def test_the_largest_sums_do_not_wrap_around(tokens, code, sign):
 
 
 def test_int8_linear_with_more_features_than_the_kernel_holds_takes_the_other_way():
-    features = cpu.MAX_FEATURES + 1
+    features = ready.MAX_FEATURES + 1
     q, x = int8_rows(random(2, features)), random(2, features, seed=1)
-    assert not cpu.fits(q)
+    assert not ready.fits(q)
     assert torch.equal(int8_linear(x, q, backend="numba"), int8_linear(x, q, backend="torch"))
 
 

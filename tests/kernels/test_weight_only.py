@@ -7,6 +7,7 @@ from grids import ALL_BITS
 from products import KINDS, exact, off, random, values, weight, whole
 from qkit import FP4, NF4, RTN, quantize_tensor
 from qkit.backends.numba import linear as cpu
+from qkit.backends.numba import ready
 from qkit.methods.codebook import codebook_quantize
 from qkit.numerics.codebook_qtensor import CodebookQTensor
 from qkit.numerics.packing import pack
@@ -40,7 +41,7 @@ def groupings(bits: int) -> list[tuple[int, int]]:
 
 
 def product(x, q):
-    assert cpu.fits(q)
+    assert ready.fits(q)
     found = cpu.weight_only_linear(x, q)
     assert found.dtype == torch.float32 and found.shape == (len(x), q.shape[0])
     return found

@@ -14,11 +14,11 @@ The shape of `gemv` is that of `qkit_kernels.numba.weight_only`, that of `gemm` 
 """
 
 import numpy as np
-from numba import njit
+from numba import carray, njit
 from numba.extending import overload
 
 from qkit_kernels.numba.grid import load_row
-from qkit_kernels.numba.streams import UNIT
+from qkit_kernels.numba.streams import UNIT, add_bias, floats_at, quantize
 from qkit_kernels.numba.threads import fork_join
 from qkit_kernels.numba.tiles import CODES, FLOATS, PANEL_ROWS, add_products, dots, piece, tile_height, write_out
 from qkit_kernels.numba.vector import (
@@ -28,7 +28,9 @@ from qkit_kernels.numba.vector import (
     add_each,
     add_scaled_each,
     as_i32,
+    as_i64,
     dot4_each,
+    f32_at,
     fma_each,
     load_bytes,
     load_codes,
@@ -41,6 +43,7 @@ from qkit_kernels.numba.vector import (
     pointers,
     prefetch,
     room_f32,
+    room_i8,
     room_u8,
     scale_each,
     splat,
@@ -172,6 +175,45 @@ def gemv(
     """`gemv_rows` by a team of threads."""
     args = (x, x_scales, sums, outliers, packed, grid, block_group, lane_group, bits, together, y)
     fork_join(gemv_rows, args, rows, chunk, threads, team)
+
+
+@njit(nogil=True, cache=True)
+def layer(
+    x,
+    dtype,
+    tokens,
+    features,
+    bias,
+    y,
+    team,
+    threads,
+    chunk,
+    fixed,
+    packed,
+    grid,
+    block_group,
+    lane_group,
+    bits,
+    together,
+):
+    """x ŵᵀ + bias with INT8 activations in one call, see `weight_only.layer`; fixed: the scale of all activations, or 0."""
+    rows, n = packed.shape[0], value(together)
+    blocks, fours, groups = block_group.size, codes_in_lane(bits) // 4, grid[0].shape[1]
+    sixteens = (groups + LANES - 1) // LANES
+    laid = carray(room_i8(blocks * fours * n * BYTES), (blocks, fours, n, BYTES))
+    sums = carray(room_f32(sixteens * n * LANES), (sixteens, n, LANES))
+    scales, none = carray(room_f32(n), (n,)), carray(room_u8(0), (0,))
+    outliers = carray(as_i64(room_u8(0)), (0,)), carray(room_f32(0), (0, 0, 0))
+    given = floats_at(x, dtype, tokens, features, room_f32(0 if dtype == 0 else tokens * features))
+    quantize(given, none, np.float32(fixed), groups, scales, laid, sums)
+    places = carray(f32_at(y), (n, rows))
+    args = (laid, scales, sums, outliers, packed, grid, block_group, lane_group, bits, together, places)
+    if threads == 1:
+        gemv_rows(*args, 0, rows)
+    else:
+        fork_join(gemv_rows, args, rows, chunk, threads, team)
+    if bias != 0:
+        add_bias(f32_at(y), f32_at(bias), tokens, rows)
 
 
 # ---- many tokens

@@ -22,13 +22,16 @@ Up to four tokens lie beside each other, a vector of each in turn. Many lie in t
 """
 
 import numpy as np
-from numba import njit
+from numba import carray, njit
 
 from qkit_kernels.numba.threads import fork_join
 from qkit_kernels.numba.vector import (
     LANES,
     as_float,
     as_i32,
+    bf16_at,
+    f16_at,
+    f32_at,
     load_f32,
     offset,
     pointer,
@@ -40,6 +43,7 @@ from qkit_kernels.numba.vector import (
 
 UNIT = {bits: {4: 8, 2: 16}.get(bits, 4) for bits in range(2, 9)}  # codes in a lane
 STRETCH = 512  # features of sixteen tokens that are turned at a time: 32 KB
+DTYPES = ("float32", "float16", "bfloat16")  # of activations, in the order in which `floats_at` numbers them
 INFINITY, TINY = np.int32(0x7F800000), np.finfo(np.float32).tiny  # the first as bits
 
 
@@ -62,6 +66,35 @@ def lay_floats(x, groups, laid, sums):
         for g in range(groups):
             sums[place_of_sum(g, t, together)] = float_sum(row, g * size, (g + 1) * size)
         transpose(row, length, unit, LANES, laid, t, together)
+
+
+@njit
+def floats_at(x, dtype, tokens, features, room):
+    """float32 [tokens, features], the numbers at the address x: where they are, or in `room` where they have 16 bits.
+
+    Args:
+        dtype: 0, 1 or 2, see `DTYPES`.
+        room: pointer to float32 [tokens features] of scratch memory; not looked at with dtype 0.
+    """
+    if dtype == 0:
+        return carray(f32_at(x), (tokens, features))
+    if dtype == 1:
+        halves = f16_at(x)
+        for i in range(tokens * features):
+            room[i] = as_float(halves[i])
+    else:
+        uppers = bf16_at(x)
+        for i in range(tokens * features):
+            room[i] = as_float(uppers[i])
+    return carray(room, (tokens, features))
+
+
+@njit
+def add_bias(y, bias, tokens, rows):
+    """y[t, r] += bias[r]; pointers to float32."""
+    for t in range(tokens):
+        for r in range(rows):
+            y[t * rows + r] += bias[r]
 
 
 @njit

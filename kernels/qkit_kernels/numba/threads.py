@@ -116,6 +116,18 @@ def chunk_size(rows: int, threads: int, multiple: int = 1) -> int:
     return max(1, -(-rows // (parts * multiple))) * multiple
 
 
+def team_of(rows: int, serial: bool) -> tuple[int, int, int] | None:
+    """(address, threads, chunk) of the team that shares so many rows, for a kernel that starts it by itself; one thread needs
+    no address. None: the threads are Python's, see `run`.
+    """
+    threads = 1 if serial else thread_count()
+    chunk = chunk_size(rows, threads)
+    if threads == 1 or chunk >= rows:
+        return 0, 1, rows
+    address = team_address()
+    return (address, threads, chunk) if address else None
+
+
 def run(team, body, args: tuple, rows: int, multiple: int = 1, serial: bool = False, chunk: int | None = None) -> None:
     """Call `body(*args, first, last)` until all rows 0 .. rows - 1 are done.
 

@@ -141,7 +141,23 @@ def _cast(kind):
     return cast
 
 
-as_i32 = _cast(types.int32)
+as_i32, as_i64 = _cast(types.int32), _cast(types.int64)
+
+
+def _address(kind):
+    @intrinsic
+    def at(_context, address):
+        """The pointer to what lies at an address, a whole number: as Python code hands memory to a kernel at the least price."""
+
+        def codegen(context, builder, _signature, args):
+            return builder.inttoptr(args[0], context.get_value_type(types.CPointer(kind)))
+
+        return types.CPointer(kind)(types.intp), codegen
+
+    return at
+
+
+f32_at, f16_at, bf16_at = _address(types.float32), _address(types.uint16), _address(types.int16)  # see `as_float`
 
 
 @intrinsic

@@ -17,17 +17,18 @@ of features at a time that stays in the cache (`qkit_kernels.numba.tiles`).
 """
 
 import numpy as np
-from numba import njit, types
+from numba import carray, njit, types
 from numba.extending import overload
 
 from qkit_kernels.numba.grid import load_row
-from qkit_kernels.numba.streams import UNIT
+from qkit_kernels.numba.streams import UNIT, add_bias, floats_at, lay_floats
 from qkit_kernels.numba.threads import fork_join
 from qkit_kernels.numba.tiles import FLOATS, PANEL_ROWS, add_products, piece, tile_height, write_out
 from qkit_kernels.numba.vector import (
     BYTES,
     CODES_AT_ONCE,
     LANES,
+    f32_at,
     fma,
     fma_each,
     has,
@@ -177,6 +178,51 @@ def gemv(team, threads, chunk, rows, x, sums, packed, grid, table, block_group, 
     """`gemv_rows` by a team of threads."""
     args = (x, sums, packed, grid, table, block_group, lane_group, bits, together, y)
     fork_join(gemv_rows, args, rows, chunk, threads, team)
+
+
+@njit(nogil=True, cache=True)
+def layer(
+    x,
+    dtype,
+    tokens,
+    features,
+    bias,
+    y,
+    team,
+    threads,
+    chunk,
+    packed,
+    grid,
+    table,
+    block_group,
+    lane_group,
+    bits,
+    together,
+):
+    """x ŵᵀ + bias in one call: to lay out the inputs of a small layer takes Python longer than the layer.
+
+    Args:
+        x: address of [tokens, features], contiguous; tokens are at most n.
+        dtype: of x, see `streams.floats_at`.
+        bias: address of float32 [rows]; 0: none.
+        y: address of float32 [n, rows], is filled.
+        team, threads, chunk: see `threads.team_of`.
+        packed .. together: as for `gemv_rows`.
+    """
+    rows, n = packed.shape[0], value(together)
+    blocks, unit, groups = block_group.size, codes_in_lane(bits), grid[0].shape[1]
+    sixteens = (groups + LANES - 1) // LANES
+    laid = carray(room_f32(blocks * unit * n * LANES), (blocks, unit, n, LANES))
+    sums = carray(room_f32(sixteens * n * LANES), (sixteens, n, LANES))
+    given = floats_at(x, dtype, tokens, features, room_f32(0 if dtype == 0 else tokens * features))
+    lay_floats(given, groups, laid, sums)
+    args = (laid, sums, packed, grid, table, block_group, lane_group, bits, together, carray(f32_at(y), (n, rows)))
+    if threads == 1:
+        gemv_rows(*args, 0, rows)
+    else:
+        fork_join(gemv_rows, args, rows, chunk, threads, team)
+    if bias != 0:
+        add_bias(f32_at(y), f32_at(bias), tokens, rows)
 
 
 # ---- many tokens

@@ -116,13 +116,13 @@ def launch(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Few | tiles.Many | til
         many(x, weight, y, cut, card.ptx, card.hopper, card.early)
 
 
-def linear(x: Tensor, q: StoredWeight, activations: Activations | None) -> Tensor:
-    """`qkit.ops.linear` without its checks, bias and gradient."""
+def linear(x: Tensor, q: StoredWeight, activations: Activations | None, bias: Tensor | None = None) -> Tensor:
+    """`qkit.ops.linear` without its checks and gradient."""
     if (
         x.dtype not in KIND or not fits(q) or not tiles.card(x.device.index).takes(x.dtype)
     ):  # then the weight becomes floats
-        return plain.linear(x, q, activations)
+        return plain.linear(x, q, activations, bias)
     x = x if activations is None else quantize_activations(x)
     with torch.cuda.device_of(x):  # Triton launches on the card that is current
         y = product(x.reshape(-1, q.shape[1]), laid(q, x.dtype))
-    return y.reshape(*x.shape[:-1], q.shape[0])
+    return plain.with_bias(y.reshape(*x.shape[:-1], q.shape[0]), bias)
