@@ -97,14 +97,16 @@ lessons: .venv/installed-lab
 	$(BIN)/python -m jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.store_widget_state=False \
 		--ExecutePreprocessor.record_timing=False $(LESSONS)
 	$(BIN)/python tests/support/claims.py
+	$(BIN)/python tests/support/course_map.py
 
 # The lessons as pages that need nothing from a network, as they are stored: out/lessons.
 html: .venv/installed-lab
 	$(BIN)/python -m qkit.plots.lesson_page lessons out/lessons
 
-# The ledger of claims, lessons/claims.md, from the cells' metadata, and README's table of who loads what, from the judges' record.
+# The ledger of claims, lessons/claims.md, from the cells' metadata; the course map, lessons/README.md; and README's table of who loads what, from the judges' record.
 claims: .venv/installed
 	$(BIN)/python tests/support/claims.py
+	$(BIN)/python tests/support/course_map.py
 	$(BIN)/python tests/support/who_loads.py
 
 # The reference, from the docstrings: static pages that load nothing from elsewhere. Every file is named, for a room that says

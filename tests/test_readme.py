@@ -113,4 +113,4 @@ def test_the_rooms_of_contributing_are_those_of_the_tree():
 def test_its_shelf_is_the_shelf():
     lessons = sorted(path.name for path in (Path(__file__).parents[1] / "lessons").glob("*.ipynb"))
     shelf = re.search(r"## The lessons(.*?)\n## ", README, re.S)[1]
-    assert re.findall(r"\(lessons/([^)]+)\)", shelf) == lessons
+    assert re.findall(r"\(lessons/([^)]+\.ipynb)\)", shelf) == lessons

@@ -41,7 +41,7 @@ def test_the_shelf_holds_notebooks_the_pages_beside_them_and_nothing_else():
         "10_five_minutes_and_beyond.ipynb",
     ]
     others = {path.name for path in SHELF.iterdir() if not path.name.startswith(".")} - {path.name for path in LESSONS}
-    assert others == {"claims.md", "glossary.md", "notation.md"}
+    assert others == {"README.md", "claims.md", "glossary.md", "notation.md"}
 
 
 def test_it_says_what_one_can_do_after_it_how_long_it_takes_and_what_it_needs(lesson):
