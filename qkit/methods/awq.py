@@ -6,11 +6,16 @@ What
     same, the step of the group hardly grows (one channel in 128), and the error of the channel is s times smaller. No
     weight is kept in high precision.
 
-Formula (Lin et al. 2023, arXiv 2306.00978, eq. 4 and 5)
+Formula (Lin et al., arXiv 2306.00978, MLSys 2024, eq. 4; AutoAWQ 0.2.9, `duo_scaling`)
     s* = argmin ||Q(W diag(s)) diag(s)⁻¹ X - W X||²,    s = mean|X|^α / mean|W|^(1-α),   α from a grid on [0, 1]
     The loss needs X only through H = X Xᵀ: ||ΔW X||² = trace(ΔW H ΔWᵀ), so activations need not be kept, and each α costs
     one rounding and one matrix product. s = 1 is tried too: on the calibration text AWQ is never worse than rounding.
     Then, with s folded in, each group's range is shrunk to where trace(ΔW_g H_gg ΔW_gᵀ) is least (clipping).
+
+    The published paper has s = mean|X|^α (eq. 5). The weights stood in the authors' program (mit-han-lab/llm-awq,
+    awq/quantize/auto_scale.py) until commit 02c1dd6 of 2023-11-01 and stay in AutoAWQ, where each |W| is measured by the largest
+    of its group, as here. Where several layers share an input both programs score the output of the whole attention or
+    feed-forward part; their grids end at α = 0.95.
 
 Trade-off
     Two numbers a group and one scale a channel are all that adapts, so it cannot overfit as GPTQ can, and it gains less.

@@ -3,7 +3,8 @@ which are named here too, so that a lesson finds the number beside the figure.
 """
 
 from qkit.bench.roofline import attainable
-from qkit.plots.awq import AlphaSearch, alpha_search
+from qkit.plots.activations import channel_maps
+from qkit.plots.awq import AlphaSearch, alpha_search, salient_channels
 from qkit.plots.base import BLUE, BOUND, GREEN, GREY, METHOD_COLOURS, ORANGE, ORIGINAL, QUANTIZED, RED, STYLE, Picture
 from qkit.plots.bitsandbytes import CodebookLevels, OutlierMap, codebook_levels, input_label, outlier_map
 from qkit.plots.choosing import LossAgainstBytes, layer_choices, loss_against_bytes
@@ -22,6 +23,7 @@ from qkit.plots.kernels import (
     written_by,
 )
 from qkit.plots.memory import memory_bars
+from qkit.plots.paired import paired_differences
 from qkit.plots.smoothquant import Migration, migration
 from qkit.plots.steps import LayerOnRoofline, grouped_times, listing, step_times, steps_on_roofline
 from qkit.plots.weights import (
@@ -34,7 +36,7 @@ from qkit.plots.weights import (
     sqnr_curves,
     weight_histogram,
 )
-from qkit.study.anatomy.awq import consumers_weight, fold_label, scale_at
+from qkit.study.anatomy.awq import channel_errors, consumers_weight, fold_label, scale_at
 from qkit.study.anatomy.bitsandbytes import four_bit_levels, four_bit_sqnr
 from qkit.study.anatomy.files import file_piece
 from qkit.study.anatomy.gptq import ColumnSteps, column_steps, output_error
@@ -72,6 +74,8 @@ __all__ = [
     "alpha_search",
     "attainable",
     "best_that_fits",
+    "channel_errors",
+    "channel_maps",
     "codebook_levels",
     "column_steps",
     "comparison_picture",
@@ -103,9 +107,11 @@ __all__ = [
     "operand_fill",
     "outlier_map",
     "output_error",
+    "paired_differences",
     "perplexity_against_bytes",
     "ratios_to_baseline",
     "register_bits",
+    "salient_channels",
     "scale_at",
     "smooth_inputs",
     "sqnr_curves",

@@ -1,4 +1,4 @@
-"""Figures of lesson 05: the channels that AWQ protects, and the loss over alpha."""
+"""Figures of lesson 05: what each channel costs, the channels that AWQ protects, and the loss over alpha."""
 
 import numpy as np
 from matplotlib import rc_context
@@ -7,8 +7,16 @@ from torch import Tensor, nn
 
 from qkit.engine.scaling import LayerScale
 from qkit.numerics.mapping import GroupSize
-from qkit.plots.base import BOUND, GREY, METHOD_COLOURS, STYLE, Picture
-from qkit.study.anatomy.awq import consumers_weight, fold_label, losses_by_alpha, relative_salience, scale_at
+from qkit.plots.axes import plain_decades
+from qkit.plots.base import BLUE, BOUND, GREY, METHOD_COLOURS, RED, STYLE, Picture
+from qkit.study.anatomy.awq import (
+    channel_errors,
+    consumers_weight,
+    fold_label,
+    losses_by_alpha,
+    relative_salience,
+    scale_at,
+)
 
 FACTORS = [factor * 10.0**power for power in range(-3, 4) for factor in (1, 1.5, 2, 3, 5, 7)]  # where ticks stand
 
@@ -28,7 +36,7 @@ class AlphaSearch(Picture):
             self._left, self._right = self.subplots(1, 2, width_ratios=[1.25, 1])
             self._salience = self._left.plot([], [], color=GREY, lw=2.5, label="mean |x|, by its median")[0]
             colour = METHOD_COLOURS["AWQ"]
-            self._scale = self._left.plot([], [], ".", color=colour, ms=4, label="scale s of the channel")[0]
+            self._scale = self._left.plot([], [], ".", color=colour, ms=4, label="factor f of the channel")[0]
             self._left.set(yscale="log", xscale="log", xlabel="channel, the largest mean |x| first", ylabel="factor")
             self._left.xaxis.set_major_formatter("{x:g}")
             self._left.yaxis.set_major_locator(FixedLocator(FACTORS))
@@ -89,3 +97,69 @@ class AlphaSearch(Picture):
 def alpha_search(model: nn.Module, one: LayerScale, alpha: float | None = None, group_size: GroupSize = 128) -> Picture:
     """The picture of one fold of `model` (as it was before scaling); alpha None is no scaling."""
     return AlphaSearch(consumers_weight(model, one), one, alpha, group_size)
+
+
+def salient_channels(weight: Tensor, w_hat: Tensor, x: Tensor, share: float = 0.01, title: str = "") -> Picture:
+    """The channels in the order of their activations: how large those are, how large the weights, what rounding them costs.
+
+    Its data: over `channels`, counted in that order, `activations`, mean |x| over its median, `weights`, mean |w| likewise, and
+    `costs` in percent of ||XWᵀ||²; `by_activation` and `by_weight`, the percent of all costs that the `share` of channels with
+    the largest activations has, and that with the largest weights.
+
+    Args:
+        weight, w_hat: float32 [out, in], and what its codes stand for.
+        x: float32 [tokens, in].
+        share: of the channels that are marked.
+
+    Raises:
+        ValueError: no channel, or all of them.
+    """
+    count = round(share * weight.shape[1])
+    if not 0 < count < weight.shape[1]:
+        raise ValueError(f"share={share:g} of {weight.shape[1]} channels marks {count} of them; mark some, not all")
+    activations, weights, costs = x.abs().mean(0), weight.abs().mean(0), channel_errors(weight, w_hat, x)
+    order = activations.argsort(descending=True, stable=True)
+    heavy = weights[order].argsort(descending=True, stable=True)[:count].sort().values
+    bars = {
+        "activations": (activations / activations.median())[order].numpy(),
+        "weights": (weights / weights.median())[order].numpy(),
+        "costs": (100 * costs)[order].numpy(),
+    }
+    total = bars["costs"].sum()
+    by_activation, by_weight = (
+        100 * float(bars["costs"][which].sum() / total) for which in (slice(count), heavy.numpy())
+    )
+    labels = ("mean |x|,\nmedian = 1", "mean |w|,\nmedian = 1", "cost, % of\nthe output")
+    with rc_context(STYLE):
+        picture = Picture(11, 5.2)
+        picture.data = data = {"channels": np.arange(1, len(order) + 1), **bars}
+        data |= {"by_activation": by_activation, "by_weight": by_weight}
+        for axes, name, label in zip(picture.subplots(3, 1, sharex=True), bars, labels, strict=True):
+            axes.plot(data["channels"], data[name], ".", ms=3, color=GREY, zorder=1)
+            axes.plot(data["channels"][:count], data[name][:count], "o", ms=6, color=RED, label="largest mean |x|")
+            places = heavy.numpy()
+            axes.plot(
+                places + 1, data[name][places], "s", ms=6, mfc="none", mew=1.8, color=BLUE, label="largest mean |w|"
+            )
+            axes.set(
+                xscale="log",
+                xlim=(0.9, 1.1 * len(order)),
+                ylabel=label,
+                **({"ylim": (0, None)} if name != "costs" else {}),
+            )
+        axes.set(yscale="log")
+        plain_decades(axes.yaxis)
+        plain_decades(axes.xaxis)
+        axes.set(xlabel="input channel, the largest mean |x| first")
+        picture.axes[0].legend(
+            loc="upper right", title=f"{count} of {len(order)} channels each", title_fontsize=11, fontsize=11
+        )
+        said = f"the largest |x| have {by_activation:.1f}% of all costs, the largest |w| {by_weight:.1f}%"
+        axes.set_title(said, fontsize=11, loc="right")
+        picture.suptitle(title, fontsize=12, x=0.01, ha="left")
+    picture.alt = (
+        f"{title or 'A layer'}, {len(order)} input channels in the order of their mean |x|, which falls from "
+        f"{bars['activations'][0]:.1f} times the median; beside it their mean |w|, and what rounding each of them costs. Of "
+        f"{count} channels each {said}."
+    )
+    return picture

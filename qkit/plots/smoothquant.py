@@ -34,13 +34,13 @@ class Migration(Picture):
             for axes, letter in zip(self._bars, "XW", strict=True):
                 self._before.append(axes.stairs([1.0], [0, 1], fill=True, color="#CCCCCC", label="before", baseline=0))
                 self._after.append(axes.stairs([1.0], [0, 1], color=ORANGE, lw=1.2, label="after", baseline=None))
-                axes.set(xscale="log", yscale="log", ylabel=f"max|{letter}ⱼ|")
+                axes.set(xscale="log", yscale="log", ylabel=f"max|{letter.lower()}ₖ|")
                 axes.xaxis.set_major_formatter("{x:g}")
                 axes.yaxis.set_major_formatter("{x:g}")
                 axes.yaxis.set_minor_formatter("")
             self._bars[0].legend(loc="upper right", ncols=2)
             self._bars[0].tick_params(labelbottom=False)
-            self._bars[1].set(xlabel="channel j, the largest |x| first")
+            self._bars[1].set(xlabel="channel k, the largest |x| first")
             self._curve = self._right.plot([], [], "o-", color=colour, ms=4, lw=1.5, label="smoothed")[0]
             self._plain = self._right.axhline(1, color=GREY, ls="--", lw=1.5, label="plain W8A8")
             self._marker = self._right.plot([], [], "D", color=BOUND, ms=10, mfc="none", mew=2, label="shown left")[0]
@@ -86,7 +86,7 @@ class Migration(Picture):
             axes.set(xlim=(0.5, len(order) + 0.5), ylim=(low / 1.3, high * 2))
             spreads.append([float(v.max() / v.median().clamp(min=1e-12)) for v in (before[i], after[i])])
             axes.set_title(
-                f"max|{'XW'[i]}ⱼ|: the largest {spreads[i][0]:.1f} → {spreads[i][1]:.1f} times the median",
+                f"max|{'xw'[i]}ₖ|: the largest {spreads[i][0]:.1f} → {spreads[i][1]:.1f} times the median",
                 fontsize=11,
                 loc="left",
             )

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import qkit
 from qkit import plots
@@ -46,3 +47,34 @@ def test_dead_channels_are_drawn_too(searched):
     one = scaling[0]
     one.salience[:3] = 0
     assert plots.alpha_search(model, one, 0.5, 4).png().startswith(b"\x89PNG")
+
+
+def layer(seed=0, out=6, channels=20, tokens=30):
+    torch.manual_seed(seed)
+    w, x = torch.randn(out, channels), torch.randn(tokens, channels)
+    x[:, 7] *= 50
+    w[:, 3] *= 50
+    return w, qkit.quantize_tensor(w, bits=8).dequantize(), x
+
+
+def test_the_costs_of_channels_add_up_to_the_error_where_no_two_go_together():
+    w, w_hat, x = layer()
+    x = torch.linalg.qr(x).Q[:, :20] * x.norm(dim=0)  # channels at right angles
+    error = (x @ (w_hat - w).T).square().sum() / (x @ w.T).square().sum()
+    assert float(plots.channel_errors(w, w_hat, x).sum()) == pytest.approx(float(error), rel=1e-4)
+
+
+def test_channels_stand_in_the_order_of_their_activations_and_marks_count_what_they_cost():
+    w, w_hat, x = layer()
+    costs = plots.channel_errors(w, w_hat, x)
+    picture = plots.salient_channels(w, w_hat, x, 0.05, "a layer")
+    assert (np.diff(picture.data["activations"]) <= 0).all() and picture.data["weights"].max() > 20
+    assert picture.data["by_activation"] == pytest.approx(float(100 * costs[7] / costs.sum()), rel=1e-4)
+    assert picture.data["by_weight"] == pytest.approx(float(100 * costs[3] / costs.sum()), rel=1e-4)
+    assert picture.alt.startswith("a layer, 20 input channels")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 1.0])
+def test_marking_no_channel_or_all_of_them_is_refused(share):
+    with pytest.raises(ValueError, match=r"share=.* of 20 channels marks (0|20) of them"):
+        plots.salient_channels(*layer(), share)

@@ -17,6 +17,7 @@ from qkit.methods.statistics import InputStatistics
 from qkit.model.inputs import input_maxima
 from qkit.plots.roofline import roofline
 from qkit.study.anatomy.words import code_places
+from qkit.study.paired import Estimate
 
 ROOF = Roof(threads=2, gigabytes_per_second=32.0, float_gops=256.0, int8_gops=1024.0)
 POINTS = {"RTN W3 g128": (8.1, 1.9), "GPTQ W4 g128": (9.7, 0.2), "NF4 b64 dq": (9.75, 0.3)}
@@ -60,6 +61,12 @@ def a_word(bits):
     return plots.WordPicture(code_places(bits), pack_words(codes, bits).numpy().view(np.uint32), 9, 77, "a weight")
 
 
+def some_channels(share):
+    w = a_weight()
+    x = torch.randn(50, w.shape[1], generator=torch.Generator().manual_seed(1))
+    return plots.salient_channels(w, qkit.quantize_tensor(w, bits=3).dequantize(), x, share, "one")
+
+
 def some_programs():
     owners = np.arange(12).reshape(3, 4) // 5
     return plots.written_by({"all": owners, "masked": np.where(owners < 2, owners, -1)}, owners < 2, "12 places")
@@ -81,6 +88,11 @@ FIGURES = {
     "compensation_picture": lambda llama, ids: plots.compensation_picture(some_steps(), 2),
     "against_chunks": lambda llama, ids: plots.against_chunks([1, 4], {"one": [5.0, 3.0]}, 3.2, "rounding", "error"),
     "alpha_search": lambda llama, ids: plots.alpha_search(llama, a_search(llama, ids)[0], 0.5, 4),
+    "channel_maps": lambda llama, ids: plots.channel_maps({"one": [torch.rand(300) + 0.1] * 3}, "a map"),
+    "salient_channels": lambda llama, ids: some_channels(0.25),
+    "paired_differences": lambda llama, ids: plots.paired_differences(
+        {"one less another": Estimate(0.5, 0.1), "a third": Estimate(-0.1, 0.2)}, "differences"
+    ),
     "migration": lambda llama, ids: plots.migration(plots.smooth_inputs(llama, ids, 16)[0], 0.5),
     "loss_against_bytes": lambda llama, ids: plots.LossAgainstBytes(POINTS, megabytes=9.0, advised="NF4 b64 dq"),
     "layer_choices": some_choices,
@@ -131,7 +143,15 @@ OF_THEIR_OWN = {"file_layouts", "judged_errors"}  # bytes in a padded strip, mar
 
 def test_every_figure_is_here():
     called = {name for name in plots.__all__ if name[0].islower()} - {
-        *("attainable", "best_that_fits", "column_steps", "consumers_weight", "fold_label", "four_bit_levels"),
+        *(
+            "attainable",
+            "best_that_fits",
+            "channel_errors",
+            "column_steps",
+            "consumers_weight",
+            "fold_label",
+            "four_bit_levels",
+        ),
         *(
             "file_piece",
             "four_bit_sqnr",

@@ -1,4 +1,4 @@
-"""AWQ taken apart: the layers that share a scale, and the scale of each channel at any alpha."""
+"""AWQ taken apart: what each input channel costs, the layers that share a scale, and the scale of each channel at any alpha."""
 
 import torch
 from torch import Tensor, nn
@@ -64,3 +64,15 @@ def losses_by_alpha(one: LayerScale) -> dict[float | None, float]:
 def relative_salience(one: LayerScale) -> Tensor:
     """The mean |x| of each channel over that of the median one, float32 [in]."""
     return one.salience / one.salience.median().clamp(min=1e-12)
+
+
+def channel_errors(weight: Tensor, w_hat: Tensor, x: Tensor) -> Tensor:
+    """What the rounding of each input channel costs the output, by itself: ||x_k||² ||ŵ_k - w_k||² / ||X Wᵀ||², float32 [in].
+
+    Together they are the relative output error, but for what channels that go together add or cancel.
+
+    Args:
+        weight, w_hat: float32 [out, in], and what its codes stand for.
+        x: float32 [tokens, in].
+    """
+    return x.square().sum(0) * (w_hat - weight).square().sum(0) / (x @ weight.T).square().sum()
