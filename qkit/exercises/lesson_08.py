@@ -1,4 +1,4 @@
-"""Exercises of lesson 08: a dot product of bytes, a sum that overflows, and what fewer bits are worth."""
+"""Exercises of lesson 08: a dot product of bytes, a sum that overflows, what fewer bits are worth, and a vector kernel."""
 
 import numpy as np
 import torch
@@ -6,6 +6,7 @@ from torch import Tensor
 
 from qkit.exercises.core import Exercise
 from qkit.exercises.draws import Draw
+from qkit.exercises.lesson_08_kernel import CODES_DOT
 
 
 def dot_w8(codes: Tensor, x: Tensor, scale: float, x_scale: float) -> float:
@@ -259,4 +260,5 @@ EXERCISES = (
             ),
         ),
     ),
+    CODES_DOT,
 )

@@ -9,6 +9,7 @@ import torch
 from qkit import exercises
 from qkit.exercises.core import DIFFICULTIES
 from qkit.exercises.kernels import KernelExercise
+from qkit.exercises.lesson_08_kernel import NumbaExercise
 
 
 def right_megabytes(n, b):
@@ -618,8 +619,8 @@ WRONG = [
     ("10.3", lambda w: right_q4_0(w)[:17], "expected"),
 ]
 
-# Those whose answer is a kernel are in test_kernels.py
-KERNELS = {name for name, exercise in exercises.ALL.items() if isinstance(exercise, KernelExercise)}
+# Those whose answer is a kernel are in test_kernels.py and test_numba_kernel.py
+KERNELS = {name for name, exercise in exercises.ALL.items() if isinstance(exercise, KernelExercise | NumbaExercise)}
 
 
 def test_there_are_three_exercises_a_lesson_and_each_has_three_wrong_answers_here():
