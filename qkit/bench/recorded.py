@@ -33,8 +33,8 @@ class Recorded:
         baseline: the name of the plain product in `microseconds`, "bf16" or "torch fp32".
         microseconds: of a product, by the name of its format, then by tokens.
         floors: microseconds of a kernel that only reads the bytes of a format, by its name; where they were measured.
-        peaks: 10^9 bytes and 10^9 float operations a second, where they were measured apart; else `best` takes what the baseline
-            reached.
+        peaks: 10^9 bytes, 10^9 float operations and, if it is known, 10^9 INT8 operations a second, where they were measured
+            apart; else `best` takes what the baseline reached.
     """
 
     machine: str
@@ -45,7 +45,7 @@ class Recorded:
     baseline: str
     microseconds: Mapping[str, Mapping[int, float]]
     floors: Mapping[str, float] = field(default_factory=dict)
-    peaks: tuple[float, float] | None = None
+    peaks: tuple[float, ...] | None = None
 
     def layer(self, name: str, tokens: int) -> Layer:
         """What format `name` has to read and compute.
@@ -75,14 +75,14 @@ class Recorded:
     def best(self) -> Roof:
         """What the machine does at best: what was measured apart, or reached by the baseline, which reads, computes, and no more.
 
-        Of INT8 what the fastest row with INT8 activations reached.
+        Of INT8, where it was not measured apart, what the fastest row with INT8 activations reached.
         """
         times = self.microseconds[self.baseline]
         reading = max(self.layer(self.baseline, tokens).bytes / us for tokens, us in times.items()) / 1e3
         computing = max(self.gops(self.baseline, tokens) for tokens in times)
-        gigabytes, gops = self.peaks or (reading, computing)
+        gigabytes, gops, *apart = self.peaks or (reading, computing)
         integers = [self.gops(name, m) for name, row in self.microseconds.items() if "A8" in name for m in row]
-        return Roof(0, gigabytes, gops, max(integers, default=gops))
+        return Roof(0, gigabytes, gops, apart[0] if apart else max(integers, default=gops))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -7,6 +7,9 @@ from torch import Tensor
 from qkit.exercises.core import Exercise
 from qkit.exercises.draws import Draw
 from qkit.exercises.lesson_08_kernel import CODES_DOT
+from qkit.exercises.lesson_08_open import OPEN
+
+__all__ = ["EXERCISES", "OPEN"]
 
 
 def dot_w8(codes: Tensor, x: Tensor, scale: float, x_scale: float) -> float:

@@ -66,7 +66,7 @@ def guess_against_truth(said: Said) -> Picture:
         axes.plot([data["truth"]], [0], "D", ms=11, color=BLUE, label=f"measured: {said.measured}", zorder=3)
         if said.guess is not None:
             axes.plot(
-                [data["guess"]], [0], "o", ms=11, color=ORANGE, label=f"you said: {said.guess:g} {said.unit}".rstrip()
+                [data["guess"]], [0], "o", ms=11, color=ORANGE, label=f"you said: {said.guess:.4g} {said.unit}".rstrip()
             )
             axes.plot([data["guess"], data["truth"]], [0, 0], color=ORANGE, lw=2, zorder=1)
         room = 0.15 * (max(high, 0) - min(low, 0)) or 1
@@ -81,7 +81,7 @@ def guess_against_truth(said: Said) -> Picture:
         picture.legend(
             loc="outside upper left", ncols=2, fontsize=11, title=said.about, alignment="left", title_fontsize=12
         )
-    heard = "no guess was committed" if said.guess is None else f"you said {said.guess:g} {said.unit}".rstrip()
+    heard = "no guess was committed" if said.guess is None else f"you said {said.guess:.4g} {said.unit}".rstrip()
     picture.alt = f"{said.about}: {heard}; measured: {said.measured}."
     if said.varies:
         picture.constant = f"{said.about}: your guess, and what this machine measured"
@@ -117,7 +117,7 @@ def guesses_against_truth(said: Sequence[Said]) -> Picture:
         plain_ticks(axes.xaxis, [0.01, 0.1, 0.5, 1, 2, 10, 100])
         axes.grid(axis="y", visible=False)
     picture.alt = "; ".join(
-        f"{one.about}: " + ("no guess" if one.guess is None else f"said {one.guess:g}") + f", measured {one.measured}"
+        f"{one.about}: " + ("no guess" if one.guess is None else f"said {one.guess:.4g}") + f", measured {one.measured}"
         for one in said
     )
     picture.constant = f"{len(said)} predictions of this lesson: what you said over what was measured"

@@ -166,7 +166,7 @@ def grouped_times(times: Mapping[str, Mapping[str, float]], title: str, unit: st
             values = [row[number] for row in data.values()]
             axes.barh(places, values, color=colour, height=0.92 * height, label=name)
             for place, value in zip(places, values, strict=True):
-                axes.text(1.06 * value, place, f"{value:.3g}", va="center", fontsize=10.5)
+                axes.text(1.06 * value, place, _three_digits(value), va="center", fontsize=10.5)
         every = np.concatenate(list(data.values()))
         axes.set(xscale="log", xlabel=words, xlim=(0.5 * every.min(), 2.2 * every.max()), title=title)
         axes.set_yticks(range(len(times)), list(times))
@@ -175,11 +175,15 @@ def grouped_times(times: Mapping[str, Mapping[str, float]], title: str, unit: st
         plain_decades(axes.xaxis)
         picture.legend(loc="outside right upper", fontsize=11)
     picture.alt = f"{title}, {words}. " + "; ".join(
-        f"{case}: " + ", ".join(f"{name} {value:.3g}" for name, value in zip(names, row, strict=True))
+        f"{case}: " + ", ".join(f"{name} {_three_digits(value)}" for name, value in zip(names, row, strict=True))
         for case, row in data.items()
     )
     picture.constant = f"{title}, {words} on this machine: {', '.join(names)}; {', '.join(times)}"
     return picture
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
 def listing(text: str, title: str, marked: Sequence[str] = ()) -> Picture:

@@ -97,3 +97,28 @@ def test_what_stands_for_another_weight_or_for_no_numbers_is_refused():
         percent_off(weight, weight[0])
     with pytest.raises(ValueError, match="NaN or infinite"):
         percent_off(weight, weight / 0)
+
+
+def test_lesson_08s_layer_is_looked_at_before_it_is_timed(monkeypatch):
+    from qkit.bench.timing import Timing
+    from qkit.exercises import lesson_08_open as task
+    from qkit_kernels.numba import steps
+
+    timed = {"step": Timing([2.0, 3.0]), "answer": Timing([1.0, 9.0])}  # nobody waits for a clock here
+    monkeypatch.setattr(task, "interleave", lambda calls, **how: [call() for call in calls.values()] and timed)
+
+    def by_step(name):
+        step = steps.STEPS[name]
+        return lambda x, packed, scales: step(step.lay(x), packed, scales)
+
+    verdict = exercises.score("08", by_step("whole registers"))
+    assert (
+        verdict.passed and "0.50 times the time of step 4" in verdict.message and "Beaten, by 50.0 %" in verdict.message
+    )
+    assert "costs too much" in exercises.score("08", by_step("INT8 activations")).message
+    with pytest.raises(ValueError, match=r"y of shape \[3\]"):
+        exercises.score("08", lambda x, packed, scales: x[:3])
+    with pytest.raises(ValueError, match="writes into x, packed or scales"):
+        exercises.score("08", lambda x, packed, scales: x.fill(0) or x)
+    timed["answer"] = Timing([2.0])
+    assert "Not beaten yet" in exercises.score("08", by_step("types fixed")).message
