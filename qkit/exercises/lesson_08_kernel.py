@@ -150,6 +150,8 @@ def _stored(kernel: Any, packed: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 CODES_DOT = NumbaExercise(
     name="08.4",
+    minutes=12,
+    difficulty="hard",
     hints=(
         "What does the loop ask for every single code, and what has it to do with k?",
         "Walk over bytes, not over codes: a byte has one code for x[0] and one for x[1].",
