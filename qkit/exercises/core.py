@@ -8,7 +8,7 @@ from typing import Any
 from qkit.exercises.compare import copies, same, show, unchanged, where_they_part
 from qkit.exercises.draws import Draw
 
-DRAWS = 12  # random arguments that an answer is tried with
+DRAWS = 12  # random arguments that an answer is tried with; a kernel, which Triton interprets, with fewer
 DIFFICULTIES = ("easy", "medium", "hard")
 
 
@@ -45,7 +45,7 @@ class Exercise:
         cases: argument tuples to try; the first is the simplest, and it is what a learner is shown.
         mistakes: known wrong functions, each with the sentence that names the mistake.
         edges: {what is particular: arguments}, tried after the cases.
-        draw: makes random arguments; `DRAWS` of them are tried last. None: there is nothing to draw.
+        draw: makes random arguments; `draws` of them are tried last. None: there is nothing to draw.
         seen: (output, arguments) -> what of an output is compared, where many are right. None: all of it.
         rtol: how far floats may be apart (`compare.same`).
         minutes: that it takes somebody who has read the lesson.
@@ -59,6 +59,7 @@ class Exercise:
     mistakes: tuple[tuple[Callable, str], ...]
     edges: dict[str, tuple] = field(default_factory=dict, kw_only=True)
     draw: Callable[[Draw], tuple] | None = field(default=None, kw_only=True)
+    draws: int = field(default=DRAWS, kw_only=True)
     seen: Callable[[Any, tuple], Any] | None = field(default=None, kw_only=True)
     rtol: float = field(default=1e-4, kw_only=True)
     minutes: int = field(default=0, kw_only=True)
@@ -70,7 +71,7 @@ class Exercise:
 
     def trials(self) -> list[Trial]:
         """All that an answer is called with: the cases, the edges, and what is drawn (the same each time)."""
-        drawn = [self.draw(Draw(f"{self.name}/{number}")) for number in range(DRAWS)] if self.draw else []
+        drawn = [self.draw(Draw(f"{self.name}/{number}")) for number in range(self.draws)] if self.draw else []
         return [
             *(Trial(arguments) for arguments in self.cases),
             *(Trial(arguments, what) for what, arguments in self.edges.items()),

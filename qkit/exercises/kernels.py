@@ -78,7 +78,8 @@ class KernelExercise(Exercise):
                 "notebook's kernel, and run its first cell first.",
             )
         outputs = []
-        for arguments in self.cases:
+        trials = self.trials()
+        for arguments in (trial.arguments for trial in trials):
             called = ", ".join(f"{name} {show(value)}" for name, value in zip(self.names, arguments, strict=True))
             try:
                 outputs.append(self._stored(answer, arguments, device))
@@ -88,24 +89,24 @@ class KernelExercise(Exercise):
                 return self._not_yet(f"with {called} {words}.")
         if all(bool((out == UNTOUCHED).all()) for out in outputs):
             return self._not_attempted()
-        return self._judged(outputs)
+        return self._judged([trial.arguments for trial in trials], outputs)
 
     def _not_attempted(self) -> Verdict:
         return Verdict(
             None, f"{self.name} not attempted yet: the kernel stores nothing; write it, and run this cell again."
         )
 
-    def _judged(self, outputs: list[Tensor]) -> Verdict:
-        expected = [self.solution(*copies(arguments)) for arguments in self.cases]
+    def _judged(self, tried: list[tuple], outputs: list[Tensor]) -> Verdict:
+        expected = [self.solution(*copies(arguments)) for arguments in tried]
         if all(map(self._same, outputs, expected)):
             return Verdict(True, f"{self.name} right.")
         for mistake, sentence in self.mistakes:
-            if all(map(self._same, outputs, [mistake(*copies(arguments)) for arguments in self.cases])):
+            if all(map(self._same, outputs, [mistake(*copies(arguments)) for arguments in tried])):
                 return self._not_yet(sentence)
         if self.hint_if_equal and all(torch.allclose(o, e, rtol=1e-5) for o, e in zip(outputs, expected, strict=True)):
             return self._not_yet(self.hint_if_equal)
         got, wanted, arguments = next(
-            case for case in zip(outputs, expected, self.cases, strict=True) if not self._same(*case[:2])
+            case for case in zip(outputs, expected, tried, strict=True) if not self._same(*case[:2])
         )
         called = ", ".join(f"{name} {show(value)}" for name, value in zip(self.names, arguments, strict=True))
         left = int((got == UNTOUCHED).sum())

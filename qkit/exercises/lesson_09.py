@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qkit.exercises.core import Exercise
+from qkit.exercises.draws import Draw
 from qkit.exercises.kernels import KernelExercise
 
 KERNELS = Path(__file__).with_name("lesson_09_kernels.py")
@@ -131,6 +132,18 @@ _LONG = (
     1.0,
 )
 
+
+def _bytes_to_multiply(d: Draw) -> tuple[Tensor, Tensor, Tensor, float]:
+    rows, features = d.whole(1, 9), d.whole(1, 700)
+    codes = d.integers(-127, 127, rows, features, dtype=torch.int8)
+    return (
+        d.integers(-127, 127, features, dtype=torch.int8),
+        codes,
+        2.0 ** -d.integers(0, 5, rows),
+        2.0 ** -d.whole(0, 5),
+    )
+
+
 EXERCISES = (
     KernelExercise(
         name="09.1",
@@ -156,6 +169,8 @@ EXERCISES = (
             (-_X[:1, :1].abs(),),
             (torch.zeros(5, 3),),
         ),
+        draw=lambda d: (d.weight(d.whole(1, 9), d.whole(1, 40)),),
+        draws=3,
         mistakes=(
             (
                 lambda x: x.amax(1) / 127,
@@ -193,6 +208,8 @@ EXERCISES = (
             _w4_case(4, 64, 32, seed=40),
             _w4_case(1, 32, 8, seed=50),
         ),
+        draw=lambda d: _w4_case(d.whole(1, 9), 16 * d.whole(1, 3), d.one_of(4, 8, 16), seed=d.whole(100, 10**6)),
+        draws=3,
         mistakes=(
             (_w4_wrong(lambda q, s, z: s * (q - 8)), "that is the symmetric product: zeros_ptr is not used."),
             (
@@ -236,7 +253,8 @@ EXERCISES = (
             "a layer of one output": (1, 4096, 1000.0, 100_000.0),
             "a layer of one input and one output": (1, 1, 1000.0, 400.0),
             "operations that never take longer": (2, 2, 1000.0, 1000.0),
-            "one token": (4096, 4096, 1000.0, 1000.5),
+            "a card that is slow at computing": (4096, 4096, 1000.0, 1000.5),
+            "one token": (4096, 4096, 1000.0, 500.0),
         },
         draw=lambda d: (d.whole(200, 20_000), d.whole(200, 20_000), d.size(20, 4000), d.size(2e4, 2e5)),
         mistakes=(
@@ -297,6 +315,8 @@ EXERCISES = (
             _LARGE,
             _LONG,
         ),
+        draw=_bytes_to_multiply,
+        draws=3,
         mistakes=(
             (
                 lambda x, w, s, r: (w * x).int().sum(1).float() * s * r,

@@ -41,11 +41,12 @@ This page is made of the lessons' first cells by `make claims`; a test compares 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the first cell of a notebook says: minutes in all, of which so many for exercises; `needs` are numbers, "02"."""
+    """What the first cell of a notebook says: minutes in all, of reading and of exercises; `needs` are numbers, "02"."""
 
     file: str
     title: str
     minutes: int
+    reading: int
     exercises: int
     needs: tuple[str, ...]
     goals: tuple[str, ...]
@@ -73,12 +74,13 @@ def lessons(shelf: Path = SHELF) -> list[Lesson]:
         title = re.match(r"# (.+)", text)
         after = re.search(r"\*\*After these (\d+) minutes you can\*\*(.+)", text)
         needs = re.search(r"\*\*You need\*\*(.+)", text)
-        practice = re.search(r"minutes of reading and trying, (\d+) of exercises", text)
+        practice = re.search(r"(\d+) minutes of reading and trying, (\d+) of exercises", text)
         if not (title and after and needs and practice):
             raise ValueError(f"the first cell of {path.name} lacks its title, its minutes or what it needs")
         numbers = tuple(dict.fromkeys(n for n in re.findall(r"\]\((\d\d)_[^)]*\.ipynb\)", needs[1])))
         goals = tuple(goal.strip().rstrip(".") for goal in after[2].split(" · "))
-        found.append(Lesson(path.name, title[1], int(after[1]), int(practice[1]), numbers, goals))
+        times = (int(after[1]), int(practice[1]), int(practice[2]))
+        found.append(Lesson(path.name, title[1], *times, numbers, goals))
     return found
 
 
