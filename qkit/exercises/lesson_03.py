@@ -4,6 +4,9 @@ import torch
 
 from qkit.exercises.core import Exercise
 from qkit.exercises.draws import Draw, off_halves
+from qkit.exercises.open_task import OpenTask, percent_off, the_layer
+
+OPEN_BLOCK = 64  # weights of the open task that share an absmax
 
 
 def int8_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -33,6 +36,25 @@ def round_to_table(w: torch.Tensor, table: torch.Tensor, block_size: int) -> tor
     levels = blocks / torch.where(absmax == 0, 1, absmax)  # of zeros, whose level is multiplied by 0 again
     codes = (levels[..., None] - table).abs().argmin(-1)
     return (table[codes] * absmax).reshape(w.shape)
+
+
+def sixteen_levels(answer: torch.Tensor | list[float]) -> tuple[float, float]:
+    """What a table of 16 levels, ascending, makes of a layer in blocks of 64 that are divided by their absmax.
+
+    Returns:
+        stored bits a weight, the absmax in float32, and the error in percent.
+
+    Raises:
+        ValueError: another number of levels, or levels that do not ascend.
+    """
+    table = torch.as_tensor(answer, dtype=torch.float32)
+    if table.shape != (16,) or not (table.diff() > 0).all():
+        raise ValueError(f"the table is {list(table.shape)}; give 16 levels, each above the one before")
+    weight = the_layer()
+    blocks = weight.reshape(-1, OPEN_BLOCK)
+    absmax = blocks.abs().amax(1, keepdim=True)
+    codes = torch.bucketize(blocks / absmax, (table[:-1] + table[1:]) / 2)  # the nearest level
+    return 4 + 32 / OPEN_BLOCK, percent_off(weight, (table[codes] * absmax).reshape(weight.shape))
 
 
 def _product(x, w, sx, sw, rounding=torch.round):
@@ -277,3 +299,5 @@ EXERCISES = (
         ),
     ),
 )
+
+OPEN = OpenTask("03", sixteen_levels, budget=4.5, to_beat=9.18, cost="bits a weight", loss="% error")

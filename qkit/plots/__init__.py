@@ -6,10 +6,18 @@ from qkit.bench.roofline import attainable
 from qkit.plots.activations import channel_maps
 from qkit.plots.awq import AlphaSearch, alpha_search, salient_channels
 from qkit.plots.base import BLUE, BOUND, GREEN, GREY, METHOD_COLOURS, ORANGE, ORIGINAL, QUANTIZED, RED, STYLE, Picture
-from qkit.plots.bitsandbytes import CodebookLevels, OutlierMap, codebook_levels, input_label, outlier_map
+from qkit.plots.bitsandbytes import (
+    CodebookLevels,
+    OutlierMap,
+    channel_ranks,
+    codebook_levels,
+    input_label,
+    levels_used,
+    outlier_map,
+)
 from qkit.plots.choosing import LossAgainstBytes, layer_choices, loss_against_bytes
 from qkit.plots.file_layout import FilePicture, errors_in_steps, file_layouts
-from qkit.plots.gptq import CompensationPicture, against_chunks, compensation_picture
+from qkit.plots.gptq import CompensationPicture, against_chunks, compensation_picture, passed_on
 from qkit.plots.grids import number_line
 from qkit.plots.guesses import Said, guess_against_truth, guesses_against_truth
 from qkit.plots.judged import judged_errors
@@ -37,9 +45,9 @@ from qkit.plots.weights import (
     weight_histogram,
 )
 from qkit.study.anatomy.awq import channel_errors, consumers_weight, fold_label, scale_at
-from qkit.study.anatomy.bitsandbytes import four_bit_levels, four_bit_sqnr
+from qkit.study.anatomy.bitsandbytes import four_bit_levels, four_bit_sqnr, level_use
 from qkit.study.anatomy.files import file_piece
-from qkit.study.anatomy.gptq import ColumnSteps, column_steps, output_error
+from qkit.study.anatomy.gptq import ColumnSteps, column_steps, cost_left, output_error
 from qkit.study.anatomy.smoothquant import SmoothInput, smooth_inputs, w8a8_error
 from qkit.study.anatomy.weights import group_by_scale, levels
 from qkit.study.frontier import best_that_fits, frontier
@@ -76,11 +84,13 @@ __all__ = [
     "best_that_fits",
     "channel_errors",
     "channel_maps",
+    "channel_ranks",
     "codebook_levels",
     "column_steps",
     "comparison_picture",
     "compensation_picture",
     "consumers_weight",
+    "cost_left",
     "error_curve",
     "errors_in_steps",
     "file_layouts",
@@ -97,7 +107,9 @@ __all__ = [
     "judged_errors",
     "layer_choices",
     "layer_errors",
+    "level_use",
     "levels",
+    "levels_used",
     "listing",
     "loss_against_bytes",
     "memory_bars",
@@ -108,6 +120,7 @@ __all__ = [
     "outlier_map",
     "output_error",
     "paired_differences",
+    "passed_on",
     "perplexity_against_bytes",
     "ratios_to_baseline",
     "register_bits",

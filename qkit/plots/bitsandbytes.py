@@ -1,6 +1,7 @@
 """Figures of lesson 03: where activations are large, and where the levels of 4-bit formats lie."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib import rc_context
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from qkit.model.inputs import InputMaxima
 from qkit.numerics.mapping import check_finite
-from qkit.plots.base import BLUE, BOUND, METHOD_COLOURS, ORIGINAL, STYLE, Picture
+from qkit.plots.axes import plain_decades
+from qkit.plots.base import BLUE, BOUND, GREEN, METHOD_COLOURS, ORIGINAL, STYLE, Picture
 from qkit.study.anatomy.bitsandbytes import four_bit_levels, four_bit_sqnr, shares, within_blocks
 
 EDGES = np.linspace(-1.1, 1.1, 221)  # of the bins of weights in units of their block's largest
@@ -97,26 +99,63 @@ def outlier_map(maxima: InputMaxima, tokens: Sequence[str], threshold: float = 6
     return OutlierMap(maxima, tokens, threshold, title)
 
 
-class CodebookLevels(Picture):
-    """A layer's weights, each divided by the largest of its block, over the levels that three 4-bit formats have.
+def channel_ranks(maxima: Mapping[str, Tensor], threshold: float = 6.0, title: str = "model") -> Picture:
+    """The largest |activation| of every channel of some inputs, the largest channel first: how few the outliers are.
 
-    Its data: `edges` of the bins, the `shares` of the weights in them, the levels and the SQNR in dB of the three formats,
-    `NF4`, `FP4`, `INT4` and `sqnr_db of NF4`, ...; `spread`, the standard deviation.
+    Its data: the `threshold`, and under "channels of " and its name each input's maxima, descending.
+
+    Raises:
+        ValueError: no input, or one that is not finite.
+    """
+    if not maxima:
+        raise ValueError("there is no input to draw; give the largest activations by channel of at least one")
+    for name, channels in maxima.items():
+        check_finite(channels, name)
+    data = {"threshold": threshold}
+    data |= {f"channels of {name}": channels.sort(descending=True).values.numpy() for name, channels in maxima.items()}
+    reach = {name: int((channels >= threshold).sum()) for name, channels in maxima.items()}
+    with rc_context(STYLE):
+        picture = Picture(9, 4.4)
+        picture.data = data
+        axes = picture.subplots()
+        marks, colours = cycle("osD^v"), cycle((BLUE, GREEN, METHOD_COLOURS["NF4"], METHOD_COLOURS["GPTQ"]))
+        for name, marker, colour in zip(maxima, marks, colours, strict=False):
+            values = data[f"channels of {name}"]
+            axes.plot(np.arange(1, len(values) + 1), values, marker=marker, ms=5, color=colour, label=name)
+        axes.axhline(threshold, color="black", ls="--", label=f"threshold {threshold:g}")
+        axes.set(xscale="log", yscale="log", title=title, xlabel="channel, the largest first", ylabel="largest |x|")
+        for axis in (axes.xaxis, axes.yaxis):
+            plain_decades(axis)
+        axes.legend()
+    words = "; ".join(
+        f"{name}: {reach[name]} of {len(channels)} reach {threshold:g}, the largest is {float(channels.max()):.3g}"
+        for name, channels in maxima.items()
+    )
+    picture.alt = f"{title}: the channels of some inputs by their largest activation. {words}."
+    return picture
+
+
+class CodebookLevels(Picture):
+    """A layer's weights, each divided by the largest of its block, over the levels that four 4-bit formats have.
+
+    Its data: `edges` of the bins, the `shares` of the weights in them, the levels and the SQNR in dB of the four formats,
+    `NF4`, `E2M1`, `FP4`, `INT4` and `sqnr_db of NF4`, ...; `spread`, the standard deviation.
     """
 
     def __init__(self, weight: Tensor, block_size: int = 64, title: str = "weights", dpi: int = 96) -> None:
         self._levels = {name: levels.numpy() for name, levels in four_bit_levels().items()}
-        colours = {"NF4": METHOD_COLOURS["NF4"], "FP4": "#8a7d00", "INT4": BLUE}
+        colours = {"NF4": METHOD_COLOURS["NF4"], "E2M1": GREEN, "FP4": "#8a7d00", "INT4": BLUE}
         with rc_context(STYLE):
-            super().__init__(9, 4.6, dpi)
-            self._axes, rug = self.subplots(2, 1, sharex=True, height_ratios=[3, 1.4])
+            super().__init__(9, 5, dpi)
+            self._axes, rug = self.subplots(2, 1, sharex=True, height_ratios=[3, 1.8])
             self._stairs = self._axes.stairs(np.ones(len(EDGES) - 1), EDGES, fill=True, color=ORIGINAL)
             self._axes.set(ylabel="share of weights", xlim=(-1.1, 1.1), ylim=(0, 0.05))
             for row, (name, levels) in enumerate(reversed(self._levels.items())):
                 segments = [[(float(level), row + 0.1), (float(level), row + 0.9)] for level in levels]
                 rug.add_collection(LineCollection(segments, colors=colours[name], lw=2))
             self._rug = rug
-            rug.set(yticks=[0.5, 1.5, 2.5], ylim=(0, 3), xlabel="weight / largest of its block")
+            rows = len(self._levels)
+            rug.set(yticks=[row + 0.5 for row in range(rows)], ylim=(0, rows), xlabel="weight / largest of its block")
             rug.set_yticklabels([f"{name} 00.0 dB" for name in reversed(self._levels)])  # as wide as they will be
             rug.grid(False)
         self.show(weight, block_size, title)
@@ -141,10 +180,52 @@ class CodebookLevels(Picture):
         words = ", ".join(f"{name} {value:.1f} dB" for name, value in sqnr.items())
         self.alt = (
             f"Histogram of {title}, each weight divided by the largest of its block of {block_size}: the standard "
-            f"deviation is {data['spread']:.2f}. Under it the levels of three formats; SQNR {words}."
+            f"deviation is {data['spread']:.2f}. Under it the levels of four formats; SQNR {words}."
         )
 
 
 def codebook_levels(weight: Tensor, block_size: int = 64, title: str = "weights") -> Picture:
-    """`weight` [out, in] in units of its blocks' largest, over the levels of NF4, FP4 and INT4."""
+    """`weight` [out, in] in units of its blocks' largest, over the levels of NF4, E2M1, FP4 and INT4."""
     return CodebookLevels(weight, block_size, title)
+
+
+def levels_used(uses: Mapping[str, Tensor], levels: Tensor, title: str = "levels") -> Picture:
+    """How often each level of a table is used, in percent: bars for the first of `uses`, marks for the others.
+
+    Its data: `levels`, `even`, the percentage that each would have if all were used alike, and under "use by " and its name
+    each series in percent.
+
+    Raises:
+        ValueError: no series, or one that has not a share for each level.
+    """
+    if not uses:
+        raise ValueError("there is no use of levels to draw; give at least one series")
+    for name, shares_of_levels in uses.items():
+        if len(shares_of_levels) != len(levels):
+            raise ValueError(f"{name!r} has {len(shares_of_levels)} shares for {len(levels)} levels; give one for each")
+    data = {"levels": levels.numpy(), "even": 100 / len(levels)}
+    data |= {f"use by {name}": 100 * np.asarray(shares_of_levels) for name, shares_of_levels in uses.items()}
+    first = next(iter(uses))
+    with rc_context(STYLE):
+        picture = Picture(9, 4)
+        picture.data = data
+        axes = picture.subplots()
+        axes.grid(False, axis="x")
+        width = 0.8 * float(np.diff(data["levels"]).min(initial=2))
+        axes.bar(data["levels"], data[f"use by {first}"], color=METHOD_COLOURS["NF4"], width=width, label=first)
+        for name, marker, colour in zip(
+            uses, cycle(".x_"), cycle((METHOD_COLOURS["NF4"], BLUE, "black")), strict=False
+        ):
+            label = None if name == first else name
+            axes.plot(data["levels"], data[f"use by {name}"], marker, color=colour, ms=9, mew=2, label=label)
+        axes.axhline(data["even"], color=BOUND, ls="--", label="all alike")
+        axes.set(xlabel="level / largest of the block", ylabel="% of the weights", title=title)
+        axes.set_ylim(0, 1.35 * max(series.max() for name, series in data.items() if name.startswith("use by ")))
+        axes.legend(ncols=2, loc="upper left")
+    words = "; ".join(
+        f"{name} from {data[f'use by {name}'].min():.1f}% to {data[f'use by {name}'].max():.1f}%" for name in uses
+    )
+    picture.alt = (
+        f"{title}: how often each of {len(levels)} levels is used. {words}; all alike would be {data['even']:.2f}%."
+    )
+    return picture

@@ -37,7 +37,7 @@ class OutlierExplorer(LivePicture):
 
 
 class CodebookExplorer(LivePicture):
-    """Do sixteen levels lie where the weights are? NF4, FP4 and INT4 on a layer, with a slider for the block size."""
+    """Do sixteen levels lie where the weights are? NF4, E2M1, FP4 and INT4 on a layer, with a slider for the block size."""
 
     def __init__(self, weights: Weights, layer: str | None = None, block_size: int = 64) -> None:
         """

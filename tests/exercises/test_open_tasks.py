@@ -7,7 +7,8 @@ import torch
 
 import qkit
 from qkit import exercises
-from qkit.exercises.open_task import OpenTask, percent_off
+from qkit.exercises.open_task import OpenTask, percent_off, the_layer
+from qkit.numerics.codebooks import nf4
 
 
 def rows_by(reach):
@@ -41,10 +42,26 @@ def clipped_groups(weight):
     return qkit.QTensor.from_codes(codes.reshape(weight.shape), steps[..., 0].half(), 4, zero_points=zeros[..., 0])
 
 
+def where_the_weights_are(table, rounds=20):
+    """Each level put where the weights that go to it have their mean, those of a large block counting more; and again."""
+    blocks = the_layer().reshape(-1, 64)
+    absmax = blocks.abs().amax(1, keepdim=True)
+    inside, counts = (blocks / absmax).flatten(), absmax.square().expand_as(blocks).flatten()
+    for _ in range(rounds):
+        codes = torch.bucketize(inside, (table[:-1] + table[1:]) / 2)
+        table = torch.zeros(16).index_add_(0, codes, counts * inside) / torch.zeros(16).index_add_(0, codes, counts)
+    return table
+
+
 MORE_WHERE_IT_PAYS = {"*v_proj": qkit.RTN(5, 128), "*down_proj": qkit.RTN(5, 128), "*": qkit.RTN(4, 128)}
-TO_BEAT = {"00": qkit.RTN(4, 32), "01": rows_by(1.0), "02": lambda w: qkit.quantize_tensor(w, qkit.RTN(4, 128))}
-BETTER = {"00": MORE_WHERE_IT_PAYS, "01": rows_by(0.8), "02": clipped_groups}
-REACHED = {"01": 11.0, "02": 9.6}  # as the lessons say
+TO_BEAT = {
+    "00": qkit.RTN(4, 32),
+    "01": rows_by(1.0),
+    "02": lambda w: qkit.quantize_tensor(w, qkit.RTN(4, 128)),
+    "03": nf4(),
+}
+BETTER = {"00": MORE_WHERE_IT_PAYS, "01": rows_by(0.8), "02": clipped_groups, "03": where_the_weights_are(nf4())}
+REACHED = {"01": 11.0, "02": 9.6, "03": 8.8}  # as the lessons say
 
 
 @pytest.mark.parametrize("lesson", TO_BEAT)
@@ -88,6 +105,12 @@ def test_a_lower_loss_at_a_higher_cost_beats_nothing():
 def test_a_grid_that_is_none_is_refused(answer, words):
     with pytest.raises(ValueError, match=words):
         exercises.score("01", answer)
+
+
+def test_a_table_of_another_size_or_out_of_order_is_refused():
+    for table in (nf4()[:15], nf4().flip(0), [0.0] * 16):
+        with pytest.raises(ValueError, match="give 16 levels, each above the one before"):
+            exercises.score("03", table)
 
 
 def test_what_stands_for_another_weight_or_for_no_numbers_is_refused():

@@ -26,7 +26,12 @@ ALLOWED = {
         "12.5%": "the newsletter's",
         "87.5%": "the newsletter's: 4 bits of 32",
     },
-    "03": {"6.25%": "a sixteenth", "75%": "the newsletter's"},
+    "03": {
+        "6.25%": "a sixteenth",
+        "75%": "the newsletter's",
+        "8.8": "reached in tests/exercises/test_open_tasks.py",
+        "98 MB": "the size of a package on PyPI, which need not be installed",
+    },
     "04": {"30%": "a setting of GPTQ's"},
     "05": {"64 times": "what `plant_outliers` does"},
     "06": {
@@ -43,9 +48,6 @@ UNSHOWN = {
     ("01", "5.5 dB"),
     ("02", "24.6 dB"),
     ("02", "71%"),
-    ("03", "0.127"),
-    ("03", "8.08"),
-    ("03", "74%"),
 }
 
 

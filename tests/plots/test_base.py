@@ -85,7 +85,12 @@ FIGURES = {
     "layer_errors": lambda llama, ids: plots.layer_errors({"NF4": a_comparison(llama, ids).rows[2].report}),
     "outlier_map": lambda llama, ids: plots.outlier_map(input_maxima(llama, ids), ["token"] * 40, 1.5),
     "codebook_levels": lambda llama, ids: plots.codebook_levels(a_weight(), 32),
+    "channel_ranks": lambda llama, ids: plots.channel_ranks({"one": torch.tensor([0.5, 9.0, 1.5])}),
+    "levels_used": lambda llama, ids: plots.levels_used(
+        {"one": torch.tensor([0.3, 0.5, 0.2]), "two": torch.tensor([0.25, 0.55, 0.2])}, torch.tensor([-1.0, 0.0, 1.0])
+    ),
     "compensation_picture": lambda llama, ids: plots.compensation_picture(some_steps(), 2),
+    "passed_on": lambda llama, ids: plots.passed_on({"one": torch.linspace(0.3, 1, 40)}),
     "against_chunks": lambda llama, ids: plots.against_chunks([1, 4], {"one": [5.0, 3.0]}, 3.2, "rounding", "error"),
     "alpha_search": lambda llama, ids: plots.alpha_search(llama, a_search(llama, ids)[0], 0.5, 4),
     "channel_maps": lambda llama, ids: plots.channel_maps({"one": [torch.rand(300) + 0.1] * 3}, "a map"),
@@ -149,6 +154,7 @@ def test_every_figure_is_here():
             "channel_errors",
             "column_steps",
             "consumers_weight",
+            "cost_left",
             "fold_label",
             "four_bit_levels",
         ),
@@ -158,6 +164,7 @@ def test_every_figure_is_here():
             "frontier",
             "group_by_scale",
             "input_label",
+            "level_use",
             "levels",
             "output_error",
             "scale_at",

@@ -57,3 +57,23 @@ def test_other_data_give_the_picture_that_is_drawn_from_them(weight):
 
 def test_zeros_can_be_drawn():
     assert plots.codebook_levels(torch.zeros(2, 64)).png().startswith(b"\x89PNG")
+
+
+def test_the_use_of_levels_is_drawn_in_percent_and_needs_a_share_for_each():
+    picture = plots.levels_used({"a layer": torch.tensor([0.1, 0.9])}, torch.tensor([-1.0, 1.0]), "two levels")
+    assert picture.data["use by a layer"].tolist() == pytest.approx([10, 90]) and picture.data["even"] == 50
+    assert "a layer from 10.0% to 90.0%; all alike would be 50.00%" in picture.alt
+    with pytest.raises(ValueError, match="'b' has 3 shares for 2 levels"):
+        plots.levels_used({"b": torch.ones(3)}, torch.tensor([-1.0, 1.0]))
+    with pytest.raises(ValueError, match="no use of levels"):
+        plots.levels_used({}, torch.tensor([-1.0, 1.0]))
+
+
+def test_channels_are_ranked_by_their_largest_and_those_that_reach_the_threshold_are_counted():
+    picture = plots.channel_ranks({"one": torch.tensor([0.5, 9.0, 6.0])}, title="a layer")
+    assert picture.data["channels of one"].tolist() == [9.0, 6.0, 0.5]
+    assert "one: 2 of 3 reach 6, the largest is 9" in picture.alt
+    with pytest.raises(ValueError, match="no input to draw"):
+        plots.channel_ranks({})
+    with pytest.raises(ValueError, match="one"):
+        plots.channel_ranks({"one": torch.tensor([float("nan"), 1.0])})

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import qkit
 from drawn import same_data
 from qkit import plots
 from qkit.methods.statistics import InputStatistics
@@ -30,7 +31,11 @@ def inputs(x):
 def test_the_picture_shows_the_stop(weight, inputs):
     steps = plots.column_steps(weight, inputs, 3, stops=5)
     picture = plots.compensation_picture(steps, 2, "first")
-    assert np.array_equal(picture.data["change"], steps.change[2].numpy())
+    change = steps.change[2].square().mean(0).sqrt().numpy()
+    assert np.allclose(picture.data["error"][:20], change[:20]) and not picture.data["error"][20:].any()
+    assert np.allclose(picture.data["moved"][20:], change[20:]) and not picture.data["moved"][:20].any()
+    rounded = qkit.quantize_tensor(weight, qkit.RTN(3, symmetric=True, scale_dtype="float32")).dequantize()
+    assert picture.data["plain"] == pytest.approx(float((rounded - weight).square().mean().sqrt()), rel=1e-5)
     assert np.allclose(picture.data["gptq"], [100 * value for value in steps.gptq])
     assert (picture.data["column"], picture.data["rounding_now"]) == (20, 100 * steps.rounding[2])
     assert "after 20 of 40 columns" in picture.alt
@@ -55,3 +60,14 @@ def test_against_chunks_plots_what_it_is_given():
     assert picture.data["values of one"].tolist() == [5.0, 3.0] and picture.data["values of two"].tolist() == [4.0, 2.5]
     assert picture.data["chunks"].tolist() == [1, 4] and picture.data["level"] == 3.2
     assert "one: 1 chunks 5.00, 4 chunks 3.00. two: 1 chunks 4.00" in picture.alt
+
+
+def test_what_is_passed_on_is_drawn_in_percent(inputs):
+    left = plots.cost_left(inputs.hessian)
+    picture = plots.passed_on({"a layer": left}, "weights")
+    assert np.allclose(picture.data["left of a layer"], 100 * left.numpy())
+    assert "100% of the last column's" in picture.alt
+    with pytest.raises(ValueError, match="no layer to draw"):
+        plots.passed_on({})
+    with pytest.raises(ValueError, match="broken"):
+        plots.passed_on({"broken": left * float("nan")})

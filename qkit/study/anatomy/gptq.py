@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qkit.engine.quantize import quantize_tensor
-from qkit.methods.gptq import GPTQ, gptq, inverse_cholesky
+from qkit.methods.gptq import GPTQ, damped, gptq, inverse_cholesky
 from qkit.methods.rtn import RTN
 from qkit.methods.statistics import InputStatistics
 
@@ -26,16 +26,23 @@ class ColumnSteps:
 
     Attributes:
         columns: how many columns are rounded at each stop: 0, ..., in.
-        change: float32 [stops, out, in], GPTQ's weight so far minus the original: left of the stop the error of what is
+        change: float32 [stops, rows, in], GPTQ's weight so far minus the original: left of the stop the error of what is
             rounded, right of it what the free columns were moved by to make it good.
+        plain: the root mean square of rounding's error, over all columns of those rows.
         gptq, rounding: the relative squared output error at each stop, all columns that are not rounded yet as they are
             then.
     """
 
     columns: tuple[int, ...]
     change: Tensor
+    plain: float
     gptq: tuple[float, ...]
     rounding: tuple[float, ...]
+
+    @property
+    def by_column(self) -> np.ndarray:
+        """The root mean square of `change` over the rows, float32 [stops, in]."""
+        return self.change.square().mean(1).sqrt().numpy()
 
     def moved(self, stop: int) -> float:
         """By how much (root of the mean square) the columns that are still free were moved until this stop."""
@@ -83,4 +90,16 @@ def column_steps(
         change.append((now - original)[:rows].float())
         losses.append([output_error(original, w, hessian) for w in (now, plain)])
     by_gptq, by_rounding = zip(*losses, strict=True)
-    return ColumnSteps(columns, torch.stack(change), by_gptq, by_rounding)
+    plain = float((rounded - original)[:rows].square().mean().sqrt())
+    return ColumnSteps(columns, torch.stack(change), plain, by_gptq, by_rounding)
+
+
+def cost_left(hessian: Tensor, damp: float = 0.01) -> Tensor:
+    """What is left of the cost of rounding each column once the columns after it have made good what they can: float64 [in].
+
+    Rounded by itself, an error d of column j costs d² H_jj; with the best change of the columns that follow it costs d² / F_jj,
+    with F the inverse of H without the columns before j, and F_jj = U_jj² (Cholesky: H⁻¹ = Uᵀ U). The share is
+    1 / (H_jj U_jj²): 1 where nothing can be passed on, as for the last column.
+    """
+    upper, damp = inverse_cholesky(hessian.double(), damp)
+    return 1 / (damped(hessian.double(), damp, 0.0).diagonal() * upper.diagonal().square())

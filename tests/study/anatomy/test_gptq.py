@@ -8,7 +8,7 @@ import torch
 import qkit
 from qkit.methods.gptq import gptq
 from qkit.methods.statistics import InputStatistics
-from qkit.study.anatomy.gptq import column_steps, output_error
+from qkit.study.anatomy.gptq import column_steps, cost_left, output_error
 
 
 @pytest.fixture
@@ -95,3 +95,15 @@ def test_a_layer_that_saw_only_zeros_is_rounded(weight):
     assert steps.gptq == steps.rounding == (0.0, 0.0, 0.0) and steps.moved(1) == 0
     with pytest.raises(ValueError, match="stops=1 leaves out an end"):
         column_steps(weight, inputs, stops=1)
+
+
+def test_what_is_left_of_a_columns_cost_is_what_the_best_change_of_those_after_it_leaves(inputs):
+    """By least squares instead of Cholesky: the change of the free columns that makes the output error of column j least."""
+    hessian = inputs.hessian.double()
+    hessian = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(40)
+    left = cost_left(inputs.hessian)
+    for j in (0, 7, 38):
+        free = torch.linalg.solve(hessian[j + 1 :, j + 1 :], hessian[j + 1 :, j])
+        least = hessian[j, j] - hessian[j, j + 1 :] @ free
+        assert left[j] == pytest.approx(float(least / hessian[j, j]), rel=1e-6)
+    assert left[39] == pytest.approx(1)
