@@ -32,6 +32,13 @@ def fake_quantize_groups(w: torch.Tensor, bits: int, group_size: int) -> torch.T
     return (torch.round(groups / scale) * scale).reshape(w.shape)
 
 
+def pack_int3(codes: torch.Tensor) -> torch.Tensor:
+    """Codes 0 .. 7, [n], as one stream of bits, lowest bits first, in ceil(3 n / 8) bytes; zeros fill the last."""
+    bits = (codes[:, None] >> torch.arange(3)) & 1
+    octets = F.pad(bits.flatten(), (0, -3 * len(codes) % 8)).reshape(-1, 8)
+    return (octets << torch.arange(8)).sum(1).to(torch.uint8)
+
+
 def stored_and_error(answer: Callable) -> tuple[float, float] | None:
     """Stored bits a weight, and the error in percent, of what `answer` makes of a layer [N, K].
 
@@ -44,6 +51,26 @@ def stored_and_error(answer: Callable) -> tuple[float, float] | None:
 
 def _pairs(codes: torch.Tensor) -> torch.Tensor:
     return F.pad(codes.long(), (0, len(codes) % 2)).reshape(-1, 2)
+
+
+def _stream(codes: torch.Tensor, width: int = 3, turn_code: bool = False, turn_byte: bool = False) -> torch.Tensor:
+    bits = (codes.long()[:, None] >> torch.arange(width)) & 1
+    bits = (bits.flip(1) if turn_code else bits).flatten()
+    octets = F.pad(bits, (0, -len(bits) % 8)).reshape(-1, 8)
+    return ((octets.flip(1) if turn_byte else octets) << torch.arange(8)).sum(1).to(torch.uint8)
+
+
+def _two_a_byte(codes: torch.Tensor) -> torch.Tensor:
+    pairs = _pairs(codes)
+    return (pairs[:, 0] | (pairs[:, 1] << 3)).to(torch.uint8)
+
+
+def _whole_bytes_only(codes: torch.Tensor) -> torch.Tensor:
+    return pack_int3(codes)[: 3 * len(codes) // 8]
+
+
+def _whole_eights(codes: torch.Tensor) -> torch.Tensor:
+    return pack_int3(F.pad(codes, (0, -len(codes) % 8)))
 
 
 def _high_first_unpadded(codes: torch.Tensor) -> torch.Tensor:
@@ -241,6 +268,61 @@ EXERCISES = (
                 _codes,
                 "those are the codes; multiply them by their scales to come back to weights.",
             ),
+        ),
+    ),
+    Exercise(
+        name="02.4",
+        minutes=15,
+        difficulty="hard",
+        hints=(
+            "Write the bits of two codes on paper, then of three. Which code is the first that lies in two bytes?",
+            "Forget bytes at first: make one row of all bits, three a code. x >> i & 1 is bit i of x.",
+            "How long must that row be, before it can be cut into eights? And what is bit i of a byte worth?",
+        ),
+        solution=pack_int3,
+        cases=(
+            (torch.tensor([5]),),
+            (torch.tensor([1, 2]),),
+            (torch.tensor([1, 2, 3]),),
+            (torch.tensor([1, 2, 3, 4, 5, 6, 7, 0]),),
+            (torch.tensor([7, 0, 4, 1, 6, 3, 3, 5, 2, 7]),),
+        ),
+        edges={
+            "the largest codes": (torch.full((11,), 7),),
+            "zeros": (torch.zeros(5, dtype=torch.int64),),
+            "no codes": (torch.zeros(0, dtype=torch.int64),),
+            "codes that come as bytes": (torch.tensor([7, 6, 5, 4, 3, 2, 1], dtype=torch.uint8),),
+            "sixteen codes, six bytes": (torch.arange(16) % 8,),
+        },
+        draw=lambda d: (d.integers(0, 7, d.whole(1, 60)),),
+        mistakes=(
+            (
+                lambda c: _stream(c, turn_code=True),
+                "the bits of each code are turned round: its lowest bit comes first.",
+            ),
+            (
+                lambda c: _stream(c, turn_byte=True),
+                "each byte is filled from its high end: the first bit of the stream is a byte's lowest, worth 1.",
+            ),
+            (
+                lambda c: _stream(c, turn_code=True, turn_byte=True),
+                "the stream runs from the highest bit to the lowest: here the lowest bit of the first code is a byte's lowest.",
+            ),
+            (
+                lambda c: _stream(c, width=4),
+                "that gives each code four bits; three are enough, and the next code begins right behind them.",
+            ),
+            (
+                _two_a_byte,
+                "that puts two codes into a byte and leaves two bits empty; here a code may lie in two bytes.",
+            ),
+            (_whole_bytes_only, "the last bits are lost where they do not fill a byte: fill it up with zeros."),
+            (
+                _whole_eights,
+                "those are bytes for whole eights of codes; ceil(3 n / 8) bytes hold n codes, so a few zeros are too many.",
+            ),
+            (lambda c: c.to(torch.uint8), "that still takes a byte a code."),
+            (lambda c: pack_int3(c).long(), "the numbers are right; return bytes: .to(torch.uint8)."),
         ),
     ),
 )

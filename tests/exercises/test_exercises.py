@@ -63,6 +63,20 @@ def right_pack(codes):
     return torch.tensor(out, dtype=torch.uint8)
 
 
+def right_stream(codes):
+    number = sum(int(code) << 3 * place for place, code in enumerate(codes))
+    return number.to_bytes(-(-3 * len(codes) // 8), "little")
+
+
+def bits_of(codes, order="little", width=3):
+    text = "".join(f"{int(code):0{width}b}"[:: -1 if order == "little" else 1] for code in codes)
+    return [text[at : at + 8].ljust(8, "0") for at in range(0, len(text), 8)]
+
+
+def as_bytes(octets, turn=True):
+    return torch.tensor([int(octet[:: -1 if turn else 1], 2) for octet in octets], dtype=torch.uint8)
+
+
 def right_groups(w, bits, g):
     out = torch.empty_like(w)
     for row in range(w.shape[0]):
@@ -236,6 +250,7 @@ RIGHT = {
     "02.1": right_cost,
     "02.2": right_pack,
     "02.3": right_groups,
+    "02.4": right_stream,
     "03.1": right_int8_product,
     "03.2": right_llm_int8,
     "03.3": right_table,
@@ -259,6 +274,11 @@ RIGHT = {
     "10.2": right_wrong_zero,
     "10.3": right_q4_0,
 }
+
+
+def two_to_a_byte(codes):
+    first, second = codes[::2], [*codes[1::2], 0]
+    return torch.tensor([int(code) + 8 * int(second[place]) for place, code in enumerate(first)]).byte()
 
 
 def forgets_groups_of_a_row(w, bits, g):
@@ -446,6 +466,15 @@ WRONG = [
     ("02.2", loses_the_odd_one, "odd length is lost"),
     ("02.2", shifts_by_three, "shift of 4"),
     ("02.2", lambda codes: codes.to(torch.uint8), "two codes share one"),
+    ("02.4", lambda c: as_bytes(bits_of(c, "big")), "lowest bit comes first"),
+    ("02.4", lambda c: as_bytes(bits_of(c), turn=False), "filled from its high end"),
+    ("02.4", lambda c: as_bytes(bits_of(c, "big"), turn=False), "from the highest bit to the lowest"),
+    ("02.4", lambda c: as_bytes(bits_of(c, width=4)), "four bits"),
+    ("02.4", lambda c: as_bytes(bits_of(c))[: 3 * len(c) // 8], "bits are lost"),
+    ("02.4", lambda c: as_bytes(bits_of([*c, *[0] * (-len(c) % 8)])), "whole eights"),
+    ("02.4", two_to_a_byte, "two bits empty"),
+    ("02.4", lambda c: c.byte(), "byte a code"),
+    ("02.4", lambda c: as_bytes(bits_of(c)).int(), "return bytes"),
     ("02.3", one_scale_for_all, "whole tensor"),
     ("02.3", forgets_groups_of_a_row, "whole row"),
     ("02.3", lambda w, b, g: right_groups(w.T.contiguous(), b, g).T, "along the outputs"),

@@ -63,6 +63,29 @@ def pack_with_odd_end_high(codes):
     return (codes[0::2] | codes[1::2] << 4).to(torch.uint8)
 
 
+def three_bits_without_straddling(codes):
+    """The code that would lie in two bytes is cut off at the end of the first."""
+    out = torch.zeros((3 * len(codes) + 7) // 8, dtype=torch.uint8)
+    for i, code in enumerate(codes.tolist()):
+        at = 3 * i
+        out[at // 8] |= code << at % 8 & 255
+    return out
+
+
+def three_bits_in_words(codes):
+    """Ten codes in a word of 32 bits, two bits empty, as the lesson says that others do."""
+    codes = torch.nn.functional.pad(codes.long(), (0, -len(codes) % 10)).reshape(-1, 10)
+    words = (codes << 3 * torch.arange(10)).sum(1, keepdim=True)
+    return (words >> 8 * torch.arange(4) & 255).flatten().to(torch.uint8)
+
+
+def three_bits_by_eights(codes):
+    """Right for whole eights of codes; what is left is thrown away."""
+    eights = codes[: len(codes) // 8 * 8].long().reshape(-1, 8)
+    words = (eights << 3 * torch.arange(8)).sum(1, keepdim=True)
+    return (words >> 8 * torch.arange(3) & 255).flatten().to(torch.uint8)
+
+
 def groups_without_guard(w, bits, g):
     groups = w.reshape(len(w), -1, g)
     s = groups.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
@@ -351,6 +374,9 @@ WRONG = [
     ("02.2", pack_with_odd_end_high, "expected"),
     ("02.2", lambda c: (torch.nn.functional.pad(c, (0, len(c) % 2)).reshape(-1, 2) @ torch.tensor([1, 16])).int(), "bytes"),
     ("02.2", lambda c: [int(a) + 16 * int(b) for a, b in zip(c[::2], [*c[1::2], 0], strict=False)], "bytes"),
+    ("02.4", three_bits_without_straddling, "expected"),
+    ("02.4", three_bits_in_words, "expected"),
+    ("02.4", three_bits_by_eights, "expected"),
     ("02.3", groups_without_guard, "a group of zeros"),
     ("02.3", groups_by_epsilon, "expected"),
     ("02.3", groups_in_place, "changes `w`"),
@@ -459,6 +485,8 @@ def test_it_is_refused_with_a_sentence_that_helps(name, answer, words):
         ("02.2", lambda packed: packed.numpy()),
         ("02.2", lambda packed: bytes(packed.tolist())),
         ("02.3", lambda w: w.double().numpy()),
+        ("02.4", lambda packed: packed.numpy()),
+        ("02.4", lambda packed: bytes(packed.tolist())),
         ("04.1", lambda error: np.float32(error)),
         ("05.1", lambda channels: torch.tensor(channels)),
         ("05.3", list),
