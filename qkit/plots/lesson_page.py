@@ -40,13 +40,15 @@ def formula(tex: str, size: float = 13.0) -> str:
     buffer = io.BytesIO()
     plain = re.sub(r"\\text\{([^}]*)\}", r"\\mathrm{\1}", tex).strip()
     try:
-        with rc_context({"svg.fonttype": "path", "mathtext.fontset": "cm", "svg.hashsalt": "qkit"}):
-            mathtext.math_to_image(f"${plain}$", buffer, prop=FontProperties(size=size), format="svg")
+        looks = {"svg.fonttype": "path", "mathtext.fontset": "cm", "svg.hashsalt": "qkit", "figure.facecolor": "none"}
+        with rc_context(looks):
+            depth = mathtext.math_to_image(f"${plain}$", buffer, prop=FontProperties(size=size), format="svg")
     except ValueError as error:
         raise ValueError(f"the formula {tex!r} cannot be set: {error}") from error
     picture = re.sub(rb"<metadata>.*?</metadata>", b"", buffer.getvalue(), flags=re.S)  # which says when it was made
     data = base64.b64encode(picture).decode()
-    return f'<img alt="{html.escape(tex.strip())}" src="data:image/svg+xml;base64,{data}">'
+    on_the_line = f'style="vertical-align: -{depth:.2f}pt"'  # what hangs below the line of writing
+    return f'<img alt="{html.escape(tex.strip())}" src="data:image/svg+xml;base64,{data}" {on_the_line}>'
 
 
 def with_pictures(markdown: str) -> str:
@@ -56,7 +58,7 @@ def with_pictures(markdown: str) -> str:
         if match["code"]:
             return match["code"]
         return (
-            f'<div style="text-align: center">{formula(match["display"], 16)}</div>'
+            f'<div style="text-align: center; margin: 0.8em 0">{formula(match["display"], 16)}</div>'
             if match["display"]
             else formula(match["inline"])
         )

@@ -14,13 +14,15 @@ def test_a_formula_is_a_picture_with_its_tex_as_its_text():
     assert made.startswith('<img alt="y = \\sum_k x_k &lt; \\text{all}" src="data:image/svg+xml;base64,')
     svg = base64.b64decode(re.search('base64,([^"]+)', made)[1]).decode()
     assert "<svg" in svg and "<path" in svg and "http://cdn" not in svg
-    assert formula("x") == formula("x")
+    assert formula("x") == formula("x") and "fill: #ffffff" not in svg
+    below = {tex: float(re.search(r"vertical-align: -([\d.]+)pt", formula(tex))[1]) for tex in "xy"}
+    assert below["x"] < below["y"]
 
 
 def test_formulas_are_replaced_and_code_and_prices_are_not():
     text = with_pictures("In `$8` and $x$:\n\n$$\\frac{a}{b}$$\n\nfor 5 \\$ each, `$11`.")
     assert text.count("data:image/svg+xml") == 2 and "`$8`" in text and "`$11`" in text and "5 \\$ each" in text
-    assert text.count('style="text-align: center"') == 1
+    assert text.count('style="text-align: center;') == 1
 
 
 def test_what_cannot_be_set_is_refused():
