@@ -88,6 +88,7 @@ def shown(notebook: dict) -> tuple[set[float], list[tuple[float, float]]]:
             if isinstance(node, ast.Assert):
                 numbers.update(_constants(node))
                 ranges.extend(r for inner in ast.walk(node.test) for r in _ranges(inner))
+                ranges.extend(_between(node.test))
     return numbers, ranges
 
 
@@ -135,6 +136,17 @@ def _ranges(node: ast.AST) -> list[tuple[float, float]]:
         centre = _value(node.left.args[0].right)
         return [] if centre is None else [(centre - ends[0], centre + ends[0])]
     return []
+
+
+def _between(test: ast.AST) -> list[tuple[float, float]]:
+    """The ranges of `(x > a).all() and (x < b).all()`."""
+    low, high = {}, {}
+    for node in ast.walk(test):
+        if isinstance(node, ast.Compare) and len(node.ops) == 1 and (value := _value(node.comparators[0])) is not None:
+            ends = low if isinstance(node.ops[0], ast.Gt | ast.GtE) else high
+            if isinstance(node.ops[0], ast.Gt | ast.GtE | ast.Lt | ast.LtE):
+                ends[ast.unparse(node.left)] = value
+    return [(low[name], high[name]) for name in low if name in high]
 
 
 def is_shown(number: Quoted, numbers: set[float], ranges: list[tuple[float, float]]) -> bool:
