@@ -58,6 +58,9 @@ def array(value: Any) -> np.ndarray | None:
             found = np.array(parts)
         else:
             found = np.asarray(value)
+            found = (
+                np.asarray(float(value)) if found.shape == () and found.dtype == object else found
+            )  # a Fraction, say
     except (TypeError, ValueError, RuntimeError):
         return None
     return found if found.dtype.kind in "iubf" else None

@@ -4,6 +4,7 @@ Those of test_exercises.py were written beside the graders, for the mistakes tha
 """
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -482,6 +483,7 @@ def test_it_is_refused_with_a_sentence_that_helps(name, answer, words):
     [
         ("01.2", lambda codes: codes.numpy().astype(np.uint8)),
         ("01.2", lambda codes: codes.tolist()),
+        ("02.1", lambda bits: Fraction(bits).limit_denominator(10**9)),
         ("02.2", lambda packed: packed.numpy()),
         ("02.2", lambda packed: bytes(packed.tolist())),
         ("02.3", lambda w: w.double().numpy()),
