@@ -1,9 +1,21 @@
-"""Exercises of lesson 05: salient channels, AWQ's scale, and folding it away."""
+"""Exercises of lesson 05: salient channels, AWQ's scale, folding it away, its search; and AWQ to be beaten on one layer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+import qkit
 from qkit.exercises.core import Exercise
 from qkit.exercises.draws import Draw
+from qkit.exercises.open_task import OpenTask, check_factors, the_layer
+from qkit.model.inputs import layer_inputs
+from qkit.model.surgery import clone
+from qkit.study.evaluate import kl_divergence
+from qkit.text.tokens import calibration_chunks
+
+LAYER = "model.layers.2.mlp.down_proj"
 
 
 def salient_channels(x: torch.Tensor, k: int) -> list[int]:
@@ -22,6 +34,87 @@ def fold(gain: torch.Tensor, weight: torch.Tensor, s: torch.Tensor) -> tuple[tor
     return gain / s, weight * s
 
 
+def awq_search(weight: torch.Tensor, x: torch.Tensor, rounding: Callable) -> tuple[float, float]:
+    """(α, error): the α of 0, 0.1 .. 1 with the least output error ||X (Ŵ - W)ᵀ||², the first of equals, and this error.
+
+    The factors are mean|x|^α, 1 for a dead channel. `rounding` goes from a weight to what its codes stand for.
+    """
+    mean = x.abs().mean(0)
+    mean[mean == 0] = 1
+    tried = []
+    for i in range(11):
+        f = mean ** (i / 10)
+        error = (x @ (rounding(weight * f) / f - weight).T).square().sum()
+        tried.append((float(error), i / 10))
+    error, alpha = min(tried)
+    return alpha, error
+
+
+def bits_and_kl(answer: Callable) -> tuple[float, float] | None:
+    """Stored bits a weight, and KL in thousandths of a nat on three tales, of bookworm with one layer as `answer` makes it.
+
+    It is given the weight [out, in] and the layer's inputs on other tales [tokens, in], and gives a stored weight, or a pair of
+    one and the factors [in] that its columns were multiplied by; None where it gives None.
+
+    Raises:
+        ValueError: factors that cannot be folded away, or a weight of another shape.
+    """
+    model, tokenizer = qkit.load("bookworm-14m")
+    weight, tales = the_layer(), qkit.passages("tales")
+    ids = calibration_chunks([tale for i, tale in enumerate(tales) if i % 6 in (1, 2, 4)], tokenizer, max_chunks=16)
+    found = answer(weight.clone(), layer_inputs(model, ids[::2], [LAYER])[LAYER].clone())
+    if found is None or found is ...:
+        return None
+    q, f = found if isinstance(found, tuple) else (found, torch.ones(weight.shape[1]))
+    check_factors(f, weight.shape[1])
+    if q.shape != tuple(weight.shape):
+        raise ValueError(f"the answer stands for a weight of {list(q.shape)}; the layer is {list(weight.shape)}")
+    copy = clone(model)
+    copy.get_submodule(LAYER).weight = torch.nn.Parameter(q.dequantize().float() / f)
+    return q.bits_per_weight, 1000 * kl_divergence(model, copy, tokenizer, tales[::12])
+
+
+@dataclass(frozen=True)
+class _Rounding:
+    """To the nearest of so many levels on each side of zero, a step a row."""
+
+    levels: int
+
+    def __call__(self, w: Tensor) -> Tensor:
+        step = w.abs().amax(1, keepdim=True).clamp(min=1e-12) / self.levels
+        return torch.round(w / step) * step
+
+
+def _searched(mean: Callable, loss: Callable, grid: range = range(11), undo: bool = True) -> Callable:
+    """A search with other factors, another loss, another grid, or a weight that keeps its factors."""
+
+    def search(w: Tensor, x: Tensor, rounding: Callable) -> tuple[float, float]:
+        tried = []
+        for i in grid:
+            f = mean(x) ** (i / 10)
+            tried.append((float(loss(rounding(w * f) / (f if undo else 1) - w, x)), i / 10))
+        error, alpha = min(tried)
+        return alpha, error
+
+    return search
+
+
+def _alive_mean(x: Tensor) -> Tensor:
+    mean = x.abs().mean(0)
+    return torch.where(mean > 0, mean, 1.0)
+
+
+def _output(error: Tensor, x: Tensor) -> Tensor:
+    return (x @ error.T).square().sum()
+
+
+def _layer_to_search(d: Draw) -> tuple[Tensor, Tensor, _Rounding]:
+    channels = d.whole(4, 24)
+    x = d.normal(d.whole(5, 30), channels) * (1.2 * d.normal(channels)).exp()
+    x[:, d.whole(0, channels - 1)] *= d.one_of(0, 1)
+    return d.normal(d.whole(1, 8), channels), x, _Rounding(d.one_of(1, 3, 7))
+
+
 def _balanced(s: torch.Tensor) -> torch.Tensor:
     return s / (s.max() * s.min()).sqrt()
 
@@ -33,6 +126,13 @@ _Y = torch.rand(30, 6, generator=torch.Generator().manual_seed(1)) * torch.linsp
 _GAIN = torch.tensor([1.0, 0.5, 2.0, 1.5])
 _W = torch.randn(4, 4, generator=torch.Generator().manual_seed(2))
 _S = torch.tensor([4.0, 1.0, 0.5, 2.0])
+_SEARCHED = _layer_to_search(Draw("05.4"))
+_LOUD = (  # one channel far above the others: the whole of α is best
+    torch.randn(3, 6, generator=torch.Generator().manual_seed(2)) * torch.tensor([1, 1, 0.1, 1, 1, 1]),
+    _Y * torch.tensor([1.0, 1, 31, 1, 1, 1]),
+    _Rounding(3),
+)
+_WIDE = (torch.randn(6, 8, generator=torch.Generator().manual_seed(3)), _X, _Rounding(3))
 
 
 def _channels_to_choose(d: Draw) -> tuple[torch.Tensor, int]:
@@ -168,4 +268,61 @@ EXERCISES = (
             ),
         ),
     ),
+    Exercise(
+        name="05.4",
+        minutes=12,
+        difficulty="hard",
+        hints=(
+            "One α first: make the factors, round the weight that they were multiplied into, divide them out again. What is left "
+            "beside the weight is its error, and the inputs multiply it.",
+            "Then a loop that keeps what was least so far. Which comparison keeps the first of two that are equal? And what "
+            "becomes of a channel of zeros, whose factor would be 0?",
+        ),
+        solution=awq_search,
+        cases=(_SEARCHED, _WIDE, _LOUD),
+        edges={
+            "a dead channel": (_WIDE[0], _X * (torch.arange(8) != 3), _Rounding(3)),
+            "one row": (_WIDE[0][:1], _X, _Rounding(3)),
+            "one token": (_WIDE[0], _X[1:2], _Rounding(3)),
+            "two levels and zero": (_WIDE[0][:2], _WIDE[1][:9], _Rounding(1)),
+            "inputs that are all zero": (_WIDE[0], torch.zeros(3, 8), _Rounding(3)),
+        },
+        draw=_layer_to_search,
+        mistakes=(
+            (
+                _searched(lambda x: torch.where(x.abs().amax(0) > 0, x.abs().amax(0), 1.0), _output),
+                "that takes the largest |x| of a channel, as SmoothQuant does; AWQ takes the mean.",
+            ),
+            (
+                _searched(_alive_mean, lambda error, x: error.square().sum()),
+                "that is the error of the weights; the error of the output counts, so let X multiply it.",
+            ),
+            (
+                _searched(_alive_mean, _output, undo=False),
+                "divide by the factors after rounding: the activations are divided by them, and the function must stay.",
+            ),
+            (
+                _searched(lambda x: 1 / _alive_mean(x), _output),
+                "that divides the columns by their factors before rounding: channels with large activations are to grow.",
+            ),
+            (
+                _searched(_alive_mean, _output, grid=range(1, 11)),
+                "α = 0 is missing from the grid: no scaling may be best.",
+            ),
+            (
+                _searched(_alive_mean, _output, grid=range(10)),
+                "α = 1 is missing from the grid: range(10) ends at 0.9.",
+            ),
+            (
+                lambda w, x, rounding: (awq_search(w, x, rounding)[0], float(_output(rounding(w) - w, x))),
+                "the right α; give the error at this α, not that without scaling.",
+            ),
+            (
+                lambda w, x, rounding: awq_search(w, x, rounding)[::-1],
+                "both are right; give α first.",
+            ),
+        ),
+    ),
 )
+
+OPEN = OpenTask("05", bits_and_kl, budget=3.15, to_beat=9.32, cost="bits a weight", loss="thousandths of a nat")

@@ -1,11 +1,19 @@
-"""Exercises of lesson 06: the smoothing factor, an integer product, and a static step."""
+"""Exercises of lesson 06: the smoothing factor, an integer product, a static step; and SmoothQuant to be beaten on one layer."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
+import qkit
 from qkit.exercises.core import Exercise
 from qkit.exercises.draws import Draw
+from qkit.exercises.open_task import OpenTask, check_factors, the_layer
+from qkit.methods.int8 import LEVELS, fake_int8, int8_rows
+from qkit.model.inputs import layer_inputs
+from qkit.text.tokens import calibration_chunks, passage_chunks
+
+LAYER = "model.layers.2.mlp.down_proj"
 
 
 def smoothing_factor(x: torch.Tensor, w: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -25,6 +33,33 @@ def static_step(x: torch.Tensor, share: float) -> float:
     """The step of a static INT8 range -127 .. 127 that holds `share` of all |x|: the ⌈share n⌉-th smallest of n, by 127."""
     magnitudes = x.abs().flatten().sort().values
     return float(magnitudes[math.ceil(share * len(magnitudes)) - 1]) / 127
+
+
+def steps_and_error(answer: Callable) -> tuple[float, float] | None:
+    """How many activation steps, and the output error in percent on six tales, of one layer in static W8A8 by `answer`.
+
+    It is given the weight [out, in] and the layer's inputs on other tales [tokens, in], and gives the factors [in] that inputs
+    are divided and columns multiplied by, and the step of all activations; None where it gives None.
+
+    Raises:
+        ValueError: factors that cannot be folded away, or another number of steps than one.
+    """
+    model, tokenizer = qkit.load("bookworm-14m")
+    weight, tales = the_layer(), qkit.passages("tales")
+    learned = calibration_chunks(
+        [tale for i, tale in enumerate(tales) if i % 6 in (1, 2, 4)], tokenizer, max_chunks=16
+    )[::4]
+    x, test = (layer_inputs(model, ids, [LAYER])[LAYER] for ids in (learned, passage_chunks(tales[::6], tokenizer)[0]))
+    found = answer(weight.clone(), x.clone())
+    if found is None or found is ...:
+        return None
+    f, step = found[0], torch.as_tensor(found[1], dtype=torch.float32).flatten()
+    check_factors(f, weight.shape[1])
+    if len(step) != 1 or not (step > 0).all() or not step.isfinite().all():
+        raise ValueError(f"the step of the activations is {step.tolist()[:3]}; give one number above 0 for all tokens")
+    exact = test @ weight.T
+    y = fake_int8(test / f, LEVELS * step) @ int8_rows(weight * f).dequantize().T
+    return len(step), 100 * float((y - exact).square().sum() / exact.square().sum())
 
 
 def _reach(x: torch.Tensor, share: float) -> float:
@@ -179,3 +214,5 @@ EXERCISES = (
         ),
     ),
 )
+
+OPEN = OpenTask("06", steps_and_error, budget=1, to_beat=0.41, cost="step", loss="% output error")

@@ -65,3 +65,13 @@ def percent_off(weight: Tensor, approximation: Tensor) -> float:
     if not approximation.isfinite().all():
         raise ValueError("the answer stands for weights that are NaN or infinite; look for a scale of 0")
     return 100 * float((approximation.double() - weight.double()).norm() / weight.double().norm())
+
+
+def check_factors(f: Tensor, columns: int) -> None:
+    """Refuse factors that cannot be folded into the layer before.
+
+    Raises:
+        ValueError: they are not one for each column, or not all above 0.
+    """
+    if f.shape != (columns,) or not (f > 0).all() or not f.isfinite().all():
+        raise ValueError(f"the factors are {list(f.shape)}, or not all above 0; give {columns}, one for each input")

@@ -240,6 +240,26 @@ def right_q4_0(w):
     return torch.tensor([*scale, *(codes[j] + 16 * codes[j + 16] for j in range(16))], dtype=torch.uint8)
 
 
+def right_search(weight, x, rounding):
+    best = None
+    sizes = x.double().abs().mean(0).tolist()
+    for tenth in range(11):
+        f = torch.tensor([size ** (tenth / 10) if size else 1.0 for size in sizes])
+        off = rounding(weight * f).div(f).sub(weight)
+        error = torch.einsum("tk,nk->tn", x, off).norm() ** 2
+        if best is None or error < best[1]:
+            best = [tenth / 10, error]
+    return best
+
+
+def searched_by(w, x, rounding, factors, tenths=range(11)):
+    errors = {
+        a / 10: float((x @ (rounding(w * factors(x, a / 10)) / factors(x, a / 10) - w).T).norm() ** 2) for a in tenths
+    }
+    alpha = min(errors, key=errors.get)
+    return alpha, errors[alpha]
+
+
 RIGHT = {
     "00.1": right_megabytes,
     "00.2": right_perplexity,
@@ -260,6 +280,7 @@ RIGHT = {
     "05.1": right_salient,
     "05.2": right_awq_scale,
     "05.3": right_fold,
+    "05.4": right_search,
     "06.1": right_smoothing,
     "06.2": right_integers,
     "06.3": right_step,
@@ -549,6 +570,12 @@ WRONG = [
     ("05.3", lambda g, w, s: (g / s, w.clone()), "weight is not multiplied"),
     ("05.3", lambda g, w, s: (g / s, w / s), "both are divided"),
     ("05.3", lambda g, w, s: (g / s, torch.diag(s[: len(w)]) @ w), "multiplies rows"),
+    ("05.4", lambda w, x, r: right_search(w, x, r)[::-1], "give α first"),
+    ("05.4", lambda w, x, r: searched_by(w, x, r, lambda x, a: x.abs().amax(0) ** a), "takes the largest |x|"),
+    ("05.4", lambda w, x, r: searched_by(w, x, r, lambda x, a: x.abs().mean(0) ** -a), "are to grow"),
+    ("05.4", lambda w, x, r: searched_by(w, x, r, lambda x, a: x.abs().mean(0) ** a, range(10)), "α = 1 is missing"),
+    ("05.4", lambda w, x, r: (right_search(w, x, r)[0], (x @ (r(w) - w).T).square().sum()), "not that without scaling"),
+    ("05.4", lambda w, x, r: searched_by(w, x, r, lambda x, a: x.abs().mean(0) ** a), "with a dead channel"),
     ("06.1", lambda x, w, a: right_smoothing(x, w, 1 - a), "swapped"),
     ("06.1", lambda x, w, a: 1 / right_smoothing(x, w, a), "that is 1/s"),
     ("06.1", lambda x, w, a: x.abs().amax(0) ** a, "weights are missing"),

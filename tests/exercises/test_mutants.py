@@ -53,6 +53,10 @@ ALIKE = {
         "x.abs().mean(0): sum": "the order of sums is that of means",
     },
     "05.2": {"x.abs().mean(0): sum": "a common factor is divided out"},
+    "05.4": {
+        "float(error): without it": TYPE,
+        "rounding(weight * f) / f - weight: swapped": EVEN_IN_SIGN,
+    },
     "06.3": {"float(magnitudes[math.ceil(share * len(magnitudes)) - 1]): without it": TYPE},
     "07.3": {"tuple(bought): without it": "a list of the same names"},
     "08.1": {

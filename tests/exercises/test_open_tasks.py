@@ -8,6 +8,9 @@ import torch
 import qkit
 from qkit import exercises
 from qkit.exercises.open_task import OpenTask, percent_off, the_layer
+from qkit.methods.awq import awq_round, search_scale
+from qkit.methods.smoothquant import smoothing_factor
+from qkit.methods.statistics import InputStatistics
 from qkit.numerics.codebooks import nf4
 
 
@@ -53,14 +56,51 @@ def where_the_weights_are(table, rounds=20):
     return table
 
 
+def awq_alone(weight, x):
+    """A layer by AWQ, as the library does it: scaled, clipped, rounded."""
+    inputs = InputStatistics.empty(weight.shape[1])
+    inputs.add(x)
+    f = search_scale(weight, inputs, qkit.AWQ(3, 128)).scale
+    return awq_round(weight * f, inputs.scaled(f), qkit.AWQ(3, 128)), f
+
+
+def awq_and_gptq(weight, x):
+    """The same factors, and GPTQ to round."""
+    inputs = InputStatistics.empty(weight.shape[1])
+    inputs.add(x)
+    f = search_scale(weight, inputs, qkit.AWQ(3, 128)).scale
+    return qkit.GPTQ(3, 128).round(weight * f, inputs.scaled(f)).q, f
+
+
+def smoothed(weight, x):
+    """SmoothQuant with the best alpha of its grid, and the step that the largest activation needs."""
+    f = smoothing_factor(x.abs().amax(0), weight.abs().amax(0), 0.85)
+    return f, (x / f).abs().max() / 127
+
+
+def only_the_largest(weight, x):
+    """Channels that stay below 8 keep their size."""
+    f = (x.abs().amax(0) / 8).clamp(min=1)
+    return f, (x / f).abs().max() / 127
+
+
 MORE_WHERE_IT_PAYS = {"*v_proj": qkit.RTN(5, 128), "*down_proj": qkit.RTN(5, 128), "*": qkit.RTN(4, 128)}
 TO_BEAT = {
     "00": qkit.RTN(4, 32),
     "01": rows_by(1.0),
     "02": lambda w: qkit.quantize_tensor(w, qkit.RTN(4, 128)),
     "03": nf4(),
+    "05": awq_alone,
+    "06": smoothed,
 }
-BETTER = {"00": MORE_WHERE_IT_PAYS, "01": rows_by(0.8), "02": clipped_groups, "03": where_the_weights_are(nf4())}
+BETTER = {
+    "00": MORE_WHERE_IT_PAYS,
+    "01": rows_by(0.8),
+    "02": clipped_groups,
+    "03": where_the_weights_are(nf4()),
+    "05": awq_and_gptq,
+    "06": only_the_largest,
+}
 REACHED = {"01": 11.0, "02": 9.6, "03": 8.8}  # as the lessons say
 
 

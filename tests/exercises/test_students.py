@@ -341,6 +341,25 @@ def block_of_big_end(w):
 
 
 # (exercise, answer, words of the sentence)
+def search_with(steps=10, relative=False, tokens=False, last_of_equals=False):
+    """AWQ's search of 05.4: an error that is divided by something, a finer grid, the last of equals."""
+
+    def search(weight, x, rounding):
+        mean = x.abs().mean(0)
+        mean = torch.where(mean > 0, mean, 1.0)
+        best, least = 0.0, math.inf
+        for i in range(steps + 1):
+            f = mean ** (i / steps)
+            error = float((x @ (rounding(weight * f) / f - weight).T).square().sum())
+            error /= float((x @ weight.T).square().sum()) or 1.0 if relative else 1.0
+            error /= len(x) if tokens else 1
+            if error < least or (last_of_equals and error == least):
+                best, least = i / steps, error
+        return best, least
+
+    return search
+
+
 WRONG = [
     ("00.1", lambda n, b: n * (b // 8) / 1e6, "expected"),
     ("00.1", lambda n, b: round(n * b / 8 / 1e6), "expected"),
@@ -416,6 +435,10 @@ WRONG = [
     ("05.3", fold_rows, "expected"),
     ("05.3", lambda g, w, s: (w * s, g / s), "expected"),
     ("05.3", lambda g, w, s: g / s, "expected"),
+    ("05.4", search_with(relative=True), "expected"),
+    ("05.4", search_with(tokens=True), "expected"),
+    ("05.4", search_with(steps=20), "expected"),
+    ("05.4", search_with(last_of_equals=True), "inputs that are all zero"),
     ("06.1", lambda x, w, a: (x.abs().amax(0) / w.abs().amax(0)) ** (1 - a), "expected"),
     ("06.1", lambda x, w, a: x.abs().amax() ** a / w.abs().amax(0) ** (1 - a), "expected"),
     ("06.1", lambda x, w, a: x.abs().amax(0) ** a / w.abs().amax(1).max() ** (1 - a), "expected"),
