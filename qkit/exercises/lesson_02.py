@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from qkit.exercises.core import Exercise
 from qkit.exercises.draws import Draw, off_halves
 from qkit.exercises.open_task import OpenTask, percent_off, the_layer
+from qkit.numerics.stored import StoredWeight
 
 
 def bits_per_weight(bits: int, group_size: int, symmetric: bool) -> float:
@@ -43,10 +44,20 @@ def stored_and_error(answer: Callable) -> tuple[float, float] | None:
     """Stored bits a weight, and the error in percent, of what `answer` makes of a layer [N, K].
 
     It gives a stored weight (`qkit.quantize_tensor`, `qkit.QTensor.from_codes`); None where it gives None.
+
+    Raises:
+        TypeError: it gives something else, whose bits cannot be counted.
     """
     weight = the_layer()
     q = answer(weight.clone())
-    return None if q is None else (q.bits_per_weight, percent_off(weight, q.dequantize()))
+    if q is None:
+        return None
+    if not isinstance(q, StoredWeight):
+        raise TypeError(
+            f"the answer is {type(q).__name__}, whose bits cannot be counted; give a stored weight, as "
+            f"qkit.quantize_tensor and qkit.QTensor.from_codes make them"
+        )
+    return q.bits_per_weight, percent_off(weight, q.dequantize())
 
 
 def _pairs(codes: torch.Tensor) -> torch.Tensor:

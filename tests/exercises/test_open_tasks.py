@@ -153,6 +153,11 @@ def test_a_table_of_another_size_or_out_of_order_is_refused():
             exercises.score("03", table)
 
 
+def test_an_answer_whose_bits_cannot_be_counted_is_refused():
+    with pytest.raises(TypeError, match="the answer is Tensor, whose bits cannot be counted"):
+        exercises.score("02", lambda weight: weight)
+
+
 def test_what_stands_for_another_weight_or_for_no_numbers_is_refused():
     weight = torch.ones(2, 2)
     assert percent_off(weight, 1.1 * weight) == pytest.approx(10)
