@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from qkit.exercises.compare import copies, same, show, unchanged, where_they_part
+from qkit.exercises.compare import array, copies, same, show, unchanged, where_they_part
 from qkit.exercises.draws import Draw
 
 DRAWS = 12  # random arguments that an answer is tried with; a kernel, which Triton interprets, with fewer
@@ -103,7 +103,7 @@ class Exercise:
                 return self._not_attempted()
             tried.append((trial, self.result(self.solution, trial.arguments), self._seen(output, trial.arguments)))
             changed = changed or self._changed(trial.arguments, given)
-            failed = self._failed(tried) if len(tried) >= len(self.cases) else None
+            failed = self._failed(answer, tried) if len(tried) >= len(self.cases) else None
             if failed is not None:
                 return failed
         if changed:
@@ -112,7 +112,7 @@ class Exercise:
             )
         return Verdict(True, f"{self.name} right.")
 
-    def _failed(self, tried: list[tuple[Trial, Any, Any]]) -> Verdict | None:
+    def _failed(self, answer: Callable, tried: list[tuple[Trial, Any, Any]]) -> Verdict | None:
         """The verdict on the cases, or on the trial after them that was the last: None where they are right."""
         fresh = tried if len(tried) == len(self.cases) else tried[-1:]
         wrong = next((one for one in fresh if not same(one[2], one[1], self.rtol)), None)
@@ -120,12 +120,24 @@ class Exercise:
             return None
         telling = [*tried[: len(self.cases)], wrong]  # mistakes are told apart by the cases
         for mistake, sentence in self.mistakes:
-            if all(self._makes(mistake, trial.arguments, output) for trial, _, output in telling):
+            alike = all(self._makes(mistake, trial.arguments, output) for trial, _, output in telling)
+            if alike and not (_by_chance(wrong[1]) and self._part_later(answer, mistake)):
                 return self._not_yet(sentence)
         trial, expected, got = wrong
         called = ", ".join(map(show, trial.arguments))
         apart = where_they_part(got, expected, self.rtol)
         return self._not_yet(f"{_but_for(trial)}for ({called}) it gives {show(got)}, expected {show(expected)}{apart}.")
+
+    def _part_later(self, answer: Callable, mistake: Callable) -> bool:
+        """Whether what is drawn shows that the answer is another mistake than this one."""
+        for trial in self.trials()[len(self.cases) :]:
+            try:
+                output, mistaken = (self.result(function, trial.arguments) for function in (answer, mistake))
+            except Exception:  # where one of them raises, nothing is told
+                continue
+            if not same(output, mistaken, self.rtol):
+                return True
+        return False
 
     def _makes(self, mistake: Callable, arguments: tuple, output: Any) -> bool:
         try:
@@ -148,6 +160,14 @@ class Exercise:
         return Verdict(
             None, f"{self.name} not attempted yet: write the function, end it with return, run this cell again."
         )
+
+
+def _by_chance(wanted: Any) -> bool:
+    """Whether two functions may give this and yet be unlike: names and a few whole numbers coincide, floats do not."""
+    if isinstance(wanted, tuple):
+        return all(map(_by_chance, wanted))
+    numbers = array(wanted)
+    return numbers is None or (numbers.dtype.kind != "f" and numbers.size < 8)
 
 
 def _but_for(trial: Trial) -> str:
