@@ -67,6 +67,16 @@ def test_its_table_of_smollm2_is_that_of_the_results():
     assert "RTN W4 g32 min-max" in measured and "RTN W4 g32 min-max" not in here  # it says nothing
 
 
+def test_what_lesson_07_says_of_novels_is_that_of_the_results():
+    page = (ROOT / "benchmarks" / "results" / "quality-2026-11-23.md").read_text(encoding="utf-8")
+    ratios = {"LLM.int8": 1.0016, "AWQ W4 g128": 1.044, "GPTQ W3 g128": 1.1096}
+    for name, ratio in ratios.items():
+        assert re.search(rf"{re.escape(name)}\D.*{ratio}", page), name
+    kept = [f"{100 / ratio:.1f}" for ratio in ratios.values()]
+    lesson = (ROOT / "lessons" / "07_choosing_a_method.ipynb").read_text(encoding="utf-8")
+    assert kept == ["99.8", "95.8", "90.1"] and lesson.count("99.8, 95.8 and 90.1%") == 2
+
+
 def test_its_table_of_who_loads_what_is_that_of_the_record():
     assert who_loads.quoted(README) == who_loads.table(judged())  # make claims
     shelf = re.search(r"\| format \| qkit writes \|.*?\n\n", README, re.S)[0]

@@ -183,4 +183,4 @@ def _refusal(
     if not calibration and with_text <= memory_gb:
         return f"{sentence}; with calibration=True {GPTQ(3, 128).name} takes {with_text:.3g} GB"
     most = parameters * memory_gb / size
-    return f"{sentence}; take a model of at most {most:.2g} parameters, or more memory: at 2 bits no method holds"
+    return f"{sentence}; take a model of at most {most:.2g} parameters, or more memory: the chart ends at 3 bits"
