@@ -1,10 +1,7 @@
 """Each vector operation against numpy; every kernel again in processes that see an older CPU."""
 
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +12,7 @@ from llvmlite import binding
 from numba import njit
 
 from grids import ALL_BITS
+from processes import run_python
 from qkit.numerics.codebooks import codebook
 from qkit.numerics.packing import pack, unpack
 from qkit_kernels.numba.streams import UNIT
@@ -157,10 +155,18 @@ def test_one_code_is_read_from_anywhere_in_a_stream(bits):
 
 # ---- arithmetic
 
+ONE = Static(1)
+
 
 @njit
 def dot(total, a, b, out):
     store_i32(pointer(out), 0, dot4(load_i32(pointer(total), 0), load_i32(pointer(a), 0), load_i32(pointer(b), 0)))
+
+
+@njit
+def dot_of_codes(total, a, b, bits, out):
+    totals, xs = load_each(pointer(total), 0, ONE, zeros_i32()), load_each(pointer(b), 0, ONE, zeros_i32())
+    store_i32(pointer(out), 0, dot4_each(load_i32(pointer(a), 0), xs, totals, bits)[0])
 
 
 @pytest.mark.parametrize(("a", "b"), [(255, -128), (255, 127), (0, -128), (1, -1), (128, 127), (127, -128)])
@@ -168,13 +174,21 @@ def test_four_products_of_extreme_bytes_are_added_without_saturation(a, b):
     found, total = np.zeros(16, np.int32), integers(-(2**30), 2**30, 16)
     dot(total, np.full(64, a, np.uint8), np.full(64, b, np.int8), found)
     np.testing.assert_array_equal(found, total + 4 * a * b)
+    for bits in (8, 7, 4, 2):
+        code = a >> (8 - bits)
+        dot_of_codes(total, np.full(64, code, np.uint8), np.full(64, b, np.int8), Static(bits), found)
+        np.testing.assert_array_equal(found, total + 4 * code * b)
 
 
 def test_each_lane_gets_the_products_of_its_own_four_bytes():
     for seed in range(20):
-        a, b = integers(0, 256, 64, dtype=np.uint8, seed=seed), integers(-128, 128, 64, dtype=np.int8, seed=seed + 1)
+        bits = (8, 7, 4)[seed % 3]
+        a, b = (
+            integers(0, 2**bits, 64, dtype=np.uint8, seed=seed),
+            integers(-128, 128, 64, dtype=np.int8, seed=seed + 1),
+        )
         total, found = integers(-(2**20), 2**20, 16, seed=seed), np.zeros(16, np.int32)
-        dot(total, a, b, found)
+        dot_of_codes(total, a, b, Static(bits), found)
         np.testing.assert_array_equal(found, total + (a.astype(np.int32) * b).reshape(16, 4).sum(1))
 
 
@@ -262,16 +276,16 @@ def test_a_few_tokens_are_multiplied_and_summed_each_for_itself(count):
 
 
 @njit
-def bytes_of_a_few(w, x, count, out):
+def bytes_of_a_few(w, x, count, bits, out):
     xs = load_each(pointer(x), 0, count, zeros_i32())
-    store_sums(pointer(out), 1, 2, dot4_each(load_i32(pointer(w), 0), xs, zeros_each(zeros_i32(), count)))
+    store_sums(pointer(out), 1, 2, dot4_each(load_i32(pointer(w), 0), xs, zeros_each(zeros_i32(), count), bits))
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_a_few_tokens_of_bytes_are_multiplied_and_summed_each_for_itself(count):
     w, x = integers(0, 256, 64, dtype=np.uint8), integers(-128, 128, count, 64, dtype=np.int8)
     found, expected = np.arange(9, dtype=np.int32), np.arange(9)
-    bytes_of_a_few(w, x, Static(count), found)
+    bytes_of_a_few(w, x, Static(count), Static(8), found)
     expected[1 : 1 + 2 * count : 2] = x.astype(np.int64) @ w
     assert found.tolist() == expected.tolist()
 
@@ -284,16 +298,16 @@ def tile_of_floats(w, stride, x, vectors, at, room, sums):
     totals = zeros_tile(zeros_f32(), vectors)
     for k in range(x.shape[0]):
         xs = load_each(pointer(x), k * x.shape[1], vectors, zeros_f32())
-        totals = add_outer(totals, pointer(w), k, stride, xs)
+        totals = add_outer(totals, pointer(w), k, stride, xs, None)
     add_each(pointer(sums), at, room, totals)
 
 
 @njit
-def tile_of_bytes(w, stride, x, vectors, at, room, sums, scales, group, groups, scaled):
+def tile_of_bytes(w, stride, x, vectors, bits, at, room, sums, scales, group, groups, scaled):
     totals = zeros_tile(zeros_i32(), vectors)
     for four in range(x.shape[0]):
         xs = load_each(pointer(x), four * x.shape[1] * 4, vectors, zeros_i32())
-        totals = add_outer(totals, pointer(w), 4 * four, stride, xs)
+        totals = add_outer(totals, pointer(w), 4 * four, stride, xs, bits)
     add_each(pointer(sums), at, room, totals)
     add_scaled_each(pointer(scaled), at, room, totals, pointer(scales), group, groups)
 
@@ -325,7 +339,7 @@ def test_a_tile_of_bytes_is_multiplied_added_and_scaled_where_it_belongs(vectors
     sums, scaled = np.arange(5 + rows * room, dtype=np.int32), np.arange(5 + rows * room).astype(np.float32)
     expected = around(sums.copy(), 5, room, products)
     expected_scaled = around(scaled.copy(), 5, room, products * scales[1::2, None])
-    args = (w, stride, x, Static(vectors), 5, room, sums, scales.astype(np.float32), 1, 2, scaled)
+    args = (w, stride, x, Static(vectors), Static(8), 5, room, sums, scales.astype(np.float32), 1, 2, scaled)
     tile_of_bytes(*args)
     np.testing.assert_array_equal(sums, expected)
     np.testing.assert_array_equal(scaled, expected_scaled)
@@ -389,22 +403,6 @@ def test_the_instruction_for_64_bytes_is_used_where_the_cpu_has_it():
         np.zeros(16, np.int32),
     )
     assert any("vpdpbusd" in code for code in dot.inspect_asm().values()) == there
-
-
-def run_python(*arguments, cache, timeout=1800, **environment):
-    """A process of its own, with its own folder for compiled code; returns what it said if it failed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_CACHE_DIR": str(cache), **environment}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    return (
-        "" if done.returncode == 0 else f"exit status {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-2000:]}"
-    )
 
 
 OLDER = {

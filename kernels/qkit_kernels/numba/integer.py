@@ -133,7 +133,7 @@ def _add_block(packed, at, x, first, totals, bits, together):
         codes = load_codes(packed, at, bits)
         for j in range(streams):
             xs = load_each(x, first + BYTES * value(together) * j, together, zeros_i32())
-            totals = dot4_each(nth_bytes(codes, j, bits), xs, totals)
+            totals = dot4_each(nth_bytes(codes, j, bits), xs, totals, bits)
         return totals
 
     return add
@@ -272,11 +272,11 @@ def gemm_rows(x, x_scales, x_sums, outliers, packed, grid, bits, vectors, share,
                     for r in range(0, here, tile_height()):
                         of_rows, to = offset(panel, r * CODES), (i + r) * room + t
                         if one_scale:
-                            add_each(exact, to, room, dots(of_rows, CODES, 0, stop - start, of_x, vectors))
+                            add_each(exact, to, room, dots(of_rows, CODES, 0, stop - start, of_x, vectors, bits))
                             continue
                         for g in range(g0, g1):
                             k, after = max(g * size, start) - start, min((g + 1) * size, stop) - start
-                            found = dots(of_rows, CODES, k, after, of_x, vectors)
+                            found = dots(of_rows, CODES, k, after, of_x, vectors, bits)
                             add_scaled_each(sums, to, room, found, s, r * GROUPS + g - g0, GROUPS)
                         if shifted:
                             shifts, of_sums = offset(c, r * GROUPS + new - g0), ((token + t) * groups) + new * lanes

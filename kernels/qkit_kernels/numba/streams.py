@@ -48,7 +48,7 @@ INFINITY, TINY = np.int32(0x7F800000), np.finfo(np.float32).tiny  # the first as
 
 
 @njit(nogil=True, cache=True)
-def lay_floats(x, groups, laid, sums):
+def lay_floats(x, groups, laid, sums, masked=0):
     """Lay a few tokens, and sum each group of them (the shifts of zero points multiply these sums).
 
     Args:
@@ -56,16 +56,52 @@ def lay_floats(x, groups, laid, sums):
         groups: of a row of the weight.
         laid: float32 [blocks, unit, n, 16], its places of the tokens are filled.
         sums: float32 [ceil(groups / 16), n, 16], its groups are filled.
+        masked: above 0, the bits of codes that are multiplied where they are: laid is [blocks, unit + 1, n, 16] then.
     """
-    (tokens, features), unit, together = x.shape, laid.shape[1], laid.shape[2]
-    length, size = laid.size // together, features // groups
+    (tokens, features), together = x.shape, laid.shape[2]
+    unit = laid.shape[1] - (1 if masked else 0)
+    blocks, size, apart = laid.shape[0], features // groups, laid.shape[1] * LANES
+    length = blocks * unit * LANES
     x, laid, sums, row = pointer(x), pointer(laid), pointer(sums), room_f32(length)
     for t in range(tokens):
         for k in range(features):
             row[k] = as_float(x[t * features + k])
         for g in range(groups):
             sums[place_of_sum(g, t, together)] = float_sum(row, g * size, (g + 1) * size)
-        transpose(row, length, unit, LANES, laid, t, together)
+        transpose(row, length, unit, LANES, laid, t, together, apart)
+    if masked:
+        suit_masks(laid, blocks, unit, together, masked)
+
+
+@njit
+def suit_masks(laid, blocks, unit, together, bits):
+    """Make x what `vector.dots_in_place` takes: pointer to [blocks, unit + 1, n, 16].
+
+    What code j counts too much, 2^(b j), is taken off x, and half of it given back to all (`masked_by`), so that neither end of
+    float32 comes near. Behind the codes stands what their middle adds to a lane: -2^(b - 1) sum_j x_j, added up in the order in
+    which the products will be. Powers of two are never rounded, so that codes that are all the middle give exactly 0.
+    """
+    half, width = masked_by(bits), together * LANES
+    apart, middle = (unit + 1) * width, np.float32(2 ** (bits - 1) * 2.0**half)
+    for j in range(unit):
+        high = bits * j if bits * (j + 1) < 32 else 0
+        factor = np.float32(2.0 ** (half - high))
+        for block in range(blocks):
+            place, last = block * apart + j * width, block * apart + unit * width
+            for i in range(width):
+                x = laid[place + i]
+                laid[place + i] = x * factor
+                laid[last + i] = x if j == 0 else laid[last + i] + x
+    for block in range(blocks):
+        last = block * apart + unit * width
+        for i in range(width):
+            laid[last + i] *= -middle
+
+
+@njit
+def masked_by(bits):
+    """The power of two by which x is too large then: half of what the highest masked code is too high by."""
+    return 12 if bits == 4 else 14 if bits == 2 else 4
 
 
 @njit
@@ -113,11 +149,11 @@ def float_sum(values, first, last):
 
 
 @njit
-def transpose(row, size, unit, width, laid, nth, together):
-    """laid[block, j, nth, i] = row[block, i, j] for blocks of `width` i and `unit` j; pointers."""
+def transpose(row, size, unit, width, laid, nth, together, apart):
+    """laid[block, j, nth, i] = row[block, i, j] for blocks of `width` i and `unit` j; pointers. Laid blocks are `apart`."""
     for start in range(0, size, unit * width):
         for j in range(unit):
-            to = (start + j * width) * together + nth * width
+            to = (start // (unit * width) * apart + j * width) * together + nth * width
             for i in range(width):
                 laid[to + i] = row[start + i * unit + j]
 
@@ -143,7 +179,7 @@ def quantize(x, keep, fixed, groups, scales, laid, sums):
         scales[t] = codes_of(offset(x, t * features), features, keep, keep_count, fixed, row, codes)
         for g in range(groups):
             sums[place_of_sum(g, t, together)] = sum_of_codes(codes, g, features // groups)
-        transpose(codes, length, unit, 4 * LANES, laid, t, together)
+        transpose(codes, length, unit, 4 * LANES, laid, t, together, unit * 4 * LANES)
 
 
 @njit

@@ -90,20 +90,20 @@ def add_products(w, stride, length, x, first, vectors, sums, at, room):
     totals = zeros_tile(zeros_f32(), vectors)
     for k in range(length):
         xs = load_each(x, first + k * LANES * value(vectors), vectors, zeros_f32())
-        totals = add_outer(totals, w, k, stride, xs)
+        totals = add_outer(totals, w, k, stride, xs, None)
     add_each(sums, at, room, totals)
 
 
 @njit(forceinline=True)
-def dots(w, stride, start, stop, x, vectors):
-    """sum_k w[r stride + k] x[k, t], bytes start .. stop - 1, for one tile: whole numbers.
+def dots(w, stride, start, stop, x, vectors, bits):
+    """sum_k w[r stride + k] x[k, t], codes of b bits in the bytes start .. stop - 1, for one tile: whole numbers.
 
     x[k lanes + 4 t ..] holds four features, from k on, of token t.
     """
     totals = zeros_tile(zeros_i32(), vectors)
     for k in range(start, stop, 4):
         xs = load_each(x, k * LANES * value(vectors), vectors, zeros_i32())
-        totals = add_outer(totals, w, k, stride, xs)
+        totals = add_outer(totals, w, k, stride, xs, bits)
     return totals
 
 

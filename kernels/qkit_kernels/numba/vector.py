@@ -344,19 +344,17 @@ def lookup(_context, table, index):
 
 
 def _lookup_avx2(builder, table, index):
-    """Eight lanes at a time: look in the lower and in the upper half of the table, and let bit 3 choose."""
-    v8f32, v8i32 = ir.VectorType(_F32, 8), ir.VectorType(_I32, 8)
-    permute = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(v8f32, [v8f32, v8i32]), "llvm.x86.avx2.permps"
-    )
+    """Eight lanes at a time: look in the lower and in the upper half of the table; bit 3, shifted to where the sign of a float
+    stands, chooses.
+    """
     lower, upper = _shuffle(builder, table, range(8)), _shuffle(builder, table, range(8, 16))
     halves = []
     for first in (0, 8):
         places = _shuffle(builder, index, range(first, first + 8))
-        bit = builder.and_(places, ir.Constant(v8i32, [8] * 8))
-        chosen = builder.icmp_unsigned("!=", bit, ir.Constant(v8i32, [0] * 8))
-        halves.append(builder.select(chosen, *(builder.call(permute, [half, places]) for half in (upper, lower))))
-    return builder.shuffle_vector(*halves, ir.Constant(ir.VectorType(_I32, 16), list(range(16))))
+        sign = builder.bitcast(builder.shl(places, ir.Constant(places.type, [28] * 8)), lower.type)
+        found = [_x86(builder, "avx2.permps", half.type, half, places) for half in (lower, upper)]
+        halves.append(_x86(builder, "avx.blendv.ps.256", lower.type, *found, sign))
+    return _joined(builder, *halves)
 
 
 # ---- several vectors: tokens, and a tile of rows and tokens
@@ -426,9 +424,14 @@ def fma_each(_context, w, xs, totals):
 
 
 @intrinsic
-def dot4_each(_context, w, xs, totals):
-    """dot4(total, w, x) for each x and total."""
-    return totals(I32, xs, totals), _pairwise(lambda builder, w, x, total: _dot4(builder, total, w, x))
+def dot4_each(_context, w, xs, totals, bits):
+    """dot4(total, w, x) for each x and total, w codes of b bits (a `Static`): fewer than 8 are faster where there is no VNNI."""
+
+    def codegen(context, builder, signature, args):
+        each = _pairwise(lambda builder, w, x, total: _dot4(builder, total, w, x, bits.count))
+        return each(context, builder, signature, args[:3])
+
+    return totals(I32, xs, totals, bits), codegen
 
 
 @intrinsic
@@ -464,13 +467,13 @@ def _rows_of(builder, first, stride, count):
 
 
 @intrinsic
-def add_outer(_context, totals, w, first, stride, xs):
-    """totals[r, v] + w_r xs[v], w_r read at w[first + r stride]: a float32; or four bytes without a sign, as for `dot4`."""
+def add_outer(_context, totals, w, first, stride, xs, bits):
+    """totals[r, v] + w_r xs[v], w_r read at w[first + r stride]: a float32, bits is None; or four codes of b bits."""
     vectors, kind = len(xs), xs.dtype
     number, vector = (_F32, _V16F32) if kind is F32 else (_I32, _V16I32)
 
     def build(builder, args):
-        totals, w, first, stride, xs = args
+        totals, w, first, stride, xs, _ = args
         totals, xs = (cgutils.unpack_tuple(builder, pack) for pack in (totals, xs))
         made = []
         for r, place in enumerate(_rows_of(builder, first, stride, len(totals) // vectors)):
@@ -479,10 +482,11 @@ def add_outer(_context, totals, w, first, stride, xs):
             spread = _splat(builder, found, vector)
             for v, x in enumerate(xs):
                 total = totals[r * vectors + v]
-                made.append(_fma(builder, spread, x, total) if kind is F32 else _dot4(builder, total, spread, x))
+                floats = kind is F32
+                made.append(_fma(builder, spread, x, total) if floats else _dot4(builder, total, spread, x, bits.count))
         return made
 
-    return totals(totals, w, types.intp, types.intp, xs), _each(build)
+    return totals(totals, w, types.intp, types.intp, xs, bits), _each(build)
 
 
 def _fma(builder, x, y, total):
@@ -564,19 +568,20 @@ def dot4(_context, total, a, b):
     """
 
     def codegen(_context, builder, _signature, args):
-        return _dot4(builder, *args)
+        return _dot4(builder, *args, 8)
 
     return I32(I32, I32, I32), codegen
 
 
-def _dot4(builder, total, a, b):
+def _dot4(builder, total, a, b, bits):
     if has("avx512vnni"):
-        kind = ir.FunctionType(_V16I32, [_V16I32] * 3)
-        return builder.call(
-            cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512"), [total, a, b]
-        )
-    if has("avxvnni"):
-        return _dot4_halves(builder, total, a, b)
+        return _x86(builder, "avx512.vpdpbusd.512", _V16I32, total, a, b)
+    if has("avxvnni") or has("avx2"):
+        step = _dot4_vnni if has("avxvnni") else _dot4_avx2
+        halves = [
+            step(builder, *(_shuffle(builder, v, range(at, at + 8)) for v in (total, a, b)), bits) for at in (0, 8)
+        ]
+        return builder.shuffle_vector(*halves, ir.Constant(ir.VectorType(_I32, 16), list(range(16))))
     # Byte j of all lanes at once, widened in its lane by shifts; products of 16-bit numbers, so that pmaddwd will do.
     for j in range(4):
         left, down = (ir.Constant(_V16I32, [count] * 16) for count in (24 - 8 * j, 24))
@@ -586,16 +591,36 @@ def _dot4(builder, total, a, b):
     return total
 
 
-def _dot4_halves(builder, total, a, b):
+_V8I32, _V16I16, _V32I8 = ir.VectorType(_I32, 8), ir.VectorType(_I16, 16), ir.VectorType(_I8, 32)
+
+
+def _dot4_vnni(builder, total, a, b, bits):
     """AVX-VNNI has the instruction for 32 bytes only."""
-    v8i32 = ir.VectorType(_I32, 8)
-    fn = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(v8i32, [v8i32] * 3), "llvm.x86.avx512.vpdpbusd.256"
-    )
-    halves = [
-        builder.call(fn, [_shuffle(builder, v, range(first, first + 8)) for v in (total, a, b)]) for first in (0, 8)
-    ]
-    return builder.shuffle_vector(*halves, ir.Constant(ir.VectorType(_I32, 16), list(range(16))))
+    return _x86(builder, "avx512.vpdpbusd.256", _V8I32, total, a, b)
+
+
+def _dot4_avx2(builder, total, a, b, bits):
+    """AVX2: `vpmaddubsw` adds two products into 16 bits, where they saturate; `vpmaddwd` with ones adds two of those.
+
+    Codes below 128 are safe: 2 * 127 * 128 < 2^15. Those of 8 bits are split into their lower seven and their highest bit, and
+    2 * 128 * 127 < 2^15 as well.
+    """
+    if bits == 8:
+        for part in (0x7F, 0x80):
+            total = _dot4_avx2(builder, total, builder.and_(a, _every_byte(part)), b, 7)
+        return total
+    pairs = _x86(builder, "avx2.pmadd.ub.sw", _V16I16, builder.bitcast(a, _V32I8), builder.bitcast(b, _V32I8))
+    return builder.add(total, _x86(builder, "avx2.pmadd.wd", _V8I32, pairs, ir.Constant(_V16I16, [1] * 16)))
+
+
+def _every_byte(number: int):
+    return ir.Constant(_V8I32, [number * 0x01010101] * 8)
+
+
+def _x86(builder, name, kind, *args):
+    """Call an instruction by LLVM's name for it."""
+    of = ir.FunctionType(kind, [arg.type for arg in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, of, f"llvm.x86.{name}"), args)
 
 
 @intrinsic
@@ -661,6 +686,69 @@ def load_codes(_context, p, i, bits):
     if bits.count in (2, 4):
         return I32(p, types.intp, bits), lambda _context, builder, _signature, args: _load(builder, *args[:2], _V16I32)
     return load_bytes._defn(_context, p, i, bits)
+
+
+@intrinsic
+def load_lanes(_context, p, i, bits):
+    """A block of 2-, 3- or 4-bit codes at p[i] whose lanes hold whole codes, the first in the lowest bits: bits is a `Static`.
+
+    Sixteen codes of 3 bits are 6 bytes. A byte shuffle brings to each lane the four that its 12 bits begin in, a shift does the
+    rest; two bytes behind the block are read.
+    """
+    width = bits.count
+
+    def codegen(_context, builder, _signature, args):
+        if width in (2, 4):
+            return _load(builder, *args[:2], _V16I32)
+        quarters = []
+        for quarter in range(4):
+            at = builder.add(args[1], ir.Constant(args[1].type, 2 * width * quarter))
+            near = [4 * width * lane // 8 + byte for lane in range(4) for byte in range(4)]
+            lanes = _shuffle(builder, _load(builder, args[0], at, ir.VectorType(_I8, 8)), near)
+            quarters.append(builder.bitcast(lanes, ir.VectorType(_I32, 4)))
+        codes = _joined(builder, _joined(builder, *quarters[:2]), _joined(builder, *quarters[2:]))
+        return builder.lshr(codes, ir.Constant(_V16I32, [4 * width * lane % 8 for lane in range(LANES)]))
+
+    return I32(p, types.intp, bits), codegen
+
+
+def _joined(builder, low, high):
+    both = list(range(2 * low.type.count))
+    return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(_I32, len(both)), both))
+
+
+def in_place(bits: int, unit: int) -> list[int]:
+    """By how many bits each of the `unit` codes of a lane is too high when all others are masked off, for `dots_in_place`.
+
+    The highest code of a full lane would be a negative number: it is shifted down instead.
+    """
+    return [0 if bits * (j + 1) == 32 else bits * j for j in range(unit)]
+
+
+@intrinsic
+def dots_in_place(_context, codes, x, first, together, bits):
+    """(sum_j code_j x_j + x_unit), lane by lane for each token: x_j are the sixteen at x[first + 16 (j n + token)].
+
+    A code is not brought down: the others are masked off, and what it then counts too much, a power of two, has been taken off
+    x (`in_place`). So a code takes three instructions: a mask, the conversion, a multiply-add. together, bits: `Static`s.
+    """
+    n, width, unit = together.count, bits.count, 4 if bits.count == 3 else 32 // bits.count
+
+    def build(builder, args):
+        codes, x, first = args[:3]
+        totals = [ir.Constant(_V16F32, [0.0] * LANES)] * n
+        places = [builder.add(first, ir.Constant(first.type, LANES * i)) for i in range((unit + 1) * n)]
+        for j, high in enumerate(in_place(width, unit)):
+            mask = ir.Constant(_V16I32, [(2**width - 1) << high] * LANES)
+            down = ir.Constant(_V16I32, [width * j - high] * LANES)
+            numbers = builder.and_(codes, mask) if high or not j else builder.lshr(codes, down)
+            numbers = builder.sitofp(numbers, _V16F32)
+            xs = [_load(builder, x, place, _V16F32) for place in places[j * n : (j + 1) * n]]
+            totals = [_fma(builder, numbers, one, total) for one, total in zip(xs, totals, strict=True)]
+        last = [_load(builder, x, place, _V16F32) for place in places[unit * n :]]
+        return [builder.fadd(total, one) for total, one in zip(totals, last, strict=True)]
+
+    return types.UniTuple(F32, n)(codes, x, types.intp, together, bits), _each(build)
 
 
 @intrinsic

@@ -16,18 +16,21 @@ Many tokens (`gemm`). Arithmetic is what takes the time, so the codes of some ro
 of features at a time that stays in the cache (`qkit_kernels.numba.tiles`).
 """
 
+from functools import cache
+
 import numpy as np
 from numba import carray, njit, types
 from numba.extending import overload
 
 from qkit_kernels.numba.grid import load_row
-from qkit_kernels.numba.streams import UNIT, add_bias, floats_at, lay_floats
+from qkit_kernels.numba.streams import UNIT, add_bias, floats_at, lay_floats, masked_by
 from qkit_kernels.numba.threads import fork_join
 from qkit_kernels.numba.tiles import FLOATS, PANEL_ROWS, add_products, piece, tile_height, write_out
 from qkit_kernels.numba.vector import (
     BYTES,
     CODES_AT_ONCE,
     LANES,
+    dots_in_place,
     f32_at,
     fma,
     fma_each,
@@ -37,6 +40,7 @@ from qkit_kernels.numba.vector import (
     load_each,
     load_f32,
     load_i32,
+    load_lanes,
     lookup,
     nth_signed,
     offset,
@@ -66,7 +70,7 @@ def gemv_rows(x, sums, packed, grid, table, block_group, lane_group, bits, toget
     """A few tokens.
 
     Args:
-        x: float32 [blocks, unit, n, 16], laid by `streams.lay_floats`.
+        x: float32 [blocks, unit, n, 16], or one more than unit for codes that are `masked`, laid by `streams.lay_floats`.
         sums: float32 [ceil(groups / 16), n, 16], the sum of each group of x, zeros behind.
         packed: uint8 [rows, bytes].
         grid: see `qkit_kernels.numba.grid`.
@@ -80,7 +84,7 @@ def gemv_rows(x, sums, packed, grid, table, block_group, lane_group, bits, toget
     """
     blocks, groups, row_bytes, end, outputs = x.shape[0], grid[0].shape[1], packed.shape[1], packed.size, y.shape[1]
     block_bytes, uniform = 2 * codes_in_lane(bits) * value(bits), lane_group.size == 0
-    middle = np.float32(2 ** (value(bits) - 1))
+    middle, less = np.float32(2 ** (value(bits) - 1)), splat(np.float32(2.0 ** -masked_by(value(bits))))
     s, c, tail = room_f32(groups + LANES), room_f32(groups + LANES), room_u8(2 * BYTES)
     x, sums, packed, y, table = pointer(x), pointer(sums), pointer(packed), pointer(y), pointer(table)
     lanes = (s, pointer(block_group), pointer(lane_group), uniform)
@@ -94,6 +98,8 @@ def gemv_rows(x, sums, packed, grid, table, block_group, lane_group, bits, toget
             at = start + block * block_bytes
             copy_tail(packed, at, min(block_bytes, start + row_bytes - at), tail)
             totals = add_blocks(tail, -block * block_bytes, block, block + 1, x, lanes, totals, table, bits, together)
+        if masked_bits(table, bits):
+            totals = fma_each(less, totals, zeros_each(zeros_f32(), together))
         if shifted:
             for g in range(0, groups, LANES):
                 totals = fma_each(load_f32(c, g), load_each(sums, g * value(together), together, zeros_f32()), totals)
@@ -103,11 +109,10 @@ def gemv_rows(x, sums, packed, grid, table, block_group, lane_group, bits, toget
 @njit(forceinline=True)
 def add_blocks(packed, start, first, last, x, lanes, totals, table, bits, together):
     """totals + the products of the blocks first .. last - 1 of a row that begins at `start`, each times its lanes' scales."""
-    codes = LANES * codes_in_lane(bits)
-    size = codes * value(bits) // 8
+    size, step = 2 * codes_in_lane(bits) * value(bits), LANES * places_of(table, bits) * value(together)
     for block in range(first, last):
         prefetch(packed, start + block * size + AHEAD)
-        dots = block_dots(packed, start + block * size, x, block * codes * value(together), table, bits, together)
+        dots = block_dots(packed, start + block * size, x, block * step, table, bits, together)
         totals = fma_each(lane_scales(lanes, block), dots, totals)
     return totals
 
@@ -121,6 +126,40 @@ def codes_in_lane(bits):
 def _codes_in_lane(bits):
     unit = UNIT[bits.count]
     return lambda bits: unit
+
+
+@cache
+def masked(bits: int, plain: bool) -> int:
+    """The bits of codes that are multiplied where they are, without a table (`vector.dots_in_place`); 0: they are not.
+
+    AVX-512 looks 2 and 4 bits up in a register, in one instruction. Of 8 bits the middle, 128, would round small weights away.
+
+    Args:
+        plain: the codes stand for themselves, not for the numbers of a codebook.
+    """
+    return bits if plain and (bits == 3 or (bits < 5 and not has("avx512f"))) else 0
+
+
+def places_of(table, bits):
+    """Vectors of x a block and token: one a code of a lane, and one more for codes that are masked."""
+    raise NotImplementedError("places_of is for kernels")
+
+
+@overload(places_of, jit_options=INLINE)
+def _places_of(table, bits):
+    places = UNIT[bits.count] + (1 if masked(bits.count, table is types.none) else 0)
+    return lambda table, bits: places
+
+
+def masked_bits(table, bits):
+    """`masked`, for kernels."""
+    raise NotImplementedError("masked_bits is for kernels")
+
+
+@overload(masked_bits, jit_options=INLINE)
+def _masked_bits(table, bits):
+    found = masked(bits.count, table is types.none)
+    return lambda table, bits: found
 
 
 def block_dots(packed, at, x, first, table, bits, together):
@@ -141,6 +180,13 @@ def _block_dots(packed, at, x, first, table, bits, together):
                     xs = load_each(x, first + apart * (unit // 4 * byte + j), together, zeros_f32())
                     totals = fma_each(lookup(numbers, codes >> step * j), xs, totals)
             return totals
+
+        return dots
+
+    if masked(step, table is types.none):
+
+        def dots(packed, at, x, first, table, bits, together):
+            return dots_in_place(load_lanes(packed, at, bits), x, first, together, bits)
 
         return dots
 
@@ -210,12 +256,12 @@ def layer(
         packed .. together: as for `gemv_rows`.
     """
     rows, n = packed.shape[0], value(together)
-    blocks, unit, groups = block_group.size, codes_in_lane(bits), grid[0].shape[1]
+    blocks, places, groups = block_group.size, places_of(table, bits), grid[0].shape[1]
     sixteens = (groups + LANES - 1) // LANES
-    laid = carray(room_f32(blocks * unit * n * LANES), (blocks, unit, n, LANES))
+    laid = carray(room_f32(blocks * places * n * LANES), (blocks, places, n, LANES))
     sums = carray(room_f32(sixteens * n * LANES), (sixteens, n, LANES))
     given = floats_at(x, dtype, tokens, features, room_f32(0 if dtype == 0 else tokens * features))
-    lay_floats(given, groups, laid, sums)
+    lay_floats(given, groups, laid, sums, masked_bits(table, bits))
     args = (laid, sums, packed, grid, table, block_group, lane_group, bits, together, carray(f32_at(y), (n, rows)))
     if threads == 1:
         gemv_rows(*args, 0, rows)

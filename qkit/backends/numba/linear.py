@@ -88,12 +88,12 @@ def _with_floats(x: Tensor, weight: Ready, bias: Tensor | None) -> Tensor:
     serial = tokens * out_features * in_features < SERIAL_WEIGHTS
     packed, grid, table, *geometry, bits = weight.arrays
     if few:
-        together, unit = _few(tokens), streams.UNIT[len(bits)]
-        n, blocks = len(together), len(geometry[0])
-        laid = _laid((blocks, unit, n, LANES), torch.float32, n > tokens)
+        together, masked = _few(tokens), weight_only.masked(len(bits), table is None)
+        n, blocks, places = len(together), len(geometry[0]), streams.UNIT[len(bits)] + (masked > 0)
+        laid = _laid((blocks, places, n, LANES), torch.float32, n > tokens)
         sums = np.zeros((-(-groups // LANES), n, LANES), np.float32)
         y = torch.empty(n, out_features, dtype=torch.float32, device="cpu")
-        streams.lay_floats(given, groups, laid, sums)
+        streams.lay_floats(given, groups, laid, sums, masked)
         args = (laid, sums, packed, grid, table, *geometry, bits, together, y.numpy())
         run(weight_only.gemv, weight_only.gemv_rows, args, out_features, serial=serial)
         return _finished(y[:tokens], x, bias)

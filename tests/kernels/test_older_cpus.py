@@ -1,0 +1,78 @@
+"""The ways of processors without AVX-512, in processes that see such a one: what is compiled, and that it multiplies exactly."""
+
+import pytest
+from llvmlite import binding
+
+from processes import run_python
+
+X86 = binding.get_default_triple().startswith("x86_64")
+FEATURES = {
+    "AVX2": "+avx2,+fma,+f16c,+bmi,+bmi2,+sse4.2",
+    "AVX-VNNI": "+avx2,+fma,+f16c,+bmi,+bmi2,+sse4.2,+avxvnni",
+}
+COMPILED = """
+import sys
+from numba import njit, types
+from qkit_kernels.numba import steps
+
+from qkit_kernels.numba.vector import dot4_each, dots_in_place, has, load_each, load_i32, load_lanes, \\
+    load_f32, lookup, pointer, store_f32, store_i32, zeros_i32
+
+assert not has("avx512f") and has("avx2") and has("avxvnni") == (sys.argv[1] == "AVX-VNNI")
+
+@njit
+def integers(codes, x, bits, out):
+    xs, zeros = load_each(pointer(x), 0, (None,), zeros_i32()), load_each(pointer(out), 0, (None,), zeros_i32())
+    store_i32(pointer(out), 0, dot4_each(load_i32(pointer(codes), 0), xs, zeros, bits)[0])
+
+@njit
+def floats(packed, x, bits, out):
+    store_f32(pointer(out), 0, dots_in_place(load_lanes(pointer(packed), 0, bits), pointer(x), 0, (None,), bits)[0])
+
+@njit
+def table(numbers, index, out):
+    store_f32(pointer(out), 0, lookup(load_f32(pointer(numbers), 0), load_i32(pointer(index), 0)))
+
+def compiled(function, *kinds):
+    function.compile(kinds)
+    text = function.inspect_asm(function.signatures[-1])
+    assert "zmm" not in text
+    return steps.instructions(text)
+
+u8, i8, i32, f32 = types.uint8[::1], types.int8[::1], types.int32[::1], types.float32[::1]
+static = lambda bits: types.UniTuple(types.none, bits)
+for bits in (4, 8):
+    count = compiled(integers, u8, i8, static(bits), i32)
+    if has("avxvnni"):
+        assert count["vpdpbusd"] == 2 and not count["vpmaddubsw"], count
+    else:  # eight bits in two parts, so that no sum of 16 bits saturates
+        assert count["vpmaddubsw"] == count["vpmaddwd"] == {4: 2, 8: 4}[bits], count
+for bits, unit in ((2, 16), (3, 4), (4, 8)):  # a mask or a shift, a conversion, a multiply-add: for eight codes
+    count = compiled(floats, u8, f32, static(bits), f32)
+    products = sum(number for name, number in count.items() if name.startswith(("vfmadd", "vmulps")))
+    assert count["vcvtdq2ps"] == 2 * unit and products <= 2 * unit, count
+    masks = sum(number for name, number in count.items() if name.startswith(("vpand", "vandps", "vpsrld", "vpslld")))
+    assert masks <= 2 * unit, count
+count = compiled(table, f32, i32, f32)
+assert count["vpermps"] + count["vpermd"] == 4 and count["vblendvps"] == 2, count
+"""
+
+
+@pytest.mark.skipif(not X86, reason="instructions of x86")
+@pytest.mark.parametrize("name", FEATURES)
+def test_the_instructions_of_an_older_cpu_are_those_that_were_meant(name, tmp_path):
+    """This process may not have them: compiled and looked at, not run."""
+    said = run_python("-c", COMPILED, name, cache=tmp_path, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=FEATURES[name])
+    assert not said, said
+
+
+@pytest.mark.skipif(not X86, reason="instructions of x86")
+@pytest.mark.parametrize("case", ["quick 4", *(pytest.param(bits, marks=pytest.mark.exhaustive) for bits in "2348")])
+def test_products_on_an_older_cpu_are_exact(case, tmp_path):
+    if not binding.get_host_cpu_features().get("avx2"):
+        pytest.skip("no AVX2 here")
+    script = "tests/support/older_cpu.py"
+    said = run_python(
+        script, *case.split(), cache=tmp_path, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=FEATURES["AVX2"]
+    )
+    assert not said, said
