@@ -1,9 +1,19 @@
-"""Exercises of lesson 04: the error that counts, one step of the column loop, and damping."""
+"""Exercises of lesson 04: the error that counts, one step of the column loop, damping, and the whole loop."""
+
+from collections.abc import Callable
+from functools import cache
 
 import torch
 
+import qkit
 from qkit.exercises.core import Exercise
 from qkit.exercises.draws import Draw, off_halves
+from qkit.exercises.open_task import OpenTask, percent_off
+from qkit.model.inputs import layer_statistics
+from qkit.numerics.stored import StoredWeight
+from qkit.text.tokens import calibration_chunks, passage_chunks
+
+OPEN_LAYER = "model.layers.3.mlp.gate_proj"
 
 
 def output_error(w: torch.Tensor, w_hat: torch.Tensor, h: torch.Tensor) -> float:
@@ -30,6 +40,59 @@ def inverse_factor(x: torch.Tensor, damp: float) -> torch.Tensor:
     h = x @ x.T
     h = h + damp * h.diagonal().mean() * torch.eye(len(h))
     return torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
+
+
+def gptq_loop(w: torch.Tensor, x: torch.Tensor, step: torch.Tensor, bits: int, damp: float) -> torch.Tensor:
+    """GPTQ on w [out, in] for inputs x [tokens, in]: what the codes stand for, [out, in].
+
+    Codes are whole numbers from -2^(bits-1) to 2^(bits-1) - 1, row n stands on multiples of step[n], columns are taken from the
+    first to the last, and H = Xᵀ X has damp times the mean of its diagonal added to it.
+    """
+    h = x.T.double() @ x.double()
+    h = h + damp * h.diagonal().mean() * torch.eye(len(h))
+    upper = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
+    left, w_hat = w.double().clone(), torch.zeros_like(w)
+    for k in range(w.shape[1]):
+        codes = torch.round(left[:, k] / step).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        w_hat[:, k] = codes * step
+        error = (left[:, k] - codes * step) / upper[k, k]
+        left[:, k:] -= error[:, None] * upper[k, k:]
+    return w_hat
+
+
+@cache
+def _open_layer() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The weight of the lesson, H of its calibration text, and H of the tales that judge."""
+    model, tokenizer = qkit.load("bookworm-14m")
+    tales = qkit.passages("tales")
+    learned = calibration_chunks([tale for i, tale in enumerate(tales) if i % 6 in (1, 2, 4)], tokenizer, max_chunks=16)
+    judging = passage_chunks(tales[::6], tokenizer)[0]
+    seen, unseen = (layer_statistics(model, ids, [OPEN_LAYER])[OPEN_LAYER].hessian for ids in (learned[::2], judging))
+    return model.get_parameter(f"{OPEN_LAYER}.weight").detach(), seen, unseen
+
+
+def on_other_text(answer: Callable) -> tuple[float, float] | None:
+    """Stored bits a weight, and the output error in percent on other tales, of what `answer` makes of the lesson's layer.
+
+    It is given the weight [out, in] and H [in, in] of the calibration text, and gives a stored weight
+    (`qkit.QTensor.from_codes`); None where it gives None.
+
+    Raises:
+        TypeError: it gives something else, whose bits cannot be counted.
+    """
+    weight, seen, unseen = _open_layer()
+    q = answer(weight.clone(), seen.clone())
+    if q is None:
+        return None
+    if not isinstance(q, StoredWeight):
+        raise TypeError(
+            f"the answer is {type(q).__name__}, whose bits cannot be counted; give a stored weight, as "
+            f"qkit.quantize_tensor and qkit.QTensor.from_codes make them"
+        )
+    percent_off(weight, q.dequantize())  # which refuses another shape, and what is not finite
+    return q.bits_per_weight, 100 * output_error(weight, q.dequantize(), unseen) / output_error(
+        weight, 0 * weight, unseen
+    )
 
 
 def _step(w, upper, j, step, error=None, first=None, moved=None, rounding=torch.round, sign=-1):
@@ -73,6 +136,34 @@ def _column_to_round(d: Draw) -> tuple[torch.Tensor, torch.Tensor, int, float]:
     upper = (d.normal(columns, columns) / 2 + 2 * torch.eye(columns)).triu()
     return off_halves(w, step), upper, d.whole(0, columns - 1), step
 
+
+def _loop(w, x, step, bits, damp, *, update=True, limits=True, upper=None):
+    """`gptq_loop` with one thing changed."""
+    h = x.T.double() @ x.double()
+    h = h + damp * h.diagonal().mean() * torch.eye(len(h))
+    factor = torch.linalg.cholesky(torch.linalg.inv(h), upper=True) if upper is None else upper(h)
+    left, w_hat = w.double().clone(), torch.zeros_like(w)
+    for k in range(w.shape[1]):
+        codes = torch.round(left[:, k] / step)
+        codes = codes.clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if limits else codes
+        w_hat[:, k] = codes * step
+        if update:
+            left[:, k:] -= ((left[:, k] - codes * step) / factor[k, k])[:, None] * factor[k, k:]
+    return w_hat
+
+
+def _a_layer(d: Draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, float]:
+    """Inputs that go together, and steps with which some codes meet their limits."""
+    columns, bits = d.whole(2, 9), d.whole(2, 8)
+    w = d.weight(d.whole(1, 6), columns)
+    x = d.normal(d.whole(3, 40), columns) @ (d.normal(columns, columns) + torch.eye(columns))
+    step = w.abs().amax(1) / 2 ** (bits - 1) * d.real(0.6, 1.2)
+    return off_halves(w, step[:, None]), x * d.size(0.1, 10), step, bits, d.real(0.01, 0.3)
+
+
+_TOKENS = _X.T.contiguous()
+_STEP = _W.abs().amax(1) / 4
+_HAND = (torch.tensor([[0.4, 0.3]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]]), torch.tensor([1.0]), 2, 1e-6)
 
 EXERCISES = (
     Exercise(
@@ -231,4 +322,66 @@ EXERCISES = (
             ),
         ),
     ),
+    Exercise(
+        name="04.4",
+        minutes=16,
+        difficulty="hard",
+        hints=(
+            "H, its damping and U are 04.3's, with a row of x for each token. What is computed once stands before the loop.",
+            "Two tensors: one that the loop goes on changing, and one for what is finished. Take H and the first in float64.",
+            "Compare with 04.2: there the step is one number, here one for each row, and codes have limits. The error is taken "
+            "after the limits.",
+        ),
+        solution=gptq_loop,
+        cases=(
+            _HAND,
+            (_W, _TOKENS, _STEP, 3, 0.01),
+            (_W, _TOKENS, _STEP / 2, 3, 0.01),
+            (_W, _TOKENS, _STEP, 4, 0.3),
+        ),
+        edges={
+            "one row": (_W[:1], _TOKENS, _STEP[:1], 3, 0.01),
+            "one column": (_W[:, :1], _TOKENS[:, :1], _STEP, 3, 0.01),
+            "an input that is always 0": (_W, _TOKENS * (torch.arange(6) != 2), _STEP, 3, 0.05),
+            "fewer tokens than inputs": (_W, _TOKENS[:3], _STEP, 3, 0.05),
+            "very small inputs": (_W, _TOKENS * 1e-4, _STEP, 3, 0.01),
+            "weights that lie halfway": (torch.tensor([[0.5, 0.2], [1.5, -0.1]]), *_HAND[1:2], torch.ones(2), 3, 0.01),
+            "numbers in float64": (_W.double(), _TOKENS.double(), _STEP.double(), 3, 0.01),
+        },
+        draw=_a_layer,
+        mistakes=(
+            (
+                lambda *a: _loop(*a, update=False),
+                "that is rounding: what a column loses must be made good by those after it.",
+            ),
+            (
+                lambda *a: _loop(*a, limits=False),
+                "the codes have limits, -2^(bits-1) and 2^(bits-1) - 1; clamp them before you take the error.",
+            ),
+            (
+                lambda *a: _loop(*a, upper=lambda h: torch.linalg.cholesky(h, upper=True)),
+                "that is the factor of H; the loop asks for the one of its inverse.",
+            ),
+            (
+                lambda w, x, step, bits, damp: _loop(w, x, step, bits, 0.0),
+                "damp is not used: it is a share of the mean of H's diagonal, added to the diagonal.",
+            ),
+            (
+                lambda w, x, step, bits, damp: _loop(w, x, step, bits, damp * x.shape[1]),
+                "the mean of the diagonal, not its sum (the trace).",
+            ),
+            (
+                lambda w, x, step, bits, damp: _loop(w, x, step, bits, damp) / step[:, None],
+                "those are the codes; give what they stand for, codes times the row's step.",
+            ),
+            (
+                lambda w, x, step, bits, damp: _loop(w, x, step.max(), bits, damp),
+                "each row has its own step.",
+            ),
+        ),
+    ),
+)
+
+OPEN = OpenTask(
+    "04", on_other_text, budget=3.15, to_beat=1.993, cost="bits a weight", loss="% output error on other text"
 )

@@ -3,13 +3,16 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 
-from qkit import exercises
+from qkit import exercises, ops
 from qkit.exercises.core import DIFFICULTIES
+from qkit.exercises.draws import Draw
 from qkit.exercises.kernels import KernelExercise
 from qkit.exercises.lesson_08_kernel import NumbaExercise
+from qkit.methods.gptq import inverse_cholesky
 
 
 def right_megabytes(n, b):
@@ -156,6 +159,21 @@ def right_factor(x, damp):
     return torch.linalg.cholesky(torch.linalg.inv(h)).T
 
 
+def right_loop(w, x, step, bits, damp):
+    """By elimination (eq. 3 of the paper) instead of Cholesky, a row at a time."""
+    h = (x.double().T @ x.double()).numpy()
+    h = h + damp * h.trace() / len(h) * np.eye(len(h))
+    rows = []
+    for row, s in zip(w.double().numpy().copy(), step.double().numpy(), strict=True):
+        inverse, rounded = np.linalg.inv(h), np.zeros_like(row)
+        for k in range(len(row)):
+            rounded[k] = s * min(max(round(row[k] / s), -(2 ** (bits - 1))), 2 ** (bits - 1) - 1)
+            row = row - (row[k] - rounded[k]) / inverse[k, k] * inverse[k]
+            inverse = inverse - np.outer(inverse[:, k], inverse[k]) / inverse[k, k]
+        rows.append(rounded)
+    return torch.tensor(np.array(rows), dtype=w.dtype)
+
+
 def right_salient(x, k):
     means = [float(sum(abs(v) for v in column)) / len(column) for column in x.T.tolist()]
     return sorted(sorted(range(len(means)), key=lambda j: -means[j])[:k])
@@ -277,6 +295,7 @@ RIGHT = {
     "04.1": right_output_error,
     "04.2": right_column,
     "04.3": right_factor,
+    "04.4": right_loop,
     "05.1": right_salient,
     "05.2": right_awq_scale,
     "05.3": right_fold,
@@ -542,6 +561,16 @@ WRONG = [
     ("04.3", lambda x, d: right_factor(x, d).T, "lower triangular"),
     ("04.3", lambda x, d: right_factor(x, d).T @ right_factor(x, d), "that is H⁻¹"),
     ("04.3", lambda x, d: right_factor(x, d) * x.shape[1] ** 0.5, "number of tokens"),
+    (
+        "04.4",
+        lambda w, x, s, b, d: (w / s[:, None]).round().clamp(-(2 ** (b - 1)), 2 ** (b - 1) - 1) * s[:, None],
+        "that is rounding",
+    ),
+    ("04.4", lambda w, x, s, b, d: right_loop(w, x, s, 20, d), "the codes have limits"),
+    ("04.4", lambda w, x, s, b, d: right_loop(w, x, s, b, 0), "damp is not used"),
+    ("04.4", lambda w, x, s, b, d: right_loop(w, x, s, b, d * x.shape[1]), "not its sum"),
+    ("04.4", lambda w, x, s, b, d: right_loop(w, x, s, b, d) / s[:, None], "those are the codes"),
+    ("04.4", lambda w, x, s, b, d: right_loop(w.flip(1), x.flip(1), s, b, d).flip(1), "expected"),
     ("07.1", lambda rows: [r[0] for r in sorted(rows, key=lambda r: r[1])], "sorts all of them"),
     ("07.1", lambda rows: right_unbeaten(rows)[::-1], "begin with the smallest"),
     ("07.1", lambda rows: [min(rows, key=lambda r: r[2])[0]], "only the best of all"),
@@ -735,6 +764,18 @@ def test_an_answer_that_writes_into_its_input_is_told_so_and_spoils_nothing():
 def test_a_group_of_zeros_comes_back_as_zeros():
     fake_quantize = exercises.ALL["02.3"].solution
     assert fake_quantize(torch.zeros(2, 8), 4, 4).tolist() == [[0.0] * 8] * 2
+
+
+def test_the_loop_of_lesson_04_is_the_librarys():
+    exercise = exercises.ALL["04.4"]
+    for number in range(60):
+        w, x, step, bits, damp = exercise.draw(Draw(f"library/{number}"))
+        upper, _ = inverse_cholesky((x.double().T @ x.double()), damp)
+        zero = torch.full((len(w), 1), 2.0 ** (bits - 1))
+        group = torch.zeros(w.shape[1], dtype=torch.int64)
+        codes = ops.gptq_columns(w.double(), upper, group, step[:, None], zero, bits).double()
+        library = (codes - zero) * step[:, None]
+        assert torch.allclose(exercise.solution(w, x, step, bits, damp).double(), library.double(), rtol=1e-5, atol=0)
 
 
 def test_a_guess_with_its_unit_is_refused():

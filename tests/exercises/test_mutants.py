@@ -48,6 +48,11 @@ ALIKE = {
         "float((e @ h * e).sum()): without it": TYPE,
     },
     "04.2": {"(j, j): turned round": "both are j"},
+    "04.4": {
+        "(k, k): turned round": "both are k",
+        "w.double(): float": "float32 is enough for so few columns",
+        "w.double(): without it": "float32 is enough for so few columns",
+    },
     "05.1": {
         "x.abs().mean(0).topk(k).indices.tolist(): without it": TYPE,
         "x.abs().mean(0): sum": "the order of sums is that of means",

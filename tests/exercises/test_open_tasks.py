@@ -9,6 +9,7 @@ import qkit
 from qkit import exercises
 from qkit.exercises.open_task import OpenTask, percent_off, the_layer
 from qkit.methods.awq import awq_round, search_scale
+from qkit.methods.gptq import damped, gptq
 from qkit.methods.smoothquant import smoothing_factor
 from qkit.methods.statistics import InputStatistics
 from qkit.numerics.codebooks import nf4
@@ -84,12 +85,38 @@ def only_the_largest(weight, x):
     return f, (x / f).abs().max() / 127
 
 
+def solved(weight, hessian):
+    """GPTQ with all that lesson 04 has."""
+    zeros = torch.zeros(weight.shape[1])
+    scheme = qkit.GPTQ(3, 128, match_original=False)
+    return gptq(weight, InputStatistics(1, zeros, zeros, square=hessian), scheme).q
+
+
+def gone_over_again(weight, hessian, sweeps=2):
+    """And then each column once more, with the codes of all others as they are: the best of its eight levels."""
+    q = solved(weight, hessian)
+    w, h = weight.double(), damped(hessian.double(), 0.05, 0.3)
+    step, zero = (part.double().repeat_interleave(128, 1) for part in (q.scales, q.zeros()))
+    codes = q.codes().double()
+    error = w - step * (codes - zero)
+    slope = error @ h
+    for _ in range(sweeps):
+        for k in range(w.shape[1]):
+            aim = w[:, k] - error[:, k] + slope[:, k] / h[k, k]
+            codes[:, k] = (torch.round(aim / step[:, k]) + zero[:, k]).clamp(0, 7)
+            change = w[:, k] - step[:, k] * (codes[:, k] - zero[:, k]) - error[:, k]
+            error[:, k] += change
+            slope += change[:, None] * h[k]
+    return qkit.QTensor.from_codes(codes, q.scales, 3, zero_points=q.zeros())
+
+
 MORE_WHERE_IT_PAYS = {"*v_proj": qkit.RTN(5, 128), "*down_proj": qkit.RTN(5, 128), "*": qkit.RTN(4, 128)}
 TO_BEAT = {
     "00": qkit.RTN(4, 32),
     "01": rows_by(1.0),
     "02": lambda w: qkit.quantize_tensor(w, qkit.RTN(4, 128)),
     "03": nf4(),
+    "04": solved,
     "05": awq_alone,
     "06": smoothed,
 }
@@ -98,10 +125,11 @@ BETTER = {
     "01": rows_by(0.8),
     "02": clipped_groups,
     "03": where_the_weights_are(nf4()),
+    "04": gone_over_again,
     "05": awq_and_gptq,
     "06": only_the_largest,
 }
-REACHED = {"01": 11.0, "02": 9.6, "03": 8.8}  # as the lessons say
+REACHED = {"01": 11.0, "02": 9.6, "03": 8.8, "04": 1.9}  # as the lessons say
 
 
 @pytest.mark.parametrize("lesson", TO_BEAT)

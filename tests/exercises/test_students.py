@@ -212,6 +212,38 @@ def factor_flipped(x, damp):
     return torch.linalg.inv(torch.linalg.cholesky(h)).T
 
 
+def loop(w, x, step, bits, damp, limited=True, least=0):
+    """The loop by plain inverses: `limited`, is the error that is passed on that of the limited codes; `least`, of the codes."""
+    h = x.double().T @ x.double()
+    h = h + damp * h.diag().mean() * torch.eye(len(h))
+    left, out = w.double().clone(), []
+    for k in range(w.shape[1]):
+        row = torch.linalg.inv(h[k:, k:])[0]
+        free = torch.round(left[:, k] / step)
+        codes = free.clamp(-(2 ** (bits - 1)) + least, 2 ** (bits - 1) - 1)
+        error = left[:, k] - (codes if limited else free) * step
+        left[:, k:] -= error[:, None] * row / row[0]
+        out.append(codes * step)
+    return torch.stack(out, 1).to(w.dtype)
+
+
+def loop_in_place(w, x, step, bits, damp):
+    w[:] = loop(w, x, step, bits, damp)
+    return w
+
+
+def loop_limits_last(w, x, step, bits, damp):
+    return loop(w, x, step, bits, damp, limited=False)
+
+
+def loop_both_limits_alike(w, x, step, bits, damp):
+    return loop(w, x, step, bits, damp, least=1)
+
+
+def loop_damps_all(w, x, step, bits, damp):
+    return loop(w, torch.cat([x, (damp * (x * x).sum(0).mean()).sqrt() * torch.ones(1, x.shape[1])]), step, bits, 1e-9)
+
+
 def channels_of_weightless_max(x, k):
     return sorted(x.abs().sum(0).argsort()[:k].tolist())
 
@@ -423,6 +455,10 @@ WRONG = [
     ("04.3", factor_of_mean, "expected"),
     ("04.3", factor_damps_all, "it raises"),
     ("04.3", factor_flipped, "expected"),
+    ("04.4", loop_in_place, "changes `w`"),
+    ("04.4", loop_limits_last, "expected"),
+    ("04.4", loop_both_limits_alike, "expected"),
+    ("04.4", loop_damps_all, "expected"),
     ("05.1", channels_of_weightless_max, "smallest"),
     ("05.1", lambda x, k: x.abs().mean(0).topk(k).values.sort().values, "expected"),
     ("05.1", lambda x, k: sorted((x**4).mean(0).topk(k).indices.tolist()), "expected [3, 5]"),

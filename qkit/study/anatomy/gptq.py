@@ -51,7 +51,7 @@ class ColumnSteps:
 
 
 def column_steps(
-    weight: Tensor, inputs: InputStatistics, bits: int = 4, stops: int = 33, damp: float = 0.01, rows: int = 48
+    weight: Tensor, inputs: InputStatistics, bits: int = 4, stops: int = 33, damp: float = 0.01, rows: int = 192
 ) -> ColumnSteps:
     """GPTQ as published (2210.17323, algorithm 1; symmetric, one scale a row) and rounding, and where they are on the way.
 
