@@ -11,6 +11,7 @@ import house
 import qkit
 import who_loads
 from qkit.bench.judged import judged
+from qkit.bench.methods import methods, table
 from qkit.checkpoints.formats import FORMATS
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +63,7 @@ def test_its_table_of_smollm2_is_that_of_the_results():
         return {row[0]: [row[1], *row[-2:]] for row in rows if len(row) > 3}
 
     measured = table((ROOT / "benchmarks" / "results" / "smollm2-2026-11-28.md").read_text(encoding="utf-8"))
-    here = table(README)
+    here = table(README.split("## The same on a model that nobody here made")[1])
     assert len(here) == 15 and all(measured[name] == row for name, row in here.items())
     assert "RTN W4 g32 min-max" in measured and "RTN W4 g32 min-max" not in here  # it says nothing
 
@@ -75,6 +76,19 @@ def test_what_lesson_07_says_of_novels_is_that_of_the_results():
     kept = [f"{100 / ratio:.1f}" for ratio in ratios.values()]
     lesson = (ROOT / "lessons" / "07_choosing_a_method.ipynb").read_text(encoding="utf-8")
     assert kept == ["99.8", "95.8", "90.1"] and lesson.count("99.8, 95.8 and 90.1%") == 2
+
+
+def test_its_table_of_methods_is_that_of_the_record():
+    found = methods().comparison
+    names = [row.name for row in found.rows if row.scheme is not None]
+    written = re.search(r"## What the methods are worth.*?(\| method \|.*?\n)\n", README, re.S)[1]
+    assert written == table(found, names)
+    assert found.caption in re.sub(r"\s+", " ", README)
+    page = (ROOT / "benchmarks" / "results" / f"methods-{methods().date}.md").read_text(encoding="utf-8")
+    assert table(found) in page and methods().command in page and methods().learned in page
+    # "NF4, AWQ and GPTQ are a tie at 4 bits"
+    pairs = (("NF4 b64 dq", "AWQ W4 g128"), ("AWQ W4 g128", "GPTQ W4 g128"), ("NF4 b64 dq", "GPTQ W4 g128"))
+    assert all(found.difference(one, other).is_tie for one, other in pairs)
 
 
 def test_its_table_of_who_loads_what_is_that_of_the_record():
