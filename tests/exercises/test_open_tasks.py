@@ -184,6 +184,8 @@ def test_a_table_of_another_size_or_out_of_order_is_refused():
 def test_an_answer_whose_bits_cannot_be_counted_is_refused():
     with pytest.raises(TypeError, match="the answer is Tensor, whose bits cannot be counted"):
         exercises.score("02", lambda weight: weight)
+    with pytest.raises(TypeError, match="the answer is Tensor, whose bits cannot be counted"):
+        exercises.score("04", lambda weight, hessian: weight)
 
 
 def test_what_stands_for_another_weight_or_for_no_numbers_is_refused():
