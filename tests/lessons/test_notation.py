@@ -36,6 +36,11 @@ def test_the_table_defines_each_index_and_each_symbol_once(tmp_path):
         notation.table(tmp_path / "two.md")
 
 
+def test_every_row_is_used_by_a_lesson():
+    used = {symbol for lesson in LESSONS for symbol in notation.used(lesson)}
+    assert not set(TABLE) - used - set(notation.INDICES)
+
+
 def test_the_page_itself_uses_its_own_symbols_only():
     text = notation.PAGE.read_text(encoding="utf-8")
     assert {symbol for tex in notation.formulas(text) for symbol in notation.symbols(tex)} <= set(TABLE)
