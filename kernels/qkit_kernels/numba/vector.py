@@ -361,8 +361,8 @@ def _lookup_avx2(builder, table, index):
 
 
 def tile_rows() -> int:
-    """Rows of a tile: as many as leave registers for x and w beside two vectors of sums a row (AVX-512) or one."""
-    return 12 if has("avx512f") else 4
+    """Rows of a tile: as many as leave registers for x and w beside two vectors of sums a row (AVX-512), or one."""
+    return 12 if has("avx512f") else 6 if has("avx2") else 4
 
 
 def _each(build):
