@@ -2,10 +2,11 @@
 
 What it knows
     Sizes are computed: codes, scales, zero points, and the embeddings, which stay in 16 bits. Ranks are those that lesson 07
-    measures on bookworm-14m with calibration of the right kind: 8 bits are as good as none; at 4 bits GPTQ loses least,
-    and without calibration NF4 does; at 3 bits only GPTQ stays near, at 2 bits nothing does. Of speed it knows two
-    things: with few tokens at once, reading the weights is what takes time, so fewer bytes are faster; with many at once,
-    arithmetic is, and only INT8 activations on hardware that multiplies them make that faster.
+    shows on bookworm-14m: 8 bits are as good as none; at 4 bits GPTQ loses least, if it learned from text of the kind that is
+    read (from another kind it ties with NF4 and AWQ), and without calibration NF4 does at its size; at 3 bits GPTQ does. The
+    ladder ends there: at 2 bits even GPTQ about doubles the perplexity of a small model. Of speed it knows two things: with
+    few tokens at once, reading the weights is what takes time, so fewer bytes are faster; with many at once, arithmetic is,
+    and only INT8 activations on hardware that multiplies them make that faster.
 
 What it does not know
     Your model. Larger ones lose less at the same bits, and ranks may change: measure it (`qkit.compare`).
