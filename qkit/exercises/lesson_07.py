@@ -1,7 +1,10 @@
-"""Exercises of lesson 07: what no other method beats, what a memory's speed allows, and a budget of bits."""
+"""Exercises of lesson 07: what no other method beats, what a memory's speed allows, and a budget of bits, to be spent better."""
 
+import qkit
+from qkit.engine.plan import Plan
 from qkit.exercises.core import Exercise
 from qkit.exercises.draws import Draw
+from qkit.exercises.open_task import OpenTask
 
 Row = tuple[str, float, float]
 
@@ -34,6 +37,13 @@ def spend(layers: list[tuple[str, int, float, float]], budget: int) -> tuple[str
             bought.append(name)
             budget -= weights
     return tuple(bought)
+
+
+def bits_and_kl(answer: Plan | tuple) -> tuple[float, float]:
+    """Stored bits a weight, and KL to the original on six tales, of bookworm by a plan, or by (plan, calibration)."""
+    plan, calibration = answer if isinstance(answer, tuple) else (answer, None)
+    row = qkit.compare("bookworm-14m", [plan], qkit.passages("tales")[::6], calibration=calibration).rows[1]
+    return row.bits_per_weight, row.kl
 
 
 def _beaten(rows: list[Row]) -> tuple[str, ...]:
@@ -243,3 +253,5 @@ EXERCISES = (
         ),
     ),
 )
+
+OPEN = OpenTask("07", bits_and_kl, budget=4.6, to_beat=0.0480, cost="bits a weight", loss="nats of KL", digits=4)

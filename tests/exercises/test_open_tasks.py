@@ -110,6 +110,10 @@ def gone_over_again(weight, hessian, sweeps=2):
     return qkit.QTensor.from_codes(codes, q.scales, 3, zero_points=q.zeros())
 
 
+BY_KIND = {
+    f"*.{kind}_proj": qkit.RTN(bits, 128)
+    for kind, bits in {"q": 4, "k": 5, "v": 6, "o": 5, "gate": 4, "up": 4, "down": 5}.items()
+}
 MORE_WHERE_IT_PAYS = {"*v_proj": qkit.RTN(5, 128), "*down_proj": qkit.RTN(5, 128), "*": qkit.RTN(4, 128)}
 TO_BEAT = {
     "00": qkit.RTN(4, 32),
@@ -119,6 +123,7 @@ TO_BEAT = {
     "04": solved,
     "05": awq_alone,
     "06": smoothed,
+    "07": BY_KIND,
 }
 BETTER = {
     "00": MORE_WHERE_IT_PAYS,
@@ -128,6 +133,7 @@ BETTER = {
     "04": gone_over_again,
     "05": awq_and_gptq,
     "06": only_the_largest,
+    "07": BY_KIND | {f"*.{kind}_proj": qkit.NF4() for kind in ("q", "gate", "up")},
 }
 REACHED = {"01": 11.0, "02": 9.6, "03": 8.8, "04": 1.9}  # as the lessons say
 
