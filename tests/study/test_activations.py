@@ -36,7 +36,7 @@ def test_they_are_the_largest_of_what_the_layers_read_and_of_the_columns(bookwor
 
 def test_they_come_back_from_json_to_the_digits_that_were_kept(bookworm):
     found = activations(*bookworm, qkit.passages("tales")[0], "bookworm-14m")
-    back = InputRecord.from_json(json.loads(json.dumps(found.to_json())))
+    back = InputRecord.from_dict(json.loads(json.dumps(found.to_dict())))
     assert (back.model, back.tokens, back.maxima.layers) == (found.model, found.tokens, found.maxima.layers)
     for one, other in zip(back.maxima.by_channel, found.maxima.by_channel, strict=True):
         torch.testing.assert_close(one, other, rtol=5e-3, atol=0)
