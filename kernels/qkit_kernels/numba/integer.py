@@ -19,7 +19,7 @@ from numba.extending import overload
 
 from qkit_kernels.numba.grid import load_row
 from qkit_kernels.numba.streams import UNIT, add_bias, floats_at, quantize
-from qkit_kernels.numba.threads import fork_join
+from qkit_kernels.numba.threads import deal_out, fork_join
 from qkit_kernels.numba.tiles import CODES, FLOATS, PANEL_ROWS, add_products, dots, piece, tile_height, write_out
 from qkit_kernels.numba.vector import (
     BYTES,
@@ -208,12 +208,8 @@ def layer(
     quantize(given, none, np.float32(fixed), groups, scales, laid, sums)
     places = carray(f32_at(y), (n, rows))
     args = (laid, scales, sums, outliers, packed, grid, block_group, lane_group, bits, together, places)
-    if threads == 1:
-        gemv_rows(*args, 0, rows)
-    else:
-        fork_join(gemv_rows, args, rows, chunk, threads, team)
-    if bias != 0:
-        add_bias(f32_at(y), f32_at(bias), tokens, rows)
+    deal_out(gemv_rows, args, rows, chunk, threads, team)
+    add_bias(y, bias, tokens, rows)
 
 
 # ---- many tokens

@@ -127,10 +127,12 @@ def floats_at(x, dtype, tokens, features, room):
 
 @njit
 def add_bias(y, bias, tokens, rows):
-    """y[t, r] += bias[r]; pointers to float32."""
-    for t in range(tokens):
-        for r in range(rows):
-            y[t * rows + r] += bias[r]
+    """y[t, r] += bias[r]; addresses of float32, that of the bias 0 where there is none."""
+    if bias != 0:
+        y, bias = f32_at(y), f32_at(bias)
+        for t in range(tokens):
+            for r in range(rows):
+                y[t * rows + r] += bias[r]
 
 
 @njit

@@ -22,7 +22,7 @@ from threading import Lock, Thread
 
 import torch
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -224,3 +224,15 @@ def _build_worker(context, worker, shared_type, args_type, body_signature, descr
     builder.branch(deal)
     builder.position_at_end(done)
     builder.ret_void()
+
+
+@njit(inline="always")
+def deal_out(body, args, rows, chunk, threads, team):
+    """body(*args, first, last) for all rows: by a team of threads, or here where one is enough (`team_of`).
+
+    Inlined where it is called, since Numba keeps no machine code of a function that was handed another.
+    """
+    if threads == 1:
+        body(*args, 0, rows)
+    else:
+        fork_join(body, args, rows, chunk, threads, team)

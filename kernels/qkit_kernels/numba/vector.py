@@ -581,7 +581,7 @@ def _dot4(builder, total, a, b, bits):
         halves = [
             step(builder, *(_shuffle(builder, v, range(at, at + 8)) for v in (total, a, b)), bits) for at in (0, 8)
         ]
-        return builder.shuffle_vector(*halves, ir.Constant(ir.VectorType(_I32, 16), list(range(16))))
+        return _joined(builder, *halves)
     # Byte j of all lanes at once, widened in its lane by shifts; products of 16-bit numbers, so that pmaddwd will do.
     for j in range(4):
         left, down = (ir.Constant(_V16I32, [count] * 16) for count in (24 - 8 * j, 24))

@@ -24,7 +24,7 @@ from numba.extending import overload
 
 from qkit_kernels.numba.grid import load_row
 from qkit_kernels.numba.streams import UNIT, add_bias, floats_at, lay_floats, masked_by
-from qkit_kernels.numba.threads import fork_join
+from qkit_kernels.numba.threads import deal_out, fork_join
 from qkit_kernels.numba.tiles import FLOATS, PANEL_ROWS, add_products, piece, tile_height, write_out
 from qkit_kernels.numba.vector import (
     BYTES,
@@ -263,12 +263,8 @@ def layer(
     given = floats_at(x, dtype, tokens, features, room_f32(0 if dtype == 0 else tokens * features))
     lay_floats(given, groups, laid, sums, masked_bits(table, bits))
     args = (laid, sums, packed, grid, table, block_group, lane_group, bits, together, carray(f32_at(y), (n, rows)))
-    if threads == 1:
-        gemv_rows(*args, 0, rows)
-    else:
-        fork_join(gemv_rows, args, rows, chunk, threads, team)
-    if bias != 0:
-        add_bias(f32_at(y), f32_at(bias), tokens, rows)
+    deal_out(gemv_rows, args, rows, chunk, threads, team)
+    add_bias(y, bias, tokens, rows)
 
 
 # ---- many tokens

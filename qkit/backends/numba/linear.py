@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from qkit.backends import torch as plain
-from qkit.backends.numba.ready import Ready, floats, readied, ready
+from qkit.backends.numba.ready import NO_BYTES, Ready, floats, readied, ready
 from qkit.dispatch import select
 from qkit.numerics.activations import Activations, quantize_activations
 from qkit.numerics.qtensor import QTensor
@@ -27,7 +27,6 @@ from qkit_kernels.numba.vector import LANES, Static
 SERIAL_WEIGHTS = 2**17  # times tokens: less is done before a second thread has woken
 MAX_LAID = 2**14  # features: of more, a few laid tokens are too much for the stack of a thread
 _DTYPES = {getattr(torch, name): number for number, name in enumerate(streams.DTYPES)}
-_NO_BYTES = np.zeros(0, np.uint8)
 _NO_OUTLIERS = (np.zeros(0, np.int64), np.zeros((0, 0, 0), np.float32))
 _TOGETHER = {count: Static(count) for count in (1, 2, 4)}
 FEW = max(_TOGETHER)  # tokens: more are multiplied in tiles
@@ -147,7 +146,7 @@ def _with_integers(
             return y
     given, fixed = floats(x.reshape(-1, in_features)), np.float32(scale)
     serial = tokens * out_features * in_features < SERIAL_WEIGHTS
-    keep = _NO_BYTES if outliers is None else (~outliers).view(torch.uint8).numpy()
+    keep = NO_BYTES if outliers is None else (~outliers).view(torch.uint8).numpy()
     if few:
         together, unit = _few(tokens), streams.UNIT[len(bits)]
         n, blocks = len(together), len(geometry[0])

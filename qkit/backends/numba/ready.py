@@ -20,7 +20,7 @@ from qkit_kernels.numba.vector import LANES, Static
 
 MAX_FEATURES, MAX_GROUPS = 2**16, 2**11  # a row of features, and one of groups, stand on a thread's stack
 _NOTHING = np.zeros((0, 0), np.float32)
-_NO_BYTES = np.zeros(0, np.uint8)
+NO_BYTES = np.zeros(0, np.uint8)
 _STATIC = {bits: Static(bits) for bits in range(2, 9)}
 
 
@@ -122,6 +122,6 @@ def floats(tensor: Tensor) -> np.ndarray:
 def _grid(q: StoredWeight) -> tuple[np.ndarray, ...]:
     """What the codes of `q` are worth, as `qkit_kernels.numba.grid` reads it."""
     scales, second, third, *offset = q.grid()
-    seconds = _NO_BYTES if second is None else second.contiguous().numpy()
+    seconds = NO_BYTES if second is None else second.contiguous().numpy()
     thirds = _NOTHING if third is None else floats(third)
     return (floats(scales), seconds, thirds, *(floats(part) for part in offset))
