@@ -3,13 +3,14 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from qkit.exercises.compare import array, copies, same, show, unchanged, where_they_part
 from qkit.exercises.draws import Draw
 
 DRAWS = 12  # random arguments that an answer is tried with; a kernel, which Triton interprets, with fewer
 DIFFICULTIES = ("easy", "medium", "hard")
+KERNEL_LEFT = "the kernel stores nothing; write it, and run this cell again"  # instead of `Exercise.LEFT`
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class Verdict:
 
     def __repr__(self) -> str:
         return self.message
+
+
+def unwritten(value: object) -> bool:
+    """Whether it is what a cell has before anybody writes: None, or the `...` of a body."""
+    return value is None or value is ...
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Exercise:
         minutes: that it takes somebody who has read the lesson.
         difficulty: one of `DIFFICULTIES`.
     """
+
+    LEFT: ClassVar[str] = "write the function, end it with return, run this cell again"  # what is to be done at first
 
     name: str
     hints: tuple[str, ...]
@@ -84,7 +92,7 @@ class Exercise:
 
     def check(self, answer: object) -> Verdict:
         """Judge `answer`, a function."""
-        if answer is None or answer is ...:
+        if unwritten(answer):
             return self._not_attempted()
         if not callable(answer):
             return self._not_yet(f"give the function itself, not {type(answer).__name__} {answer!r}.")
@@ -99,7 +107,7 @@ class Exercise:
             except Exception as error:  # a learner's function may raise anything, and wants to know what
                 called = f"called with ({', '.join(map(show, trial.arguments))}) it raises"
                 return self._not_yet(f"{_but_for(trial)}{called} {type(error).__name__}: {error}.")
-            if not tried and (output is None or output is ...):
+            if not tried and unwritten(output):
                 return self._not_attempted()
             tried.append((trial, self.result(self.solution, trial.arguments), self._seen(output, trial.arguments)))
             changed = changed or self._changed(trial.arguments, given)
@@ -157,9 +165,7 @@ class Exercise:
         return Verdict(False, f"{self.name} not yet: {words}")
 
     def _not_attempted(self) -> Verdict:
-        return Verdict(
-            None, f"{self.name} not attempted yet: write the function, end it with return, run this cell again."
-        )
+        return Verdict(None, f"{self.name} not attempted yet: {self.LEFT}.")
 
 
 def _by_chance(wanted: Any) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from qkit.exercises.compare import copies, show
-from qkit.exercises.core import Exercise, Verdict
+from qkit.exercises.core import KERNEL_LEFT, Exercise, Verdict, unwritten
 
 AROUND = 4096  # numbers on either side of a tensor
 UNTOUCHED = float.fromhex("0x1.beefp+100")  # stands in an output where nothing was stored
@@ -44,6 +44,8 @@ class KernelExercise(Exercise):
         hint_if_equal: what is wrong when a result is right to six digits and not exact; "" where roundings are free.
     """
 
+    LEFT = KERNEL_LEFT
+
     launch: Callable[..., None]
     names: tuple[str, ...]
     kernels: Path
@@ -60,7 +62,7 @@ class KernelExercise(Exercise):
 
     def check(self, answer: object) -> Verdict:
         """Judge `answer`, a kernel."""
-        if answer is None or answer is ...:
+        if unwritten(answer):
             return self._not_attempted()
         if importlib.util.find_spec("triton") is None:
             return Verdict(None, f"{self.name} {NO_TRITON}")
@@ -90,11 +92,6 @@ class KernelExercise(Exercise):
         if all(bool((out == UNTOUCHED).all()) for out in outputs):
             return self._not_attempted()
         return self._judged([trial.arguments for trial in trials], outputs)
-
-    def _not_attempted(self) -> Verdict:
-        return Verdict(
-            None, f"{self.name} not attempted yet: the kernel stores nothing; write it, and run this cell again."
-        )
 
     def _judged(self, tried: list[tuple], outputs: list[Tensor]) -> Verdict:
         expected = [self.solution(*copies(arguments)) for arguments in tried]

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 
 from qkit.exercises.core import Exercise
 from qkit.exercises.draws import Draw, off_halves
-from qkit.exercises.open_task import OpenTask, percent_off, the_layer
-from qkit.numerics.stored import StoredWeight
+from qkit.exercises.open_task import OpenTask, check_stored, percent_off, the_layer
 
 
 def bits_per_weight(bits: int, group_size: int, symmetric: bool) -> float:
@@ -52,11 +51,7 @@ def stored_and_error(answer: Callable) -> tuple[float, float] | None:
     q = answer(weight.clone())
     if q is None:
         return None
-    if not isinstance(q, StoredWeight):
-        raise TypeError(
-            f"the answer is {type(q).__name__}, whose bits cannot be counted; give a stored weight, as "
-            f"qkit.quantize_tensor and qkit.QTensor.from_codes make them"
-        )
+    check_stored(q)
     return q.bits_per_weight, percent_off(weight, q.dequantize())
 
 

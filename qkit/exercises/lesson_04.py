@@ -8,10 +8,9 @@ import torch
 import qkit
 from qkit.exercises.core import Exercise
 from qkit.exercises.draws import Draw, off_halves
-from qkit.exercises.open_task import OpenTask, percent_off
+from qkit.exercises.open_task import OpenTask, check_stored, chunks_to_learn_from, percent_off
 from qkit.model.inputs import layer_statistics
-from qkit.numerics.stored import StoredWeight
-from qkit.text.tokens import calibration_chunks, passage_chunks
+from qkit.text.tokens import passage_chunks
 
 OPEN_LAYER = "model.layers.3.mlp.gate_proj"
 
@@ -64,10 +63,8 @@ def gptq_loop(w: torch.Tensor, x: torch.Tensor, step: torch.Tensor, bits: int, d
 def _open_layer() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The weight of the lesson, H of its calibration text, and H of the tales that judge."""
     model, tokenizer = qkit.load("bookworm-14m")
-    tales = qkit.passages("tales")
-    learned = calibration_chunks([tale for i, tale in enumerate(tales) if i % 6 in (1, 2, 4)], tokenizer, max_chunks=16)
-    judging = passage_chunks(tales[::6], tokenizer)[0]
-    seen, unseen = (layer_statistics(model, ids, [OPEN_LAYER])[OPEN_LAYER].hessian for ids in (learned[::2], judging))
+    learned, judging = chunks_to_learn_from(tokenizer)[::2], passage_chunks(qkit.passages("tales")[::6], tokenizer)[0]
+    seen, unseen = (layer_statistics(model, ids, [OPEN_LAYER])[OPEN_LAYER].hessian for ids in (learned, judging))
     return model.get_parameter(f"{OPEN_LAYER}.weight").detach(), seen, unseen
 
 
@@ -84,11 +81,7 @@ def on_other_text(answer: Callable) -> tuple[float, float] | None:
     q = answer(weight.clone(), seen.clone())
     if q is None:
         return None
-    if not isinstance(q, StoredWeight):
-        raise TypeError(
-            f"the answer is {type(q).__name__}, whose bits cannot be counted; give a stored weight, as "
-            f"qkit.quantize_tensor and qkit.QTensor.from_codes make them"
-        )
+    check_stored(q)
     percent_off(weight, q.dequantize())  # which refuses another shape, and what is not finite
     return q.bits_per_weight, 100 * output_error(weight, q.dequantize(), unseen) / output_error(
         weight, 0 * weight, unseen

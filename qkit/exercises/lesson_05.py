@@ -7,15 +7,12 @@ import torch
 from torch import Tensor
 
 import qkit
-from qkit.exercises.core import Exercise
+from qkit.exercises.core import Exercise, unwritten
 from qkit.exercises.draws import Draw
-from qkit.exercises.open_task import OpenTask, check_factors, the_layer
+from qkit.exercises.open_task import LAYER, OpenTask, check_factors, chunks_to_learn_from, the_layer
 from qkit.model.inputs import layer_inputs
 from qkit.model.surgery import clone
 from qkit.study.evaluate import kl_divergence
-from qkit.text.tokens import calibration_chunks
-
-LAYER = "model.layers.2.mlp.down_proj"
 
 
 def salient_channels(x: torch.Tensor, k: int) -> list[int]:
@@ -60,10 +57,9 @@ def bits_and_kl(answer: Callable) -> tuple[float, float] | None:
         ValueError: factors that cannot be folded away, or a weight of another shape.
     """
     model, tokenizer = qkit.load("bookworm-14m")
-    weight, tales = the_layer(), qkit.passages("tales")
-    ids = calibration_chunks([tale for i, tale in enumerate(tales) if i % 6 in (1, 2, 4)], tokenizer, max_chunks=16)
-    found = answer(weight.clone(), layer_inputs(model, ids[::2], [LAYER])[LAYER].clone())
-    if found is None or found is ...:
+    weight, ids = the_layer(), chunks_to_learn_from(tokenizer)[::2]
+    found = answer(weight.clone(), layer_inputs(model, ids, [LAYER])[LAYER].clone())
+    if unwritten(found):
         return None
     q, f = found if isinstance(found, tuple) else (found, torch.ones(weight.shape[1]))
     check_factors(f, weight.shape[1])
@@ -71,7 +67,7 @@ def bits_and_kl(answer: Callable) -> tuple[float, float] | None:
         raise ValueError(f"the answer stands for a weight of {list(q.shape)}; the layer is {list(weight.shape)}")
     copy = clone(model)
     copy.get_submodule(LAYER).weight = torch.nn.Parameter(q.dequantize().float() / f)
-    return q.bits_per_weight, 1000 * kl_divergence(model, copy, tokenizer, tales[::12])
+    return q.bits_per_weight, 1000 * kl_divergence(model, copy, tokenizer, qkit.passages("tales")[::12])
 
 
 @dataclass(frozen=True)

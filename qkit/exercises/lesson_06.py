@@ -6,14 +6,12 @@ from collections.abc import Callable
 import torch
 
 import qkit
-from qkit.exercises.core import Exercise
+from qkit.exercises.core import Exercise, unwritten
 from qkit.exercises.draws import Draw
-from qkit.exercises.open_task import OpenTask, check_factors, the_layer
+from qkit.exercises.open_task import LAYER, OpenTask, check_factors, chunks_to_learn_from, the_layer
 from qkit.methods.int8 import LEVELS, fake_int8, int8_rows
 from qkit.model.inputs import layer_inputs
-from qkit.text.tokens import calibration_chunks, passage_chunks
-
-LAYER = "model.layers.2.mlp.down_proj"
+from qkit.text.tokens import passage_chunks
 
 
 def smoothing_factor(x: torch.Tensor, w: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -45,13 +43,11 @@ def steps_and_error(answer: Callable) -> tuple[float, float] | None:
         ValueError: factors that cannot be folded away, or another number of steps than one.
     """
     model, tokenizer = qkit.load("bookworm-14m")
-    weight, tales = the_layer(), qkit.passages("tales")
-    learned = calibration_chunks(
-        [tale for i, tale in enumerate(tales) if i % 6 in (1, 2, 4)], tokenizer, max_chunks=16
-    )[::4]
-    x, test = (layer_inputs(model, ids, [LAYER])[LAYER] for ids in (learned, passage_chunks(tales[::6], tokenizer)[0]))
+    weight, learned = the_layer(), chunks_to_learn_from(tokenizer)[::4]
+    judging = passage_chunks(qkit.passages("tales")[::6], tokenizer)[0]
+    x, test = (layer_inputs(model, ids, [LAYER])[LAYER] for ids in (learned, judging))
     found = answer(weight.clone(), x.clone())
-    if found is None or found is ...:
+    if unwritten(found):
         return None
     f, step = found[0], torch.as_tensor(found[1], dtype=torch.float32).flatten()
     check_factors(f, weight.shape[1])

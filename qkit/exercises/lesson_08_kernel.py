@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from qkit.exercises.core import Exercise, Verdict
+from qkit.exercises.core import KERNEL_LEFT, Exercise, Verdict, unwritten
 
 AROUND = 64  # numbers on either side of the result
 UNTOUCHED = -1_234_567_891  # stands where nothing was stored
@@ -72,16 +72,18 @@ class _Stray(Exception):
 class NumbaExercise(Exercise):
     """A kernel under @njit; `solution` is its function, `mistakes` are what wrong ones store, in NumPy."""
 
+    LEFT = KERNEL_LEFT
+
     def source(self) -> str:
         """The solution as one would write it in the lesson."""
         return "@njit\n" + inspect.getsource(self.solution)
 
     def check(self, answer: object) -> Verdict:
         """Judge `answer`, a function under @njit: exact first, then vector code."""
-        if answer is None or answer is ...:
-            return self._left()
+        if unwritten(answer):
+            return self._not_attempted()
         if not hasattr(answer, "py_func") or not hasattr(answer, "inspect_llvm"):
-            return self._wrong(
+            return self._not_yet(
                 f"give the kernel itself, a function under @njit, not {type(answer).__name__} {answer!r}."
             )
         stored = []
@@ -90,12 +92,12 @@ class NumbaExercise(Exercise):
             try:
                 stored.append(_stored(answer, packed, x))
             except _Stray as stray:
-                return self._wrong(f"with {shapes} {stray}.")
+                return self._not_yet(f"with {shapes} {stray}.")
             except Exception as error:  # a learner's kernel may raise anything, and wants to know what
                 first = next((line for line in str(error).splitlines() if line.strip()), "")
-                return self._wrong(f"with {shapes} it raises {type(error).__name__}: {first}")
+                return self._not_yet(f"with {shapes} it raises {type(error).__name__}: {first}")
         if all((one == UNTOUCHED).all() for one in stored):
-            return self._left()
+            return self._not_attempted()
         inexact = self._inexact(stored)
         return self._vectors(answer) if inexact is None else inexact
 
@@ -106,13 +108,13 @@ class NumbaExercise(Exercise):
             return None
         for mistake, sentence in self.mistakes:
             if all(np.array_equal(one, mistake(*case)) for one, case in zip(stored, self.cases, strict=True)):
-                return self._wrong(sentence)
+                return self._not_yet(sentence)
         got, wanted, (packed, x) = next(
             one for one in zip(stored, expected, self.cases, strict=True) if not np.array_equal(*one[:2])
         )
         row = int(np.argmax(got != wanted))
         left = "nothing" if got[row] == UNTOUCHED else str(got[row])
-        return self._wrong(
+        return self._not_yet(
             f"with packed {list(packed.shape)} and x {list(x.shape)} it stores {left} in y[{row}], expected {wanted[row]}."
         )
 
@@ -121,19 +123,11 @@ class NumbaExercise(Exercise):
         if re.search(VECTOR_PRODUCT, made):
             return Verdict(True, f"{self.name} right: exact, and vector code.")
         if re.search(WIDE_PRODUCT, made):
-            return self._wrong("exact, and vector code, but of 64-bit numbers: products of bytes fit into 32.")
-        return self._wrong(
+            return self._not_yet("exact, and vector code, but of 64-bit numbers: products of bytes fit into 32.")
+        return self._not_yet(
             "exact, but one number at a time: LLVM found no product of vectors. What forbids it? A branch for each code, or "
             "a sum of floats, whose order it must keep."
         )
-
-    def _left(self) -> Verdict:
-        return Verdict(
-            None, f"{self.name} not attempted yet: the kernel stores nothing; write it, and run this cell again."
-        )
-
-    def _wrong(self, words: str) -> Verdict:
-        return Verdict(False, f"{self.name} not yet: {words}")
 
 
 def _stored(kernel: Any, packed: np.ndarray, x: np.ndarray) -> np.ndarray:

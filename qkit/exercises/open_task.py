@@ -7,7 +7,11 @@ from typing import Any
 from torch import Tensor
 
 import qkit
-from qkit.exercises.core import Verdict
+from qkit.exercises.core import Verdict, unwritten
+from qkit.numerics.stored import StoredWeight
+from qkit.text.tokens import calibration_chunks
+
+LAYER = "model.layers.2.mlp.down_proj"  # whose weight lessons 01, 02, 05 and 06 look at, [384, 1024]
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class OpenTask:
 
     def score(self, answer: Any) -> Verdict:
         """Measure `answer`: passed where it beats the loss within the budget, None where there is nothing to measure."""
-        measured = None if answer is None or answer is ... else self.measure(answer)
+        measured = None if unwritten(answer) else self.measure(answer)
         aim = f"to beat: {self.to_beat:.{self.digits}f} {self.loss} at {self.budget:g} {self.cost}"
         if measured is None:
             return Verdict(None, f"{self.name} open task, {aim}. Not attempted yet.")
@@ -48,8 +52,28 @@ class OpenTask:
 
 
 def the_layer() -> Tensor:
-    """The weight that lessons 01 and 02 look at, float32 [384, 1024]."""
-    return qkit.load("bookworm-14m")[0].get_parameter("model.layers.2.mlp.down_proj.weight").detach()
+    """The weight of `LAYER`, float32 [384, 1024]."""
+    return qkit.load("bookworm-14m")[0].get_parameter(f"{LAYER}.weight").detach()
+
+
+def chunks_to_learn_from(tokenizer) -> Tensor:
+    """Token ids [16, 512] of tales that judge nothing."""
+    tales = [tale for i, tale in enumerate(qkit.passages("tales")) if i % 6 in (1, 2, 4)]
+    return calibration_chunks(tales, tokenizer, max_chunks=16)
+
+
+def check_stored(q: object) -> StoredWeight:
+    """The answer, if its bits can be counted.
+
+    Raises:
+        TypeError: they cannot.
+    """
+    if not isinstance(q, StoredWeight):
+        raise TypeError(
+            f"the answer is {type(q).__name__}, whose bits cannot be counted; give a stored weight, as "
+            f"qkit.quantize_tensor and qkit.QTensor.from_codes make them"
+        )
+    return q
 
 
 def percent_off(weight: Tensor, approximation: Tensor) -> float:
