@@ -130,8 +130,12 @@ def _package(part: str, package: Package) -> Finding:
     if Version(found) < Version(package.oldest) or (package.exact and Version(found).public != package.oldest):
         wanted = f"{package.oldest}{'' if package.exact else ' or newer'} is wanted"
         return Finding(part, package.name, None, f"{package.purpose}; {found} is there, {wanted}", package.command)
-    if package.name == "triton" and Version(found) < Version("3.7") and Version(version("numpy")) >= Version("2.4"):
-        why = f"{package.purpose}; without a card it interprets them with NumPy before 2.4 only, and {version('numpy')} is there"
+    if (
+        package.name == "triton"
+        and Version(found) < Version("3.7")
+        and Version(numpy := version("numpy")) >= Version("2.4")
+    ):
+        why = f"{package.purpose}; without a card it interprets them with NumPy before 2.4 only, and {numpy} is there"
         return Finding(part, package.name, found, why, "pip install 'triton>=3.7'  # or 'numpy<2.4'")
     return Finding(part, package.name, found, package.purpose)
 

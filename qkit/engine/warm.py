@@ -25,6 +25,7 @@ def warm_up(plan: Plan) -> None:
         group_size = getattr(scheme, "group_size", None)
         features = -(-FEATURES // group_size) * group_size if isinstance(group_size, int) else FEATURES
         x = torch.linspace(-9, 9, max(TOKENS) * features, dtype=torch.float32).reshape(-1, features).roll(1, 0)
+        calm = x / 9  # without outliers LLM.int8() is another call
         inputs = InputStatistics.empty(features, wants=WANTS)
         inputs.add(x, x)
         inputs.add(x[:1], x[:1])
@@ -34,8 +35,8 @@ def warm_up(plan: Plan) -> None:
             ops.dequantize(solved.q)
             solved.q.codes()
             for tokens in TOKENS:
-                solved.layer(x[:tokens])
-                solved.layer(x[:tokens] / 9)  # without outliers LLM.int8() is another call
+                for given in (x, calm):
+                    solved.layer(given[:tokens])
 
 
 def tune_tiles(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> int:

@@ -9,9 +9,7 @@ from torch import Tensor
 from qkit.numerics.qtensor import QTensor
 
 INT8_MAX_FEATURES = 2**17  # so many products of up to 128 * 127 stay inside int32
-FLOAT32_FEATURES = (
-    2**10
-)  # and so many of up to 128 * 128 are added exactly in float32, whose whole numbers reach to 2^24
+FLOAT32_FEATURES = 2**10  # so many of up to 128 * 128 are whole numbers up to 2^24, which float32 adds exactly
 
 
 def check_int8_weight(q: QTensor) -> None:

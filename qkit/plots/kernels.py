@@ -247,11 +247,9 @@ def times_by_tokens(record: Recorded, names: Sequence[str]) -> Picture:
             picture.data = {**picture.data, f"tokens, {name}": tokens, f"microseconds, {name}": times}
             axes.plot(tokens, times, style, color=colour, label=name, ms=6)
             layers = tuple(record.layer(name, int(m)) for m in tokens)
-            if (
-                layers[0],
-                "A8" in name,
-            ) not in bounded:  # another library's kernel of the same format has the same bound
-                bounded.add((layers[0], "A8" in name))
+            kind = layers[0], "A8" in name
+            if kind not in bounded:  # another library's kernel of the same format has the same bound
+                bounded.add(kind)
                 floor = np.array([1e6 * layer.floor(roof, "A8" in name) for layer in layers])
                 picture.data = {**picture.data, f"at best, {name}": floor}
                 axes.plot(tokens, floor, ls="--", lw=1.2, color=colour)

@@ -97,7 +97,8 @@ def step_times(roof: Roof, measured: Steps, first: int = 1) -> Picture:
         picture = Picture(8.5, 1.3 + 0.33 * len(measured))
         picture.data = data
         _draw_step_times(picture.subplots(), data, first)
-    picture.alt = " ".join(_step_words(data, first)).replace(" What", ". What")
+    listed, floors = _step_words(data, first)
+    picture.alt = f"{listed}. {floors}"
     picture.constant = f"milliseconds on this machine: {', '.join(measured)}"
     return picture
 
