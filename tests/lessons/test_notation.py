@@ -3,9 +3,10 @@
 import pytest
 
 import notation
+import shelf
 from qkit.plots.lesson_page import lesson_page
 
-LESSONS = sorted(notation.SHELF.glob("*.ipynb"))
+LESSONS = shelf.paths()
 TABLE = notation.table()
 
 

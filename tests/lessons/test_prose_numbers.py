@@ -11,8 +11,9 @@ from dataclasses import replace
 import pytest
 
 import prose_numbers
+import shelf
 
-LESSONS = sorted(prose_numbers.SHELF.glob("*.ipynb"))
+LESSONS = shelf.paths()
 
 # {lesson: {number as prose writes it: why no cell shows it}}
 ALLOWED = {
@@ -97,7 +98,7 @@ def test_what_holds_a_number(text, code, printed, held, tmp_path):
 def test_of_numbers_that_are_moved_more_than_a_third_is_seen():
     moved = seen = 0
     for lesson in LESSONS:
-        notebook = json.loads(lesson.read_text(encoding="utf-8"))
+        notebook = shelf.notebook(lesson)
         numbers, ranges = prose_numbers.shown(notebook)
         for one in prose_numbers.quoted(notebook):
             other = replace(one, value=round(one.value * 7 / 6 + 10**-one.digits, one.digits))

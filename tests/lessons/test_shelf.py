@@ -1,21 +1,19 @@
 """What every lesson on the shelf has in common. (That its cells run and print what is stored is nbval's to check.)"""
 
-import json
 import re
-from pathlib import Path
 
 import pytest
 
+import shelf
 from qkit.exercises import ALL
 from qkit.plots.lesson_page import lesson_page
 
-SHELF = Path(__file__).parents[2] / "lessons"
-LESSONS = sorted(SHELF.glob("*.ipynb"))
+LESSONS = shelf.paths()
 
 
 @pytest.fixture(params=LESSONS, ids=lambda path: path.stem)
 def lesson(request):
-    return request.param, json.loads(request.param.read_text())
+    return request.param, shelf.notebook(request.param)
 
 
 def sources(notebook, kind):
@@ -40,7 +38,9 @@ def test_the_shelf_holds_notebooks_the_pages_beside_them_and_nothing_else():
         "09_inside_a_gpu_kernel.ipynb",
         "10_five_minutes_and_beyond.ipynb",
     ]
-    others = {path.name for path in SHELF.iterdir() if not path.name.startswith(".")} - {path.name for path in LESSONS}
+    others = {path.name for path in shelf.SHELF.iterdir() if not path.name.startswith(".")} - {
+        path.name for path in LESSONS
+    }
     assert others == {"README.md", "claims.md", "glossary.md", "notation.md"}
 
 
@@ -108,7 +108,7 @@ def test_what_needs_triton_says_so_and_nothing_else_may_raise(lesson):
 
 def test_links_to_other_lessons_and_pages_lead_somewhere(lesson):
     for target in re.findall(r"\]\(([^)#:]+\.(?:ipynb|md))[)#]", "\n".join(sources(lesson[1], "markdown"))):
-        assert (SHELF / target).is_file(), target
+        assert (shelf.SHELF / target).is_file(), target
 
 
 def test_no_cell_installs_anything_and_no_line_runs_off_the_page(lesson):

@@ -1,12 +1,9 @@
 """Products of INT8 are whole numbers, on processors without the instruction for them too."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
+from processes import run_python
 from qkit.numerics.integers import FLOAT32_FEATURES, int8_matmul, matmul_in_floats
 
 PROGRAM = """
@@ -21,11 +18,10 @@ for m, k, n in ((1, 8, 5), (3, 7, 1), (64, 384, 384), (33, 1024, 40), (256, 1000
 """
 
 
-def test_sums_are_whole_where_onednn_has_no_vnni_and_adds_two_products_in_16_bits():
+def test_sums_are_whole_where_onednn_has_no_vnni_and_adds_two_products_in_16_bits(tmp_path):
     """Of ±127 it gets nearly every sum wrong there; on an Arm the name of an x86 says nothing."""
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    said = run_python("-c", PROGRAM, cache=tmp_path, ONEDNN_MAX_CPU_ISA="AVX2")
+    assert not said, said
 
 
 @pytest.mark.parametrize("k", [1, 7, FLOAT32_FEATURES, FLOAT32_FEATURES + 1, 3 * FLOAT32_FEATURES])

@@ -10,11 +10,11 @@ it stands; several cells may look at it from several sides, each with a verdict 
     python tests/support/claims.py          writes lessons/claims.md
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-SHELF = Path(__file__).parents[2] / "lessons"
+from shelf import SHELF, notebook, paths
+
 VERDICTS = ("confirmed", "bounded", "corrected", "not measured")
 
 PREFACE = """# What is claimed, and what was measured
@@ -57,8 +57,8 @@ def claims_of(shelf: Path = SHELF) -> list[Shown]:
         KeyError: a claim lacks its text, its verdict or its source.
     """
     found = []
-    for path in sorted(shelf.glob("*.ipynb")):
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+    for path in paths(shelf):
+        for cell in notebook(path)["cells"]:
             for id, record in cell["metadata"].get("qkit", {}).get("claims", {}).items():
                 words = (record["claim"], record["verdict"], record["source"])
                 place = (path.name, cell["id"], "".join(cell["source"]), len(cell.get("outputs", ())))

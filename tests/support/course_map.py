@@ -6,12 +6,12 @@ A lesson's first cell is the one source of its minutes and of what it needs: "Af
 that the paragraph "You need" links to.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-SHELF = Path(__file__).parents[2] / "lessons"
+from shelf import SHELF, notebook, paths
+
 PAGE = SHELF / "README.md"
 
 # The ways through: how long one has (minutes), what for, its lessons; the shortest leaves the exercises for later
@@ -69,8 +69,8 @@ def lessons(shelf: Path = SHELF) -> list[Lesson]:
         ValueError: a first cell does not say its minutes or what the lesson needs.
     """
     found = []
-    for path in sorted(shelf.glob("*.ipynb")):
-        text = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+    for path in paths(shelf):
+        text = "".join(notebook(path)["cells"][0]["source"])
         title = re.match(r"# (.+)", text)
         after = re.search(r"\*\*After these (\d+) minutes you can\*\*(.+)", text)
         needs = re.search(r"\*\*You need\*\*(.+)", text)

@@ -1,11 +1,11 @@
 """The terms of lessons/glossary.md, and where the lessons use them first."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-SHELF = Path(__file__).parents[2] / "lessons"
+from shelf import SHELF, markdown, notebook, paths, plain
+
 PAGE = SHELF / "glossary.md"
 ROW = re.compile(r"\| \*\*(.+?)\*\*(.*?) \| (.+) \| \[(\d\d)\]\((\d\d_[\w]+\.ipynb)#cell-id=([\w-]+)\) \|$")
 
@@ -38,20 +38,8 @@ def terms(page: Path = PAGE) -> list[Term]:
 
 
 def cells(shelf: Path = SHELF) -> list[tuple[str, str, str]]:
-    """(lesson, id, text) of every cell of Markdown, in the order of reading, without code, formulas and targets of links."""
-    found = []
-    for path in sorted(shelf.glob("*.ipynb")):
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            if cell["cell_type"] == "markdown":
-                found.append((path.name, cell["id"], "".join(cell["source"])))
-    return found
-
-
-def plain(text: str) -> str:
-    """Text without code, formulas and the targets of links."""
-    for pattern in (r"```.*?```", r"`[^`]*`", r"\$\$.*?\$\$", r"\$[^$\n]+\$"):
-        text = re.sub(pattern, " ", text, flags=re.S)
-    return re.sub(r"\]\([^)]*\)", "]", text)
+    """(lesson, id, text) of every cell of Markdown, in the order of reading."""
+    return [(path.name, id, text) for path in paths(shelf) for id, text in markdown(notebook(path))]
 
 
 def too_early(term: Term, read: list[tuple[str, str, str]]) -> list[str]:

@@ -4,12 +4,12 @@ A symbol is a letter with its accent, and with a subscript that is no index: `s`
 indices (`w_{nk}`, `s_{n,g+1}`) ask for a place in the same thing, so that `w_{nk}` is the symbol `w` and the indices `n` and `k`.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-SHELF = Path(__file__).parents[2] / "lessons"
+from shelf import CODE, SHELF, markdown, notebook
+
 PAGE = SHELF / "notation.md"
 
 INDICES = frozenset("nktgiq")  # q where a table of levels is indexed by its code
@@ -31,10 +31,9 @@ WORD = r"\\(?:mathrm|text|operatorname|mathit)\s*\{[^}]*\}"
 TOKEN = re.compile(WORD + r"|\\[A-Za-z]+|\\.|[A-Za-z]|[{}_^]|\d+|\S")
 
 
-def formulas(markdown: str) -> list[str]:
+def formulas(text: str) -> list[str]:
     """The TeX between dollars; code holds none."""
-    text = re.sub(r"```.*?```|`[^`]*`", "", markdown, flags=re.S)
-    return [display or inline for display, inline in FORMULA.findall(text)]
+    return [display or inline for display, inline in FORMULA.findall(CODE.sub("", text))]
 
 
 def symbols(tex: str) -> set[str]:
@@ -102,9 +101,8 @@ def _last(tex: str) -> str:
 def used(lesson: Path) -> dict[str, str]:
     """{symbol: the id of the first cell whose formulas use it}."""
     found: dict[str, str] = {}
-    for cell in json.loads(lesson.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "markdown":
-            for tex in formulas("".join(cell["source"])):
-                for symbol in sorted(symbols(tex)):
-                    found.setdefault(symbol, cell["id"])
+    for id, text in markdown(notebook(lesson)):
+        for tex in formulas(text):
+            for symbol in sorted(symbols(tex)):
+                found.setdefault(symbol, id)
     return found

@@ -8,13 +8,13 @@ that an assert states, where the range is narrow. Not looked at: code, formulas,
 """
 
 import ast
-import json
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-SHELF = Path(__file__).parents[2] / "lessons"
+import shelf
+
 UNIT = r"\s?(?:%|×(?!\s?\d)|(?:percent|dB|ms|µs|[KMG]i?B|nats?|times|microseconds|milliseconds)\b)"
 NUMBER = re.compile(rf"(?<![\w.,/^–-])([-−]?\d[\d,]*\.\d+|\d[\d,]*(?={UNIT}))({UNIT})?(?![\w]|\.\d)")
 # Numbers that measure nothing: of papers, places and versions
@@ -40,8 +40,7 @@ class Quoted:
 
 def plain(text: str) -> str:
     """Prose without code, formulas, targets of links, quotations, places, and what others claim."""
-    text = re.sub(r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$", " ", text, flags=re.S)
-    text = re.sub(r"\]\([^)]*\)", "]", text)
+    text = shelf.plain(text)
     text = re.sub(r'"[^"\n]{1,200}"|“[^”]*”', " ", text)
     text = PLACES.sub(" ", text)
     lines, claims = [], False
@@ -59,16 +58,14 @@ def plain(text: str) -> str:
 def quoted(notebook: dict) -> list[Quoted]:
     """The numbers of a lesson's prose."""
     found = []
-    for cell in notebook["cells"]:
-        if cell["cell_type"] != "markdown":
-            continue
-        text = plain("".join(cell["source"]))
+    for id, prose in shelf.markdown(notebook):
+        text = plain(prose)
         for match in NUMBER.finditer(text):
             number = match[1].replace(",", "").replace("−", "-")
             digits = len(number.partition(".")[2])
             percent = bool(match[2]) and match[2].strip() in ("%", "percent")
             around = " ".join(text[max(0, match.start() - 40) : match.end() + 30].split())
-            found.append(Quoted(match[0].strip(), float(number), digits, percent, cell["id"], around))
+            found.append(Quoted(match[0].strip(), float(number), digits, percent, id, around))
     return found
 
 
@@ -164,13 +161,13 @@ def is_shown(number: Quoted, numbers: set[float], ranges: list[tuple[float, floa
 
 def unshown(path: Path) -> list[Quoted]:
     """The numbers of a lesson's prose that no cell of it shows."""
-    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook = shelf.notebook(path)
     numbers, ranges = shown(notebook)
     return [number for number in quoted(notebook) if not is_shown(number, numbers, ranges)]
 
 
 if __name__ == "__main__":
-    for lesson in sorted(SHELF.glob("*.ipynb")):
+    for lesson in shelf.paths():
         if not sys.argv[1:] or lesson.name[:2] in sys.argv[1:]:
             for one in unshown(lesson):
                 print(f"{one.cell:8} {one.text:>12}   …{one.around}…")
