@@ -4,15 +4,18 @@ python benchmarks/gpu.py [--rows 14336 --features 4096] [--tokens 1 8 16 64 256]
 
 The developer's table: more formats, sizes and numbers of tokens than `qkit bench gpu`, which has the clock and the checks
 (`qkit.bench.gpu` says how is measured), and what is launched is the kernel's adapter, without the layer around it. Bytes of a
-weight are those that a product reads of it as it is laid out. In the same run: torch's tinygemm, and gemlite and bitsandbytes
-where they are installed. bitsandbytes' LLM.int8 waits for the host at every call, so that no graph can hold it: its launches are
-in its figures, as they are in a model.
+weight are those that a product reads of it as it is laid out. Kernels are compiled first, a process for each row of the table,
+since that takes longer than all that is timed; then each is timed alone. In the same run: torch's tinygemm, and gemlite and
+bitsandbytes where they are installed. bitsandbytes' LLM.int8 waits for the host at every call, so that no graph can hold it: its
+launches are in its figures, as they are in a model.
 """
 
 import argparse
 import dataclasses
 import datetime
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -86,6 +89,38 @@ def integers(q: QTensor, threshold: float) -> Case:
     return Case(made.codes.nbytes, run, expected, len(copies))
 
 
+# The rows of the table: each makes a case of a weight w
+ROWS: dict[str, Callable[[Tensor], Case]] = {
+    "W4 g128 bf16": lambda w: weight_only(quantize_tensor(w, bits=4, group_size=128), torch.bfloat16),
+    "W4 g128 fp16": lambda w: weight_only(quantize_tensor(w, bits=4, group_size=128), torch.float16),
+    "W4 g64 bf16": lambda w: weight_only(quantize_tensor(w, bits=4, group_size=64), torch.bfloat16),
+    "W4 g32 bf16": lambda w: weight_only(quantize_tensor(w, bits=4, group_size=32), torch.bfloat16),
+    "W4 row bf16": lambda w: weight_only(quantize_tensor(w, bits=4, symmetric=True), torch.bfloat16),
+    "W3 g128 bf16": lambda w: weight_only(quantize_tensor(w, bits=3, group_size=128), torch.bfloat16),
+    "W2 g128 bf16": lambda w: weight_only(quantize_tensor(w, bits=2, group_size=128), torch.bfloat16),
+    "W8 row bf16": lambda w: weight_only(int8_rows(w), torch.bfloat16),
+    "NF4 dq bf16": lambda w: weight_only(quantize_tensor(w, NF4()), torch.bfloat16),
+    "NF4 dq fp16": lambda w: weight_only(quantize_tensor(w, NF4()), torch.float16),
+    "W8A8 dynamic bf16": lambda w: integers(int8_rows(w), 0.0),
+    "LLM.int8 21 bf16": lambda w: integers(int8_rows(w), LLMInt8().threshold),
+}
+
+
+def compile_all(arguments: argparse.Namespace) -> None:
+    """Every product once, a process for each row of the table, all at once: what is launched later is compiled then.
+
+    What one of them finds wrong, the measuring finds again.
+    """
+    size = ["--rows", str(arguments.rows), "--features", str(arguments.features)]
+    command = [sys.executable, __file__, "--check", *size, "--tokens", *map(str, arguments.tokens), "--names"]
+    names = [name for name in ROWS if name in (arguments.names or ROWS)]
+    started = [
+        subprocess.Popen([*command, name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for name in names
+    ]
+    for process in started:
+        process.wait()
+
+
 @torch.no_grad()
 def main() -> None:
     """Measure, print and save."""
@@ -97,9 +132,16 @@ def main() -> None:
     )
     parser.add_argument("--names", nargs="+", help="only these rows of the table")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--check", action="store_true", help="compile and check, time nothing")
     arguments = parser.parse_args()
     n, k = arguments.rows, arguments.features
     check_card()
+    w = torch.randn(n, k, device="cuda")
+    if arguments.check:
+        for name in arguments.names:
+            ours(ROWS[name](w), inputs_of(name, arguments.tokens, k), n, timing=False)
+        return
+    compile_all(arguments)
     print(
         torch.cuda.get_device_name(),
         "torch",
@@ -110,25 +152,10 @@ def main() -> None:
         flush=True,
     )
 
-    w = torch.randn(n, k, device="cuda")
     inputs = {m: activations(m, k, torch.bfloat16, False) for m in arguments.tokens}
     times = {"bf16": dict(zip(inputs, dense((n, k), list(inputs.values())), strict=True))}
     report(times, "bf16", None, {})
     hot = {m: [times["bf16"][m]] for m in inputs if m >= MANY}
-    makers = {
-        "W4 g128 bf16": lambda: weight_only(quantize_tensor(w, bits=4, group_size=128), torch.bfloat16),
-        "W4 g128 fp16": lambda: weight_only(quantize_tensor(w, bits=4, group_size=128), torch.float16),
-        "W4 g64 bf16": lambda: weight_only(quantize_tensor(w, bits=4, group_size=64), torch.bfloat16),
-        "W4 g32 bf16": lambda: weight_only(quantize_tensor(w, bits=4, group_size=32), torch.bfloat16),
-        "W4 row bf16": lambda: weight_only(quantize_tensor(w, bits=4, symmetric=True), torch.bfloat16),
-        "W3 g128 bf16": lambda: weight_only(quantize_tensor(w, bits=3, group_size=128), torch.bfloat16),
-        "W2 g128 bf16": lambda: weight_only(quantize_tensor(w, bits=2, group_size=128), torch.bfloat16),
-        "W8 row bf16": lambda: weight_only(int8_rows(w), torch.bfloat16),
-        "NF4 dq bf16": lambda: weight_only(quantize_tensor(w, NF4()), torch.bfloat16),
-        "NF4 dq fp16": lambda: weight_only(quantize_tensor(w, NF4()), torch.float16),
-        "W8A8 dynamic bf16": lambda: integers(int8_rows(w), 0.0),
-        "LLM.int8 21 bf16": lambda: integers(int8_rows(w), LLMInt8().threshold),
-    }
     errors, floors, sizes, failed = {}, {}, {}, []
 
     def save() -> None:
@@ -146,19 +173,17 @@ def main() -> None:
         if arguments.out:
             arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 
-    for name, make in makers.items():
+    for name, make in ROWS.items():
         if arguments.names and name not in arguments.names:
             continue
         for m, found in hot.items():
             found += dense((n, k), [inputs[m]])
             times["bf16"][m] = median(found)
-        dtype = torch.float16 if "fp16" in name else torch.bfloat16
         try:
-            case = make()
+            case = make(w)
             if case.nbytes not in floors:
                 floors[case.nbytes] = floor(case.nbytes)
-            xs = [activations(m, k, dtype, "LLM" in name) for m in arguments.tokens if m <= 512 or name in TO_THE_END]
-            times[name], errors[name] = ours(case, xs, n)
+            times[name], errors[name] = ours(case, inputs_of(name, arguments.tokens, k), n)
         except Exception as why:  # the other rows are wanted all the same
             print(f"{name:21} NOT MEASURED: {why!r:.300}", flush=True)
             failed.append(name)
@@ -180,8 +205,14 @@ def main() -> None:
         raise SystemExit(f"not measured: {', '.join(failed)}")
 
 
-def ours(case: Case, xs: list[Tensor], rows: int) -> tuple[dict[int, float], dict[int, float]]:
-    """Microseconds and errors for each x, by its number of tokens.
+def inputs_of(name: str, tokens: list[int], k: int) -> list[Tensor]:
+    """What a row of the table is timed with, for each number of tokens."""
+    dtype = torch.float16 if "fp16" in name else torch.bfloat16
+    return [activations(m, k, dtype, "LLM" in name) for m in tokens if m <= 512 or name in TO_THE_END]
+
+
+def ours(case: Case, xs: list[Tensor], rows: int, timing: bool = True) -> tuple[dict[int, float], dict[int, float]]:
+    """Microseconds (unless they are not wanted) and errors for each x, by its number of tokens.
 
     Raises:
         ArithmeticError: an error is above `LIMIT`, or NaN.
@@ -193,7 +224,8 @@ def ours(case: Case, xs: list[Tensor], rows: int) -> tuple[dict[int, float], dic
         errors[m] = error(y, case.expected(x))
         if not errors[m] < LIMIT[x.dtype]:
             raise ArithmeticError(f"off by {errors[m]:.1e} at {m} tokens, where rounding explains {LIMIT[x.dtype]:.0e}")
-        times[m] = timed(lambda i, x=x, y=y: case.run(x, i, y), case.copies, replays_of(m))
+        if timing:
+            times[m] = timed(lambda i, x=x, y=y: case.run(x, i, y), case.copies, replays_of(m))
     return times, errors
 
 

@@ -1,0 +1,107 @@
+"""Every way to cut a product for a card, timed: what the table of `qkit.backends.triton.tiles` is made and looked over by.
+
+    python benchmarks/gpu_tiles.py --shapes 14336x4096 4096x4096 --tokens 32 64 128 256 --bits 4 --out tiles.json
+
+For each number of tokens torch's bfloat16, what is launched without being asked for ("table"), the fastest tiles, and the weight
+made floats first. Everything is compiled first, by several processes at once, and each result is checked before it is timed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qkit import quantize_tensor
+from qkit.backends.triton import layout, linear, tiles
+from qkit.bench.gpu import LIMIT, activations, check_card, copies_of, dense, error, timed
+
+REPLAYS = 7
+
+
+def ways(
+    tokens: int, weight: layout.Laid, card: tiles.Card
+) -> dict[str, Callable[[Tensor, layout.Laid, Tensor], object]]:
+    """By name: what multiplies x, a copy of the weight and y."""
+
+    def tile(cut):
+        return lambda x, w, y: linear.launch(linear.aligned(x), w, y, cut, card)
+
+    found = {"table": lambda x, w, y: linear.product(x, w, y)}
+    for cut in tiles.candidates(tokens, weight, card):
+        name = type(cut).__name__.lower() + " " + " ".join(f"{key}={value}" for key, value in asdict(cut).items())
+        found[name] = tile(cut)
+    if tokens > 64:
+        found["floats"] = lambda x, w, y: torch.mm(x, linear.floats(w, card.ptx).T, out=y)
+    return found
+
+
+def measure(shape: tuple[int, int], tokens: list[int], bits: int, timing: bool) -> dict[str, dict[str, float]]:
+    """Microseconds by tokens and way; 0 where nothing is timed."""
+    n, k = shape
+    card = tiles.card(torch.cuda.current_device())
+    q = quantize_tensor(torch.randn(n, k, device="cuda"), bits=bits, group_size=128)
+    weight, exact = layout.laid(q, torch.bfloat16), q.dequantize().double().T
+    copies = [
+        replace(weight, words=weight.words.clone(), grid=weight.grid.clone())
+        for _ in range(copies_of(weight.words.nbytes))
+    ]
+    inputs = [activations(m, k, torch.bfloat16, False) for m in tokens]
+    plain = dense(shape, inputs) if timing else [0.0] * len(inputs)
+    found = {}
+    for x, us in zip(inputs, plain, strict=True):
+        m, expected = len(x), x.double() @ exact
+        found[str(m)] = {"bf16": us}
+        for name, way in ways(m, weight, card).items():
+            y = torch.full((m, n), torch.nan, dtype=x.dtype, device=x.device)
+            way(x, weight, y)
+            wrong = error(y, expected)
+            if not wrong < LIMIT[x.dtype]:
+                raise ArithmeticError(f"{name}, {m} tokens: off by {wrong:.1e}")
+            if timing:
+                us = timed(lambda i, x=x, y=y, way=way: way(x, copies[i], y), len(copies), REPLAYS)
+                found[str(m)][name] = us
+    return found
+
+
+@torch.no_grad()
+def main() -> None:
+    """Compile, measure, print the best of each, save all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", default=["14336x4096"])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[16, 32, 64, 128, 192, 256, 300, 384, 512, 768, 1024])
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--check", action="store_true", help="compile and check, time nothing")
+    arguments = parser.parse_args()
+    check_card()
+    if not arguments.check:
+        rest = ["--bits", str(arguments.bits), "--check"]
+        started = [
+            subprocess.Popen([sys.executable, __file__, "--shapes", *arguments.shapes, "--tokens", str(m), *rest])
+            for m in arguments.tokens
+        ]
+        for process in started:
+            process.wait()
+    kept = {}
+    for shape in arguments.shapes:
+        rows, features = map(int, shape.split("x"))
+        kept[shape] = measure((rows, features), arguments.tokens, arguments.bits, not arguments.check)
+        if arguments.check:
+            continue
+        for m, times in kept[shape].items():
+            bf16, table = times["bf16"], times["table"]
+            best = sorted((us, name) for name, us in times.items() if name not in ("bf16", "table"))[:3]
+            shown = "; ".join(f"{us:.1f} {name}" for us, name in best)
+            print(f"{shape} M={m:5} bf16 {bf16:6.1f} table {table:6.1f} ({table / bf16:.2f}): {shown}", flush=True)
+        if arguments.out:
+            arguments.out.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
