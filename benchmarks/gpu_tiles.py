@@ -36,7 +36,7 @@ def ways(
     for cut in tiles.candidates(tokens, weight, card):
         name = type(cut).__name__.lower() + " " + " ".join(f"{key}={value}" for key, value in asdict(cut).items())
         found[name] = tile(cut)
-    if tokens > 64:
+    if tokens > 128:
         found["floats"] = lambda x, w, y: torch.mm(x, linear.floats(w, card.ptx).T, out=y)
     return found
 

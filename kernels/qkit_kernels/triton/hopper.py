@@ -20,7 +20,8 @@ What bounds it
     From 128 tokens on, what comes from the L2 cache: each tile of 128 rows reads all of x, 5.2 to 5.5 TB/s in all on an H100.
     cuBLAS has two programs share what one of them reads (multicast in a cluster), which Triton 3.6 cannot.
 
-A program takes tile after tile, so that the first blocks of the next are on their way while the sums of the last are written.
+A program takes piece after piece (`pieces`), so that the first blocks of the next are on their way while the sums of the last are
+written.
 """
 
 import triton.language as tl
@@ -29,6 +30,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from qkit_kernels.triton.pieces import piece, slot, stretch, tile_of
 from qkit_kernels.triton.words import quarter, table_bytes, values
 
 WARPS = 4  # of a group, which has 64 rows of the weight
@@ -136,31 +138,22 @@ def weights(
 
 
 @gluon.jit
-def tile_of(tile, across, along, TOGETHER: gl.constexpr):
-    """Which rows and which tokens: TOGETHER tiles of rows share the tokens that are in the cache."""
-    band = tile // (TOGETHER * along)
-    size = gl.minimum(across - band * TOGETHER, TOGETHER)
-    inside = tile % (TOGETHER * along)
-    return band * TOGETHER + inside % size, inside // size
-
-
-@gluon.jit
 def produce(
     x_desc, more_desc, words0_desc, words1_desc, words2_desc, grid_desc, off_desc,
     xs, mores, words0, words1, words2, grids, offs, full, free,
-    M, N, KB, share, tiles,
+    M, N, KB, tiles,
     BM: gl.constexpr, MORE: gl.constexpr, A: gl.constexpr, B: gl.constexpr, C: gl.constexpr, S: gl.constexpr,
-    SPAN: gl.constexpr, OFFSET: gl.constexpr, STAGES: gl.constexpr, TOGETHER: gl.constexpr,
+    SPAN: gl.constexpr, OFFSET: gl.constexpr, STAGES: gl.constexpr, TOGETHER: gl.constexpr, SPLIT: gl.constexpr,
 ):  # fmt: skip
-    """One warp: orders each block of each tile as soon as a place for it is free."""
+    """One warp: orders each block of each piece as soon as a place for it is free."""
     across, along = gl.cdiv(N, 128), gl.cdiv(M, BM + MORE)
-    start = gl.program_id(1) * share
-    end = gl.minimum(start + share, KB)
+    begin, end = stretch(gl.program_id(0), gl.num_programs(0), tiles, KB, SPLIT)
     step = 0
-    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+    for tile in range(begin // KB, gl.cdiv(end, KB)):
         n, m = tile_of(tile, across, along, TOGETHER)
         token = m * (BM + MORE)
-        for block in range(start, end):
+        start, stop = piece(tile, begin, end, KB)
+        for block in range(start, stop):
             stage = step % STAGES
             ready = full.index(stage)
             mbarrier.wait(free.index(stage), ((step // STAGES) & 1) ^ 1)
@@ -191,30 +184,44 @@ def produce(
 
 
 @gluon.jit
-def store(acc, rows_ptr, y_ptr, row0, token0, M, N, stride_ym, T: gl.constexpr):
-    """A group's sums [64, T] of rows row0 .. and tokens token0 .., to y [M, N]."""
-    row = gl.arange(0, 64, gl.SliceLayout(1, acc.type.layout))  # warp r g, and g r in memory
-    row = row0 + row // 16 * 16 + row % 8 * 2 + row // 8 % 2
-    y = acc * gl.load(rows_ptr + row, mask=row < N, other=0.0)[:, None]
-    y = gl.reshape(y.to(y_ptr.dtype.element_ty), (4, 2, 8, T))
+def store(y, y_ptr, rows, tokens, stride_ym, T: gl.constexpr):
+    """A group's sums [64, T], rows in the order of `words_layout`, to y [tokens, rows], of which those that there are."""
+    y = gl.reshape(y.to(y_ptr.dtype.element_ty), (4, 2, 8, T))  # warp r g, and g r in memory
     y = gl.reshape(gl.permute(y, (0, 2, 1, 3)), (64, T))
     row = gl.arange(0, 64, gl.SliceLayout(1, y.type.layout))
     token = gl.arange(0, T, gl.SliceLayout(0, y.type.layout))
-    live = (row < N - row0)[:, None] & (token < M - token0)[None, :]
-    y_ptr += token0.to(gl.int64) * stride_ym + row0
+    live = (row < rows)[:, None] & (token < tokens)[None, :]
     gl.store(y_ptr + (token * stride_ym)[None, :] + row[:, None], y, mask=live)
 
 
 @gluon.jit
+def keep(
+    acc, rows_ptr, y_ptr, part_ptr, row0, token0, M, N, stride_ym, whole,
+    group: gl.constexpr, FIRST: gl.constexpr, T: gl.constexpr, SPLIT: gl.constexpr,
+):  # fmt: skip
+    """A group's sums [64, T] of rows row0 .. and tokens token0 .., to y [M, N] or, from token FIRST on, to the part of a tile."""
+    row = gl.arange(0, 64, gl.SliceLayout(1, acc.type.layout))
+    row = row0 + row // 16 * 16 + row % 8 * 2 + row // 8 % 2
+    y = acc * gl.load(rows_ptr + row, mask=row < N, other=0.0)[:, None]
+    if SPLIT:
+        if whole:
+            store(y, y_ptr + token0.to(gl.int64) * stride_ym + row0, N - row0, M - token0, stride_ym, T)
+        else:
+            store(y, part_ptr + FIRST * 128 + group * 64, 64, T, 128, T)
+    else:
+        store(y, y_ptr + token0.to(gl.int64) * stride_ym + row0, N - row0, M - token0, stride_ym, T)
+
+
+@gluon.jit
 def consume(
-    xs, mores, words0, words1, words2, grids, offs, full, free, turns, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr,
-    M, N, KB, share, tiles, stride_ym,
+    xs, mores, words0, words1, words2, grids, offs, full, free, turns, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr, parts_ptr,
+    M, N, KB, tiles, stride_ym,
     group: gl.constexpr, BM: gl.constexpr, MORE: gl.constexpr,
     A: gl.constexpr, B: gl.constexpr, C: gl.constexpr, S: gl.constexpr, SPAN: gl.constexpr, BIAS: gl.constexpr,
     OFFSET: gl.constexpr, TABLE: gl.constexpr, BF16: gl.constexpr, PTX: gl.constexpr,
-    STAGES: gl.constexpr, TOGETHER: gl.constexpr, TURNS: gl.constexpr,
+    STAGES: gl.constexpr, TOGETHER: gl.constexpr, TURNS: gl.constexpr, SPLIT: gl.constexpr,
 ):  # fmt: skip
-    """Four warps: 64 rows of each tile."""
+    """Four warps: 64 rows of each piece."""
     sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BM, 16])
     left: gl.constexpr = gl.DotOperandLayout(0, sums, 2)
     more_sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, MORE if MORE else 8, 16])
@@ -227,12 +234,11 @@ def consume(
     low, high = table_bytes(table_ptr, g + 0 * (warp + r + t), TABLE)
     row = warp * 16 + g * 2 + r + 0 * t
     across, along = gl.cdiv(N, 128), gl.cdiv(M, BM + MORE)
-    start = gl.program_id(1) * share
-    end = gl.minimum(start + share, KB)
-    y_ptr += gl.program_id(1).to(gl.int64) * M * stride_ym
+    begin, end = stretch(gl.program_id(0), gl.num_programs(0), tiles, KB, SPLIT)
     step = 0
-    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+    for tile in range(begin // KB, gl.cdiv(end, KB)):
         n, m = tile_of(tile, across, along, TOGETHER)
+        start, stop = piece(tile, begin, end, KB)
         row0, token0 = n * 128 + group * 64, m * (BM + MORE)
         fixed, fixed_off = row, row
         if SPAN == 0:
@@ -244,7 +250,7 @@ def consume(
         more = acc
         if MORE:
             more = gl.zeros((64, MORE), gl.float32, more_sums)
-        for _ in range(start, end):
+        for _ in range(start, stop):
             stage = step % STAGES
             mbarrier.wait(full.index(stage), (step // STAGES) & 1)
             w = weights(
@@ -265,28 +271,31 @@ def consume(
                 acc = warpgroup_mma_wait(0, deps=[acc])
             mbarrier.arrive(free.index(stage))
             step += 1
-        store(acc, rows_ptr, y_ptr, row0, token0, M, N, stride_ym, BM)
+        part_ptr = parts_ptr + slot(gl.program_id(0), start) * ((BM + MORE) * 128)
+        whole = stop - start == KB
+        keep(acc, rows_ptr, y_ptr, part_ptr, row0, token0, M, N, stride_ym, whole, group, 0, BM, SPLIT)
         if MORE:
-            store(more, rows_ptr, y_ptr, row0, token0 + BM, M, N, stride_ym, MORE)
+            keep(more, rows_ptr, y_ptr, part_ptr, row0, token0 + BM, M, N, stride_ym, whole, group, BM, MORE, SPLIT)
 
 
 @gluon.jit
 def many_hopper(
     x_desc, more_desc, words0_desc, words1_desc, words2_desc, grid_desc, off_desc,
-    grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr, M, N, KB, share, tiles, stride_ym,
+    grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr, parts_ptr, M, N, KB, tiles, stride_ym,
     BM: gl.constexpr, MORE: gl.constexpr, A: gl.constexpr, B: gl.constexpr, C: gl.constexpr, S: gl.constexpr,
     SPAN: gl.constexpr, BIAS: gl.constexpr, OFFSET: gl.constexpr, TABLE: gl.constexpr, BF16: gl.constexpr,
-    PTX: gl.constexpr, STAGES: gl.constexpr, TOGETHER: gl.constexpr, TURNS: gl.constexpr,
+    PTX: gl.constexpr, STAGES: gl.constexpr, TOGETHER: gl.constexpr, TURNS: gl.constexpr, SPLIT: gl.constexpr,
 ):  # fmt: skip
-    """Tiles pid, pid + programs, ... of y, each 128 rows by BM + MORE tokens.
+    """A program's pieces of y, in tiles of 128 rows by BM + MORE tokens.
 
     Args:
         x_desc: of x [M, 128 KB] as `reorder` leaves it, blocks [BM, 128]; more_desc the same in blocks [MORE, 128]. A tensor has
             powers of two to its sides; 160 tokens are 128 and 32 more.
         words0_desc, words1_desc, words2_desc: of each plane, int32 [N8, KB 32 bits], blocks [16, 32 bits].
         grid_desc, off_desc: of scales and offsets, int32 [N8, groups S 8], blocks [16, 8 S].
-        share: blocks of 128 columns that a program sums; program_id(1) counts the shares, each with a y of its own.
+        parts_ptr: float32 [2 programs, BM + MORE, 128], for parts of tiles; read by `add_up`.
         tiles: how many there are.
+        SPLIT: see `stretch`.
     The others are those of `few`.
     """
     gdc_launch_dependents()
@@ -315,18 +324,18 @@ def many_hopper(
         [
             (consume, (
                 xs, mores, words0, words1, words2, grids, offs, full, free, turns, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr,
-                M, N, KB, share, tiles, stride_ym, 0, BM, MORE,
-                A, B, C, S, SPAN, BIAS, OFFSET, TABLE, BF16, PTX, STAGES, TOGETHER, TURNS,
+                parts_ptr, M, N, KB, tiles, stride_ym, 0, BM, MORE,
+                A, B, C, S, SPAN, BIAS, OFFSET, TABLE, BF16, PTX, STAGES, TOGETHER, TURNS, SPLIT,
             )),
             (consume, (
                 xs, mores, words0, words1, words2, grids, offs, full, free, turns, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr,
-                M, N, KB, share, tiles, stride_ym, 1, BM, MORE,
-                A, B, C, S, SPAN, BIAS, OFFSET, TABLE, BF16, PTX, STAGES, TOGETHER, TURNS,
+                parts_ptr, M, N, KB, tiles, stride_ym, 1, BM, MORE,
+                A, B, C, S, SPAN, BIAS, OFFSET, TABLE, BF16, PTX, STAGES, TOGETHER, TURNS, SPLIT,
             )),
             (produce, (
                 x_desc, more_desc, words0_desc, words1_desc, words2_desc, grid_desc, off_desc,
                 xs, mores, words0, words1, words2, grids, offs, full, free,
-                M, N, KB, share, tiles, BM, MORE, A, B, C, S, SPAN, OFFSET, STAGES, TOGETHER,
+                M, N, KB, tiles, BM, MORE, A, B, C, S, SPAN, OFFSET, STAGES, TOGETHER, SPLIT,
             )),
         ],
         [4, 1],

@@ -3,14 +3,15 @@
     y[m, n] = r[n] sum_k x[m, k] ŵ[n, k]
 
 A program makes a tile of y, BN rows of the weight by BM tokens. Hopper's `wgmma` takes its left operand, the weight, from
-registers, in another order of columns than `mma`; so x is put in that order first, by `reorder`. Where there are too few tiles
-for the card, the columns are shared among programs, and `add_up` adds their sums, always in the same order.
+registers, in another order of columns than `mma`; so x is put in that order first, by `reorder`. How tiles are dealt out to
+programs, `pieces` says.
 """
 
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from qkit_kernels.triton.pieces import piece, slot, stretch, tile_of
 from qkit_kernels.triton.words import grid_at, load_grid, load_plane, plane_at, quarter, table_bytes, values
 
 
@@ -43,85 +44,74 @@ def drained(w):
 
 @triton.jit
 def many(
-    x_ptr, words_ptr, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr, M, N, N8, KB, share, stride_ym,
+    x_ptr, words_ptr, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr, parts_ptr, M, N, N8, KB, tiles, stride_ym,
     A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, S: tl.constexpr, SPAN: tl.constexpr, BIAS: tl.constexpr,
     OFFSET: tl.constexpr, TABLE: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr,
     WARPS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr, TOGETHER: tl.constexpr,
-    DRAIN: tl.constexpr, EARLY: tl.constexpr,
+    SPLIT: tl.constexpr, DRAIN: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One tile of y.
+    """A program's tiles of y, or its parts of them.
 
     Args:
         x_ptr: a tensor descriptor of x [M, 128 KB] as `reorder` leaves it, in blocks [BM, 128].
         BN: a multiple of 16 WARPS, at most 128.
         TOGETHER: rows of tiles that are worked on together, so that what they share of x is still in the cache.
-        share: blocks of 128 columns that a program sums; program_id(1) counts the shares, each with a y of its own.
+        parts_ptr: float32 [2 programs, BM, BN], for parts of tiles; read by `add_up`.
+        SPLIT: see `stretch`.
         DRAIN: the card has wgmma (sm_90); see `drained`.
         EARLY: see `reorder`; it is the kernel before this one.
     The others are those of `few`.
     """
     R: tl.constexpr = BN // (8 * WARPS)
-    pid, across, along = tl.program_id(0), tl.cdiv(N, BN), tl.cdiv(M, BM)
-    band = pid // (TOGETHER * along)
-    size = min(across - band * TOGETHER, TOGETHER)
-    n = band * TOGETHER + (pid % (TOGETHER * along)) % size
-    m = (pid % (TOGETHER * along)) // size
+    across, along = tl.cdiv(N, BN), tl.cdiv(M, BM)
     g, b, r = (
         tl.arange(0, 8)[:, None, None, None],
         tl.arange(0, WARPS)[None, :, None, None],
         tl.arange(0, R)[None, None, :, None],
     )
-    row8 = n * (BN // 8) + (r // 2) * (2 * WARPS) + b * 2 + r % 2
     second = words_ptr + N8 * KB * 32 * A
-    place = row8 * (KB * 8) + g
-    p0, p1, p2 = (
-        plane_at(words_ptr, place, A),
-        plane_at(second, place, B),
-        plane_at(second + N8 * KB * 32 * B, place, C),
-    )
-    scales_at, offsets_at = grid_at(grid_ptr, row8, 0, g, KB, S, SPAN), grid_at(off_ptr, row8, 0, g, KB, S, SPAN)
-    start = tl.program_id(1) * share
+    third = second + N8 * KB * 32 * B
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
     low, high = table_bytes(table_ptr, g, TABLE)
-    acc = tl.zeros((BN, BM), tl.float32)
-    for block in tl.range(start, tl.minimum(start + share, KB), num_stages=STAGES):
-        w0 = load_plane(p0, block, A, "")
-        w1 = load_plane(p1, block, B, "")
-        w2 = load_plane(p2, block, C, "")
-        x = x_ptr.load([m * BM, block * 128])
-        if DRAIN:
-            w0 = drained(w0)
-        quarters = ()
-        for i in tl.static_range(4):
-            grid = load_grid(scales_at, 0, block, i, S, SPAN)
-            off = grid
-            if OFFSET:
-                off = load_grid(offsets_at, 0, block, i, S, SPAN)
-            w = values(
-                quarter(w0, i, A), quarter(w1, i, B), quarter(w2, i, C), grid, off,
-                low, high, A, B, C, BIAS, OFFSET, TABLE, BF16, PTX,
-            )  # fmt: skip
-            quarters = quarters + (w,)
-        w = tl.join(tl.join(quarters[0], quarters[2]), tl.join(quarters[1], quarters[3]))  # g b r t l u h i1 i0
-        w = tl.reshape(w, (8, WARPS, R // 2, 2, 4, 2, 2, 2, 2, 2))  # g b r1 r0 t l u h i1 i0
-        w = tl.reshape(tl.permute(w, (2, 1, 3, 0, 8, 9, 7, 6, 4, 5)), (BN, 128))  # r1 b r0 g, i h u t l
-        acc = tl.dot(w, x.T, acc)
-    column, row = m * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN)
-    y = acc * tl.load(rows_ptr + row, mask=row < N, other=0.0)[:, None]
-    live = (column < M)[None, :] & (row < N)[:, None]
-    y_ptr += tl.program_id(1).to(tl.int64) * M * stride_ym
-    tl.store(y_ptr + column.to(tl.int64)[None, :] * stride_ym + row[:, None], y.to(y_ptr.dtype.element_ty), mask=live)
-
-
-@triton.jit
-def add_up(parts_ptr, y_ptr, n, PARTS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
-    """y [n] = the sum of float32 [PARTS, n], first to last."""
-    if EARLY:
-        gdc_wait()
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.load(parts_ptr + i, mask=i < n, other=0.0)
-    for part in tl.static_range(1, PARTS):
-        total += tl.load(parts_ptr + part * n + i, mask=i < n, other=0.0)
-    tl.store(y_ptr + i, total.to(y_ptr.dtype.element_ty), mask=i < n)
+    begin, end = stretch(tl.program_id(0), tl.num_programs(0), tiles, KB, SPLIT)
+    for tile in range(begin // KB, tl.cdiv(end, KB)):
+        n, m = tile_of(tile, across, along, TOGETHER)
+        row8 = n * (BN // 8) + (r // 2) * (2 * WARPS) + b * 2 + r % 2
+        place = row8 * (KB * 8) + g
+        p0, p1, p2 = plane_at(words_ptr, place, A), plane_at(second, place, B), plane_at(third, place, C)
+        scales_at, offsets_at = grid_at(grid_ptr, row8, 0, g, KB, S, SPAN), grid_at(off_ptr, row8, 0, g, KB, S, SPAN)
+        start, stop = piece(tile, begin, end, KB)
+        acc = tl.zeros((BN, BM), tl.float32)
+        for block in tl.range(start, stop, num_stages=STAGES):
+            w0 = load_plane(p0, block, A, "")
+            w1 = load_plane(p1, block, B, "")
+            w2 = load_plane(p2, block, C, "")
+            x = x_ptr.load([m * BM, block * 128])
+            if DRAIN:
+                w0 = drained(w0)
+            quarters = ()
+            for i in tl.static_range(4):
+                grid = load_grid(scales_at, 0, block, i, S, SPAN)
+                off = grid
+                if OFFSET:
+                    off = load_grid(offsets_at, 0, block, i, S, SPAN)
+                w = values(
+                    quarter(w0, i, A), quarter(w1, i, B), quarter(w2, i, C), grid, off,
+                    low, high, A, B, C, BIAS, OFFSET, TABLE, BF16, PTX,
+                )  # fmt: skip
+                quarters = quarters + (w,)
+            w = tl.join(tl.join(quarters[0], quarters[2]), tl.join(quarters[1], quarters[3]))  # g b r t l u h i1 i0
+            w = tl.reshape(w, (8, WARPS, R // 2, 2, 4, 2, 2, 2, 2, 2))  # g b r1 r0 t l u h i1 i0
+            w = tl.reshape(tl.permute(w, (2, 1, 3, 0, 8, 9, 7, 6, 4, 5)), (BN, 128))  # r1 b r0 g, i h u t l
+            acc = tl.dot(w, x.T, acc)
+        column, row = tl.arange(0, BM), tl.arange(0, BN)
+        y = acc * tl.load(rows_ptr + n * BN + row, mask=row < N - n * BN, other=0.0)[:, None]
+        if SPLIT and stop - start < KB:
+            part_ptr = parts_ptr + slot(tl.program_id(0), start) * (BM * BN)
+            tl.store(part_ptr + column[None, :] * BN + row[:, None], y)
+        else:
+            live = (column < M - m * BM)[None, :] & (row < N - n * BN)[:, None]
+            out_ptr = y_ptr + m.to(tl.int64) * BM * stride_ym + n * BN
+            tl.store(out_ptr + (column * stride_ym)[None, :] + row[:, None], y.to(y_ptr.dtype.element_ty), mask=live)

@@ -4,12 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qkit.backends.triton import tiles
 from qkit.backends.triton.layout import BLOCK, KIND, Laid
 from qkit.backends.triton.new_enough import triton
-from qkit_kernels.triton import assembly
+from qkit_kernels.triton import assembly, pieces
 from qkit_kernels.triton import many as kernels
 
 TOGETHER = 8  # rows of tiles that are worked on together
+ADDED = 1024  # numbers that a program of `add_up` makes
 
 
 def constants(weight: Laid, ptx: bool) -> dict[str, object]:
@@ -63,16 +65,19 @@ def reordered(x: Tensor, early: bool) -> Tensor:
     return ordered
 
 
-def shared(weight: Laid, wanted: int, y: Tensor) -> tuple[int, int, Tensor]:
-    """The columns among `wanted` programs: blocks of each, how many that makes, and where they write: y, or a part each."""
-    share = triton.cdiv(weight.blocks, wanted)
-    parts = triton.cdiv(weight.blocks, share)
-    return share, parts, y if parts == 1 else torch.empty(parts, *y.shape, dtype=torch.float32, device=y.device)
+def parts_of(cut: tiles.Many | tiles.Hopper, programs: int, y: Tensor) -> Tensor:
+    """Room for the parts of tiles that programs share; y, to which none is written, where none is shared."""
+    if not cut.split:
+        return y
+    rows, tokens = cut.tile
+    return torch.empty(2 * programs, tokens, rows, dtype=torch.float32, device=y.device)
 
 
-def add_up(out: Tensor, parts: int, y: Tensor, early: bool) -> None:
-    """y, of the parts that `shared` made room for."""
-    if parts > 1:
-        kernels.add_up[(triton.cdiv(y.numel(), 1024),)](
-            out, y, y.numel(), PARTS=parts, BLOCK=1024, EARLY=early, **begins(early)
-        )
+def add_up(parts: Tensor, cut: tiles.Many | tiles.Hopper, weight: Laid, work: int, y: Tensor, early: bool) -> None:
+    """y where its `work` tiles were made in parts."""
+    if cut.split:
+        (bn, bm), (tokens, rows) = cut.tile, y.shape
+        pieces.add_up[(work, triton.cdiv(bn * bm, ADDED))](
+            parts, y, tokens, rows, weight.blocks, len(parts) // 2, work, rows,
+            BN=bn, BM=bm, TOGETHER=TOGETHER, BLOCK=ADDED, EARLY=early, **begins(early),
+        )  # fmt: skip

@@ -17,9 +17,9 @@ from qkit.backends.triton.arguments import (
     aligned,
     begins,
     constants,
+    parts_of,
     pointers,
     reordered,
-    shared,
     sizes,
 )
 from qkit.backends.triton.layout import BLOCK, KIND, Laid, fits, laid
@@ -54,13 +54,15 @@ def many(
     """
     tokens, rows, features = len(x), weight.shape[0], x.shape[1]
     described = TensorDescriptor(reordered(x, early), [tokens, features], [features, 1], [cut.bm, BLOCK])
-    share, parts, out = shared(weight, cut.parts, y)
-    many_kernels.many[(triton.cdiv(rows, cut.bn) * triton.cdiv(tokens, cut.bm), parts)](
-        described, *pointers(weight), out, tokens, rows, *sizes(weight), share, rows, **constants(weight, ptx),
-        WARPS=cut.warps, BN=cut.bn, BM=cut.bm, STAGES=cut.stages, TOGETHER=TOGETHER, DRAIN=drain, EARLY=early,
+    work = triton.cdiv(rows, cut.bn) * triton.cdiv(tokens, cut.bm)
+    programs = cut.launched(work, weight.blocks)
+    parts = parts_of(cut, programs, y)
+    many_kernels.many[(programs,)](
+        described, *pointers(weight), y, parts, tokens, rows, *sizes(weight), work, rows, **constants(weight, ptx),
+        WARPS=cut.warps, BN=cut.bn, BM=cut.bm, STAGES=cut.stages, TOGETHER=TOGETHER, SPLIT=cut.split, DRAIN=drain, EARLY=early,
         num_warps=cut.warps, **begins(early),
     )  # fmt: skip
-    add_up(out, parts, y, early)
+    add_up(parts, cut, weight, work, y, early)
 
 
 def floats(weight: Laid, ptx: bool = True) -> Tensor:

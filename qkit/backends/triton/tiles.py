@@ -83,25 +83,44 @@ class Few:
 
 @dataclass(frozen=True)
 class Many:
-    """How `qkit_kernels.triton.many` is launched; see there."""
+    """How `qkit_kernels.triton.many` is launched; see there, and `qkit_kernels.triton.pieces`."""
 
     bn: int
     bm: int
     warps: int
     stages: int
-    parts: int = 1
+    programs: int
+    split: bool = False
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Rows and tokens."""
+        return self.bn, self.bm
+
+    def launched(self, work: int, blocks: int) -> int:
+        """Programs for so many tiles: no more than have something to do."""
+        return min(self.programs, work * blocks if self.split else work)
 
 
 @dataclass(frozen=True)
 class Hopper:
-    """How `qkit_kernels.triton.hopper.many_hopper` is launched; see there."""
+    """How `qkit_kernels.triton.hopper.many_hopper` is launched; see there, and `qkit_kernels.triton.pieces`."""
 
     bm: int
     more: int
     stages: int
     in_turns: bool
     programs: int
-    parts: int = 1
+    split: bool = False
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Rows and tokens."""
+        return 128, self.bm + self.more
+
+    def launched(self, work: int, blocks: int) -> int:
+        """Programs for so many tiles: no more than have something to do."""
+        return min(self.programs, work * blocks if self.split else work)
 
 
 def few(rows: int, blocks: int, units: int, tokens: int = 1) -> Few:
@@ -127,52 +146,62 @@ def many(tokens: int, weight: Laid, card: Card) -> Many:
     """Tiles as tall as the tokens are, up to 256: a weight that has become floats is used for all of them.
 
     Where that leaves more than a quarter of the multiprocessors without a tile, they are 128 tall; where it leaves half of them,
-    the columns are shared among several programs.
+    programs share the columns of a tile.
     """
     rows, blocks = weight.shape[0], weight.blocks
     table = _MANY_SMALL_TILES if card.small_tiles else _MANY
     bn, bm, warps, stages = next(cut for limit, cut in table if tokens <= limit)
     if bm == 256 and -(-rows // bn) * -(-tokens // bm) < 0.75 * card.units:
         bn, bm, warps, stages = 128, 128, 4, 4
-    programs = -(-rows // bn) * -(-tokens // bm)
-    parts = 1
-    while parts < 4 and 2 * programs * parts <= card.units and blocks >= 8 * parts:
-        parts *= 2
+    bm, stages = _that_fit(weight, bn, bm, stages, card)
+    work = -(-rows // bn) * -(-tokens // bm)
+    share = 1
+    while share < 4 and 2 * work * share <= card.units and blocks >= 8 * share:
+        share *= 2
+    return Many(bn, bm, warps, stages, work * share, share > 1)
+
+
+def _that_fit(weight: Laid, bn: int, bm: int, stages: int, card: Card) -> tuple[int, int]:
+    """Tokens and stages, fewer where the card has no shared memory for more."""
     while stages > 2 and _shared(weight, bn, bm, stages) > card.shared:
         stages -= 1
     while bm > 32 and _shared(weight, bn, bm, stages) > card.shared:
         bm //= 2
-    return Many(bn, bm, warps, stages, parts)
+    return bm, stages
 
 
-def hopper(tokens: int, weight: Laid, card: Card) -> Hopper | None:
-    """The tiles that take the least time by `_HOPPER`; None where `many` is faster or has the only kernel.
-
-    A program's time is the time of a block of columns times its blocks, in as many rounds as the tiles need on the card.
-    """
+def hopper(tokens: int, weight: Laid, card: Card) -> Hopper | Many | None:
+    """On Hopper, what takes the least time by `_HOPPER` and `_MANY_BLOCK`; None elsewhere, and where it has no kernel."""
     if not card.hopper or weight.grid.shape[2] == 8:
         return None
-    rows = -(-weight.shape[0] // 128)
-    rounds = -(-rows * -(-tokens // 256) // card.units)
-    least, best = min(_hopper_cuts(tokens, weight, card), key=lambda cut: cut[0], default=(math.inf, None))
-    return best if least < rounds * weight.blocks * _MANY_BLOCK else None
+    return min(_hopper_cuts(tokens, weight, card), key=lambda cut: cut[0], default=(math.inf, None))[1]
 
 
-def _hopper_cuts(tokens: int, weight: Laid, card: Card) -> Iterator[tuple[float, Hopper]]:
-    """What can be launched, and how long it takes by `_HOPPER`."""
-    rows, blocks = -(-weight.shape[0] // 128), weight.blocks
-    for bm, more, stages, in_turns, block in _HOPPER:
+def _hopper_cuts(tokens: int, weight: Laid, card: Card) -> Iterator[tuple[float, Hopper | Many]]:
+    """What can be launched, and microseconds: those of a block times the blocks of the program that has most of them."""
+    rows, blocks, units = -(-weight.shape[0] // 128), weight.blocks, card.units
+
+    def ways(bm: int, price: float) -> Iterator[tuple[float, int, bool]]:
+        work = rows * -(-tokens // bm)
+        yield -(-work // units) * blocks * price, min(work, units), False
+        programs = min(units, work * (blocks // 2))
+        if programs > 1 and work % programs:
+            parts = programs + min(work, programs)  # a program begins in one tile and ends in another
+            yield -(-work * blocks // programs) * price + _ADD_UP + parts * bm * _PART, programs, True
+
+    for bm, more, stages, in_turns, price in _HOPPER:
         room = (card.shared - 2048) // (256 * (bm + more) + 2048 * weight.bits + _grid_bytes(weight, 128))
-        work = rows * -(-tokens // (bm + more))
-        for parts in (1, 2, 4):
-            if (parts > 1 and (2 * parts > blocks or work * parts > card.units)) or room < 2:
-                continue
-            time = -(-work // card.units) * -(-blocks // parts) * block + (_ADD_UP if parts > 1 else 0)
-            yield time, Hopper(bm, more, min(stages, room), in_turns, card.units, parts)
+        if room >= 2:
+            for time, programs, split in ways(bm + more, price):
+                yield time, Hopper(bm, more, min(stages, room), in_turns, programs, split)
+    if weight.bits == 4:
+        bm, stages = _that_fit(weight, 128, 256, 3, card)
+        for time, programs, split in ways(bm, _MANY_BLOCK):
+            yield time, Many(128, bm, 8, stages, programs, split)
 
 
 def candidates(tokens: int, weight: Laid, card: Card) -> list[Few | Many | Hopper]:
-    """What may be tried for up to 256 tokens; what the table says comes first (`tuning`)."""
+    """What may be tried for so many tokens; what the table says comes first (`tuning`)."""
     rows, blocks = weight.shape[0], weight.blocks
     if tokens <= TOKENS:
         found: list[Few | Many | Hopper] = [few(rows, blocks, card.units, tokens)]
@@ -183,30 +212,28 @@ def candidates(tokens: int, weight: Laid, card: Card) -> list[Few | Many | Hoppe
     else:
         by_table = many(tokens, weight, card)
         found = [hopper(tokens, weight, card) or by_table, by_table]
-        table = _MANY_SMALL_TILES if card.small_tiles else _MANY
-        found += [
-            Many(*cut, parts)
-            for _, cut in table
-            for parts in (1, 2, 4)
-            if 2 * parts <= max(2, blocks)
-            and cut[1] < 2 * tokens
-            and _shared(weight, cut[0], cut[1], cut[3]) <= card.shared
-        ]
+        for _, (bn, bm, warps, stages) in _MANY_SMALL_TILES if card.small_tiles else _MANY:
+            if bm < 2 * tokens and _shared(weight, bn, bm, stages) <= card.shared:
+                work, units = -(-rows // bn) * -(-tokens // bm), card.units if bm > 64 else 2 * card.units
+                found.append(Many(bn, bm, warps, stages, work))
+                if blocks > 1:
+                    found.append(Many(bn, bm, warps, stages, min(units, work * (blocks // 2)), True))
         if card.hopper and weight.grid.shape[2] < 8:
             found += [cut for _, cut in _hopper_cuts(tokens, weight, card)]
     return list(dict.fromkeys(found))
 
 
-# Tokens of a tile, and more of them; stages; in turns; microseconds of one block of 128 rows by 128 columns on an H100, W4
+# Tokens of a tile, and more of them; stages; in turns; microseconds of one block of 128 rows by 128 columns on an H200, W4
 _HOPPER = (
-    (32, 0, 6, False, 0.47),
+    (32, 0, 6, False, 0.50),
     (64, 0, 6, False, 0.58),
-    (128, 0, 4, False, 0.82),
+    (128, 0, 4, False, 0.80),
     (128, 32, 4, True, 0.93),
-    (128, 64, 3, True, 1.12),
+    (128, 64, 3, True, 1.10),
 )
-_MANY_BLOCK = 1.38  # the same of `many` and 256 tokens
-_ADD_UP = 4.0  # to add parts up
+_MANY_BLOCK = 1.41  # the same of `many` and 256 tokens; codes of 4 bits
+_ADD_UP = 4.0  # to begin to add parts up, and of each token of a part
+_PART = 1.3e-4
 
 _MANY = (  # up to so many tokens: rows and tokens of a tile, warps, stages
     (32, (64, 32, 4, 5)),
