@@ -30,7 +30,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from qkit_kernels.triton.pieces import others, piece, say_done, stretch, tile_of, wait_for
+from qkit_kernels.triton.pieces import piece, slot, stretch, tile_of
 from qkit_kernels.triton.words import quarter, table_bytes, values
 
 WARPS = 4  # of a group, which has 64 rows of the weight
@@ -184,33 +184,38 @@ def produce(
 
 
 @gluon.jit
-def part_at(
-    parts_ptr, program, group: gl.constexpr, FIRST: gl.constexpr, ALL: gl.constexpr, T: gl.constexpr, SUMS: gl.constexpr
-):  # fmt: skip
-    """Where a program keeps a group's sums [64, T] from token FIRST on of its part of a tile, which is 128 ALL numbers."""
-    row, token = gl.arange(0, 64, gl.SliceLayout(1, SUMS)), gl.arange(0, T, gl.SliceLayout(0, SUMS))
-    return parts_ptr + program * (128 * ALL) + (FIRST * 128 + group * 64 * T) + row[:, None] * T + token[None, :]
-
-
-@gluon.jit
-def store(acc, rows_ptr, y_ptr, row0, token0, M, N, stride_ym, T: gl.constexpr):
-    """A group's sums [64, T] of rows row0 .. and tokens token0 .., to y [M, N]."""
-    row = gl.arange(0, 64, gl.SliceLayout(1, acc.type.layout))  # warp r g, and g r in memory
-    row = row0 + row // 16 * 16 + row % 8 * 2 + row // 8 % 2
-    y = acc * gl.load(rows_ptr + row, mask=row < N, other=0.0)[:, None]
-    y = gl.reshape(y.to(y_ptr.dtype.element_ty), (4, 2, 8, T))
+def store(y, y_ptr, rows, tokens, stride_ym, T: gl.constexpr):
+    """A group's sums [64, T], rows in the order of `words_layout`, to y [tokens, rows], of which those that there are."""
+    y = gl.reshape(y.to(y_ptr.dtype.element_ty), (4, 2, 8, T))  # warp r g, and g r in memory
     y = gl.reshape(gl.permute(y, (0, 2, 1, 3)), (64, T))
     row = gl.arange(0, 64, gl.SliceLayout(1, y.type.layout))
     token = gl.arange(0, T, gl.SliceLayout(0, y.type.layout))
-    live = (row < N - row0)[:, None] & (token < M - token0)[None, :]
-    y_ptr += token0.to(gl.int64) * stride_ym + row0
+    live = (row < rows)[:, None] & (token < tokens)[None, :]
     gl.store(y_ptr + (token * stride_ym)[None, :] + row[:, None], y, mask=live)
+
+
+@gluon.jit
+def keep(
+    acc, rows_ptr, y_ptr, part_ptr, row0, token0, M, N, stride_ym, whole,
+    group: gl.constexpr, FIRST: gl.constexpr, T: gl.constexpr, SPLIT: gl.constexpr,
+):  # fmt: skip
+    """A group's sums [64, T] of rows row0 .. and tokens token0 .., to y [M, N] or, from token FIRST on, to the part of a tile."""
+    row = gl.arange(0, 64, gl.SliceLayout(1, acc.type.layout))
+    row = row0 + row // 16 * 16 + row % 8 * 2 + row // 8 % 2
+    y = acc * gl.load(rows_ptr + row, mask=row < N, other=0.0)[:, None]
+    if SPLIT:
+        if whole:
+            store(y, y_ptr + token0.to(gl.int64) * stride_ym + row0, N - row0, M - token0, stride_ym, T)
+        else:
+            store(y, part_ptr + FIRST * 128 + group * 64, 64, T, 128, T)
+    else:
+        store(y, y_ptr + token0.to(gl.int64) * stride_ym + row0, N - row0, M - token0, stride_ym, T)
 
 
 @gluon.jit
 def consume(
     xs, mores, words0, words1, words2, grids, offs, full, free, turns, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr, parts_ptr,
-    flags_ptr, M, N, KB, tiles, stride_ym,
+    M, N, KB, tiles, stride_ym,
     group: gl.constexpr, BM: gl.constexpr, MORE: gl.constexpr,
     A: gl.constexpr, B: gl.constexpr, C: gl.constexpr, S: gl.constexpr, SPAN: gl.constexpr, BIAS: gl.constexpr,
     OFFSET: gl.constexpr, TABLE: gl.constexpr, BF16: gl.constexpr, PTX: gl.constexpr,
@@ -229,10 +234,7 @@ def consume(
     low, high = table_bytes(table_ptr, g + 0 * (warp + r + t), TABLE)
     row = warp * 16 + g * 2 + r + 0 * t
     across, along = gl.cdiv(N, 128), gl.cdiv(M, BM + MORE)
-    program, programs = gl.program_id(0), gl.num_programs(0)
-    begin, end = stretch(program, programs, tiles, KB, SPLIT)
-    if SPLIT:
-        gdc_wait()  # the kernel before took the flags down
+    begin, end = stretch(gl.program_id(0), gl.num_programs(0), tiles, KB, SPLIT)
     step = 0
     for tile in range(begin // KB, gl.cdiv(end, KB)):
         n, m = tile_of(tile, across, along, TOGETHER)
@@ -269,30 +271,17 @@ def consume(
                 acc = warpgroup_mma_wait(0, deps=[acc])
             mbarrier.arrive(free.index(stage))
             step += 1
-        if SPLIT and start > 0:
-            gl.store(part_at(parts_ptr, program, group, 0, BM + MORE, BM, sums), acc)
-            if MORE:
-                gl.store(part_at(parts_ptr, program, group, BM, BM + MORE, MORE, more_sums), more)
-            say_done(flags_ptr + 2 * program + group)
-        else:
-            if SPLIT and stop < KB:
-                first, last = others(tile, program, programs, tiles, KB)
-                for other in range(first, last - 1, -1):
-                    wait_for(flags_ptr + 2 * other + group)
-                    acc += gl.load(part_at(parts_ptr, other, group, 0, BM + MORE, BM, sums), cache_modifier=".cg")
-                    if MORE:
-                        more += gl.load(
-                            part_at(parts_ptr, other, group, BM, BM + MORE, MORE, more_sums), cache_modifier=".cg"
-                        )
-            store(acc, rows_ptr, y_ptr, row0, token0, M, N, stride_ym, BM)
-            if MORE:
-                store(more, rows_ptr, y_ptr, row0, token0 + BM, M, N, stride_ym, MORE)
+        part_ptr = parts_ptr + slot(gl.program_id(0), start) * ((BM + MORE) * 128)
+        whole = stop - start == KB
+        keep(acc, rows_ptr, y_ptr, part_ptr, row0, token0, M, N, stride_ym, whole, group, 0, BM, SPLIT)
+        if MORE:
+            keep(more, rows_ptr, y_ptr, part_ptr, row0, token0 + BM, M, N, stride_ym, whole, group, BM, MORE, SPLIT)
 
 
 @gluon.jit
 def many_hopper(
     x_desc, more_desc, words0_desc, words1_desc, words2_desc, grid_desc, off_desc,
-    grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr, parts_ptr, flags_ptr, M, N, KB, tiles, stride_ym,
+    grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr, parts_ptr, M, N, KB, tiles, stride_ym,
     BM: gl.constexpr, MORE: gl.constexpr, A: gl.constexpr, B: gl.constexpr, C: gl.constexpr, S: gl.constexpr,
     SPAN: gl.constexpr, BIAS: gl.constexpr, OFFSET: gl.constexpr, TABLE: gl.constexpr, BF16: gl.constexpr,
     PTX: gl.constexpr, STAGES: gl.constexpr, TOGETHER: gl.constexpr, TURNS: gl.constexpr, SPLIT: gl.constexpr,
@@ -304,8 +293,7 @@ def many_hopper(
             powers of two to its sides; 160 tokens are 128 and 32 more.
         words0_desc, words1_desc, words2_desc: of each plane, int32 [N8, KB 32 bits], blocks [16, 32 bits].
         grid_desc, off_desc: of scales and offsets, int32 [N8, groups S 8], blocks [16, 8 S].
-        parts_ptr: float32 [programs, 128 (BM + MORE)], for parts of tiles that others finish.
-        flags_ptr: int32 [programs, 2], 0; whose part is there, of each group.
+        parts_ptr: float32 [2 programs, BM + MORE, 128], for parts of tiles; read by `add_up`.
         tiles: how many there are.
         SPLIT: see `stretch`.
     The others are those of `few`.
@@ -336,12 +324,12 @@ def many_hopper(
         [
             (consume, (
                 xs, mores, words0, words1, words2, grids, offs, full, free, turns, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr,
-                parts_ptr, flags_ptr, M, N, KB, tiles, stride_ym, 0, BM, MORE,
+                parts_ptr, M, N, KB, tiles, stride_ym, 0, BM, MORE,
                 A, B, C, S, SPAN, BIAS, OFFSET, TABLE, BF16, PTX, STAGES, TOGETHER, TURNS, SPLIT,
             )),
             (consume, (
                 xs, mores, words0, words1, words2, grids, offs, full, free, turns, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr,
-                parts_ptr, flags_ptr, M, N, KB, tiles, stride_ym, 1, BM, MORE,
+                parts_ptr, M, N, KB, tiles, stride_ym, 1, BM, MORE,
                 A, B, C, S, SPAN, BIAS, OFFSET, TABLE, BF16, PTX, STAGES, TOGETHER, TURNS, SPLIT,
             )),
             (produce, (

@@ -11,20 +11,18 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from qkit_kernels.triton.pieces import others, piece, say_done, stretch, tile_of, wait_for
+from qkit_kernels.triton.pieces import piece, slot, stretch, tile_of
 from qkit_kernels.triton.words import grid_at, load_grid, load_plane, plane_at, quarter, table_bytes, values
 
 
 @triton.jit
-def reorder(x_ptr, out_ptr, flags_ptr, K, stride_xm, BLOCK: tl.constexpr, FLAGS: tl.constexpr, EARLY: tl.constexpr):
+def reorder(x_ptr, out_ptr, K, stride_xm, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """x [M, K] with each 32 columns, i t h u l as words hold them, in the order i h u t l in which wgmma meets them.
 
-    Beside it the FLAGS flags of the next kernel are taken down. With EARLY that may begin while this one runs.
+    With EARLY the next kernel may begin while this one runs.
     """
     if EARLY:
         gdc_launch_dependents()
-    if FLAGS and tl.program_id(0) + tl.program_id(1) == 0:
-        tl.store(flags_ptr + tl.arange(0, FLAGS), tl.zeros((FLAGS,), tl.int32))
     m = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     source = (k // 32) * 32 + ((k // 2) % 4) * 8 + ((k // 8) % 4) * 2 + k % 2
@@ -46,7 +44,7 @@ def drained(w):
 
 @triton.jit
 def many(
-    x_ptr, words_ptr, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr, parts_ptr, flags_ptr, M, N, N8, KB, tiles, stride_ym,
+    x_ptr, words_ptr, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr, parts_ptr, M, N, N8, KB, tiles, stride_ym,
     A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, S: tl.constexpr, SPAN: tl.constexpr, BIAS: tl.constexpr,
     OFFSET: tl.constexpr, TABLE: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr,
     WARPS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr, TOGETHER: tl.constexpr,
@@ -58,8 +56,7 @@ def many(
         x_ptr: a tensor descriptor of x [M, 128 KB] as `reorder` leaves it, in blocks [BM, 128].
         BN: a multiple of 16 WARPS, at most 128.
         TOGETHER: rows of tiles that are worked on together, so that what they share of x is still in the cache.
-        parts_ptr: float32 [programs, BN, BM], for parts of tiles that others finish.
-        flags_ptr: int32 [programs], 0; whose part is there.
+        parts_ptr: float32 [2 programs, BM, BN], for parts of tiles; read by `add_up`.
         SPLIT: see `stretch`.
         DRAIN: the card has wgmma (sm_90); see `drained`.
         EARLY: see `reorder`; it is the kernel before this one.
@@ -78,8 +75,7 @@ def many(
         gdc_launch_dependents()
         gdc_wait()
     low, high = table_bytes(table_ptr, g, TABLE)
-    program, programs = tl.program_id(0), tl.num_programs(0)
-    begin, end = stretch(program, programs, tiles, KB, SPLIT)
+    begin, end = stretch(tl.program_id(0), tl.num_programs(0), tiles, KB, SPLIT)
     for tile in range(begin // KB, tl.cdiv(end, KB)):
         n, m = tile_of(tile, across, along, TOGETHER)
         row8 = n * (BN // 8) + (r // 2) * (2 * WARPS) + b * 2 + r % 2
@@ -110,17 +106,12 @@ def many(
             w = tl.reshape(w, (8, WARPS, R // 2, 2, 4, 2, 2, 2, 2, 2))  # g b r1 r0 t l u h i1 i0
             w = tl.reshape(tl.permute(w, (2, 1, 3, 0, 8, 9, 7, 6, 4, 5)), (BN, 128))  # r1 b r0 g, i h u t l
             acc = tl.dot(w, x.T, acc)
-        column, row = tl.arange(0, BM)[None, :], tl.arange(0, BN)[:, None]
-        if SPLIT and start > 0:
-            tl.store(parts_ptr + program * (BN * BM) + row * BM + column, acc)
-            say_done(flags_ptr + program)
+        column, row = tl.arange(0, BM), tl.arange(0, BN)
+        y = acc * tl.load(rows_ptr + n * BN + row, mask=row < N - n * BN, other=0.0)[:, None]
+        if SPLIT and stop - start < KB:
+            part_ptr = parts_ptr + slot(tl.program_id(0), start) * (BM * BN)
+            tl.store(part_ptr + column[None, :] * BN + row[:, None], y)
         else:
-            if SPLIT and stop < KB:
-                first, last = others(tile, program, programs, tiles, KB)
-                for other in range(first, last - 1, -1):
-                    wait_for(flags_ptr + other)
-                    acc += tl.load(parts_ptr + other * (BN * BM) + row * BM + column, cache_modifier=".cg")
-            y = acc * tl.load(rows_ptr + n * BN + row, mask=row < N - n * BN, other=0.0)
-            live = (column < M - m * BM) & (row < N - n * BN)
-            out = y_ptr + m.to(tl.int64) * BM * stride_ym + n * BN + column * stride_ym + row
-            tl.store(out, y.to(y_ptr.dtype.element_ty), mask=live)
+            live = (column < M - m * BM)[None, :] & (row < N - n * BN)[:, None]
+            out_ptr = y_ptr + m.to(tl.int64) * BM * stride_ym + n * BN
+            tl.store(out_ptr + (column * stride_ym)[None, :] + row[:, None], y.to(y_ptr.dtype.element_ty), mask=live)

@@ -2,28 +2,23 @@
 
 A product of 224 tiles takes two rounds of a card that has 132 multiprocessors, and in the second 40 of them have nothing to do.
 So all blocks of all tiles stand in one row, and each program takes an equal stretch of it (Stream-K; Osama et al. 2023, Work-
-centric parallel decomposition for dense matrix-matrix multiplication on the GPU).
-
-    tiles       |----- 0 -----|----- 1 -----|----- 2 -----|
-    stretches   |--- program 3 --|--- 2 ---|--- 1 ---|--- 0 ---|       (of equal length)
-
-Who begins a tile finishes it: it adds what the others made of it, always in the same order. They made that first, at the
-beginning of their stretches, when it had all of its own still before it, so that it hardly ever waits; and since it waits for
-programs of lower numbers only, which started earlier, it cannot wait for one that finds no place on the card.
+centric parallel decomposition for dense matrix-matrix multiplication on the GPU). A tile that two programs meet in is made in
+parts, which `add_up` adds, always in the same order. What it costs are the parts, written and read again as float32; where that
+is more than what idle multiprocessors would cost, tiles stay whole.
 """
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
 
 @triton.jit
 def stretch(program, programs, tiles, KB, SPLIT: tl.constexpr):
     """Blocks begin .. end - 1 that a program takes, KB to a tile and counted on from tile to tile; whole tiles unless SPLIT."""
-    place = programs - 1 - program
     if SPLIT:
-        begin, end = place * (tiles * KB) // programs, (place + 1) * (tiles * KB) // programs
+        begin, end = program * (tiles * KB) // programs, (program + 1) * (tiles * KB) // programs
     else:
-        begin, end = place * tiles // programs * KB, (place + 1) * tiles // programs * KB
+        begin, end = program * tiles // programs * KB, (program + 1) * tiles // programs * KB
     return begin, end
 
 
@@ -31,13 +26,6 @@ def stretch(program, programs, tiles, KB, SPLIT: tl.constexpr):
 def piece(tile, begin, end, KB):
     """What of a tile's blocks lies in a stretch: from the first to behind the last."""
     return tl.maximum(begin - tile * KB, 0), tl.minimum(end - tile * KB, KB)
-
-
-@triton.jit
-def others(tile, program, programs, tiles, KB):
-    """Who else works on a tile that a program begins, by number: program - 1 down to the one that has its last block."""
-    place = ((tile + 1) * KB * programs - 1) // (tiles * KB)
-    return program - 1, programs - 1 - place
 
 
 @triton.jit
@@ -50,15 +38,28 @@ def tile_of(tile, across, along, TOGETHER: tl.constexpr):
 
 
 @triton.jit
-def say_done(flag_ptr):
-    """What all threads of a program, or of a group of its warps, have written is there for whom `wait_for` lets through."""
-    tl.debug_barrier()
-    tl.atomic_xchg(flag_ptr, 1, sem="release")
+def slot(program, start):
+    """Where a program keeps its part of a tile: 2 program if others began the tile, the next if it did; it does either once."""
+    return 2 * program + 1 - tl.minimum(start, 1)
 
 
 @triton.jit
-def wait_for(flag_ptr):
-    """Until the flag is up."""
-    while tl.atomic_add(flag_ptr, 0, sem="acquire") == 0:
-        pass
-    tl.debug_barrier()
+def add_up(
+    parts_ptr, y_ptr, M, N, KB, programs, tiles, stride_ym,
+    BN: tl.constexpr, BM: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """y of the tiles that were made in parts: float32 [2 programs, BM, BN], summed from the first program's to the last's."""
+    if EARLY:
+        gdc_wait()
+    tile = tl.program_id(0)
+    first = ((tile * KB + 1) * programs - 1) // (tiles * KB)
+    last = ((tile + 1) * KB * programs - 1) // (tiles * KB)
+    if first < last:
+        i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        total = tl.load(parts_ptr + (2 * first + 1) * (BM * BN) + i)
+        for program in range(first + 1, last + 1):
+            total += tl.load(parts_ptr + 2 * program * (BM * BN) + i)
+        n, m = tile_of(tile, tl.cdiv(N, BN), tl.cdiv(M, BM), TOGETHER)
+        row, token = n * BN + i % BN, m * BM + i // BN
+        place = y_ptr + token.to(tl.int64) * stride_ym + row
+        tl.store(place, total.to(y_ptr.dtype.element_ty), mask=(row < N) & (token < M))

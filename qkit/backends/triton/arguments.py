@@ -7,10 +7,11 @@ from torch import Tensor
 from qkit.backends.triton import tiles
 from qkit.backends.triton.layout import BLOCK, KIND, Laid
 from qkit.backends.triton.new_enough import triton
-from qkit_kernels.triton import assembly
+from qkit_kernels.triton import assembly, pieces
 from qkit_kernels.triton import many as kernels
 
 TOGETHER = 8  # rows of tiles that are worked on together
+ADDED = 1024  # numbers that a program of `add_up` makes
 
 
 def constants(weight: Laid, ptx: bool) -> dict[str, object]:
@@ -56,18 +57,27 @@ def begins(early: bool) -> dict[str, bool]:
     return {"launch_pdl": True} if early else {}
 
 
-def reordered(x: Tensor, flags: Tensor, early: bool) -> Tensor:
-    """Aligned x in the order of columns in which wgmma meets them; and the flags are down."""
+def reordered(x: Tensor, early: bool) -> Tensor:
+    """Aligned x in the order of columns in which wgmma meets them."""
     tokens, features = x.shape
     ordered = torch.empty(tokens, features, dtype=x.dtype, device=x.device)
-    kernels.reorder[(tokens, triton.cdiv(features, 2048))](
-        x, ordered, flags, features, x.stride(0), BLOCK=2048, FLAGS=len(flags), EARLY=early
-    )
+    kernels.reorder[(tokens, triton.cdiv(features, 2048))](x, ordered, features, x.stride(0), BLOCK=2048, EARLY=early)
     return ordered
 
 
-def shared(cut: tiles.Many | tiles.Hopper, programs: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Room for the parts of tiles that programs share, and two flags for each program; nothing where none is shared."""
+def parts_of(cut: tiles.Many | tiles.Hopper, programs: int, y: Tensor) -> Tensor:
+    """Room for the parts of tiles that programs share; y, to which none is written, where none is shared."""
+    if not cut.split:
+        return y
     rows, tokens = cut.tile
-    parts, flags = (programs * rows * tokens, triton.next_power_of_2(2 * programs)) if cut.split else (0, 0)
-    return torch.empty(parts, device=device), torch.empty(flags, dtype=torch.int32, device=device)
+    return torch.empty(2 * programs, tokens, rows, dtype=torch.float32, device=y.device)
+
+
+def add_up(parts: Tensor, cut: tiles.Many | tiles.Hopper, weight: Laid, work: int, y: Tensor, early: bool) -> None:
+    """y where its `work` tiles were made in parts."""
+    if cut.split:
+        (bn, bm), (tokens, rows) = cut.tile, y.shape
+        pieces.add_up[(work, triton.cdiv(bn * bm, ADDED))](
+            parts, y, tokens, rows, weight.blocks, len(parts) // 2, work, rows,
+            BN=bn, BM=bm, TOGETHER=TOGETHER, BLOCK=ADDED, EARLY=early, **begins(early),
+        )  # fmt: skip

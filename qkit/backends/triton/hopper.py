@@ -5,7 +5,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from qkit.backends.triton import tiles
-from qkit.backends.triton.arguments import TOGETHER, begins, constants, pointers, reordered, shared, sizes
+from qkit.backends.triton.arguments import TOGETHER, add_up, begins, constants, parts_of, pointers, reordered, sizes
 from qkit.backends.triton.layout import BLOCK, Laid
 from qkit.backends.triton.new_enough import triton
 from qkit_kernels.triton import assembly, hopper
@@ -30,18 +30,18 @@ def planes(weight: Laid) -> list[TensorDescriptor]:
 
 def many(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Hopper) -> None:
     """y [M, N] of aligned x."""
-    tokens, rows = len(x), weight.shape[0]
+    tokens, rows, ordered = len(x), weight.shape[0], reordered(x, early=True)
     grid, off = (
         described(part.view(part.shape[0], -1), [16, 8 * part.shape[2]])
         for part in (weight.grid, weight.grid if weight.off is None else weight.off)
     )
     work = triton.cdiv(rows, 128) * triton.cdiv(tokens, cut.bm + cut.more)
     programs = cut.launched(work, weight.blocks)
-    parts, flags = shared(cut, programs, x.device)
-    ordered = reordered(x, flags, early=True)
+    parts = parts_of(cut, programs, y)
     hopper.many_hopper[(programs,)](
         described(ordered, [cut.bm, BLOCK]), described(ordered, [cut.more or cut.bm, BLOCK]), *planes(weight), grid, off,
-        *pointers(weight)[1:], y, parts, flags, tokens, rows, weight.blocks, work, rows,
+        *pointers(weight)[1:], y, parts, tokens, rows, weight.blocks, work, rows,
         BM=cut.bm, MORE=cut.more, **constants(weight, ptx=True), STAGES=cut.stages, TOGETHER=TOGETHER, TURNS=cut.in_turns,
         SPLIT=cut.split, num_warps=hopper.WARPS, maxnreg=hopper.REGISTERS, **begins(True),
     )  # fmt: skip
+    add_up(parts, cut, weight, work, y, early=True)

@@ -13,12 +13,13 @@ from qkit.backends import torch as plain
 from qkit.backends.triton import hopper, tiles, tuning
 from qkit.backends.triton.arguments import (
     TOGETHER,
+    add_up,
     aligned,
     begins,
     constants,
+    parts_of,
     pointers,
     reordered,
-    shared,
     sizes,
 )
 from qkit.backends.triton.layout import BLOCK, KIND, Laid, fits, laid
@@ -52,15 +53,16 @@ def many(
         drain, early: see the kernels; a card has them or not.
     """
     tokens, rows, features = len(x), weight.shape[0], x.shape[1]
+    described = TensorDescriptor(reordered(x, early), [tokens, features], [features, 1], [cut.bm, BLOCK])
     work = triton.cdiv(rows, cut.bn) * triton.cdiv(tokens, cut.bm)
     programs = cut.launched(work, weight.blocks)
-    parts, flags = shared(cut, programs, x.device)
-    described = TensorDescriptor(reordered(x, flags, early), [tokens, features], [features, 1], [cut.bm, BLOCK])
+    parts = parts_of(cut, programs, y)
     many_kernels.many[(programs,)](
-        described, *pointers(weight), y, parts, flags, tokens, rows, *sizes(weight), work, rows, **constants(weight, ptx),
+        described, *pointers(weight), y, parts, tokens, rows, *sizes(weight), work, rows, **constants(weight, ptx),
         WARPS=cut.warps, BN=cut.bn, BM=cut.bm, STAGES=cut.stages, TOGETHER=TOGETHER, SPLIT=cut.split, DRAIN=drain, EARLY=early,
         num_warps=cut.warps, **begins(early),
     )  # fmt: skip
+    add_up(parts, cut, weight, work, y, early)
 
 
 def floats(weight: Laid, ptx: bool = True) -> Tensor:

@@ -186,14 +186,15 @@ def _hopper_cuts(tokens: int, weight: Laid, card: Card) -> Iterator[tuple[float,
         yield -(-work // units) * blocks * price, min(work, units), False
         programs = min(units, work * (blocks // 2))
         if programs > 1 and work % programs:
-            yield -(-work * blocks // programs) * price + _HANDED_OVER + bm * _PART, programs, True
+            parts = programs + min(work, programs)  # a program begins in one tile and ends in another
+            yield -(-work * blocks // programs) * price + _ADD_UP + parts * bm * _PART, programs, True
 
     for bm, more, stages, in_turns, price in _HOPPER:
         room = (card.shared - 2048) // (256 * (bm + more) + 2048 * weight.bits + _grid_bytes(weight, 128))
         if room >= 2:
             for time, programs, split in ways(bm + more, price):
                 yield time, Hopper(bm, more, min(stages, room), in_turns, programs, split)
-    if weight.bits in (4, 8):  # a plane of 4 bits is read 16 bytes at a time; the others cost `many` half as much again
+    if weight.bits == 4:
         bm, stages = _that_fit(weight, 128, 256, 3, card)
         for time, programs, split in ways(bm, _MANY_BLOCK):
             yield time, Many(128, bm, 8, stages, programs, split)
@@ -224,15 +225,15 @@ def candidates(tokens: int, weight: Laid, card: Card) -> list[Few | Many | Hoppe
 
 # Tokens of a tile, and more of them; stages; in turns; microseconds of one block of 128 rows by 128 columns on an H200, W4
 _HOPPER = (
-    (32, 0, 6, False, 0.48),
-    (64, 0, 6, False, 0.57),
+    (32, 0, 6, False, 0.50),
+    (64, 0, 6, False, 0.58),
     (128, 0, 4, False, 0.80),
-    (128, 32, 4, True, 0.96),
+    (128, 32, 4, True, 0.93),
     (128, 64, 3, True, 1.10),
 )
-_MANY_BLOCK = 1.46  # the same of `many` and 256 tokens
-_HANDED_OVER = 1.5  # to hand a part over, and for each token of it
-_PART = 0.012
+_MANY_BLOCK = 1.41  # the same of `many` and 256 tokens; codes of 4 bits
+_ADD_UP = 4.0  # to begin to add parts up, and of each token of a part
+_PART = 1.3e-4
 
 _MANY = (  # up to so many tokens: rows and tokens of a tile, warps, stages
     (32, (64, 32, 4, 5)),
