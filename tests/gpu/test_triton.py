@@ -102,6 +102,38 @@ def test_the_same_product_a_hundred_times_is_the_same():
         assert all(torch.equal(adapter.product(x, laid), first) for _ in range(100))
 
 
+@pytest.mark.parametrize("tokens", [20, 70, 200, 400])
+def test_tiles_that_programs_share_are_the_same_on_two_streams_at_once(tokens):
+    """Parts are handed over in memory: what is read too early, or from another product, makes another sum."""
+    laid = layout.laid(weight(4, 1200, 4096, 128, "zero points", real=True).to("cuda"), torch.bfloat16)
+    card = tiles.card(0)
+    cuts = [cut for cut in tiles.candidates(tokens, laid, card) if getattr(cut, "split", False)]
+    inputs = [torch.randn(tokens, 4096, device="cuda").bfloat16() for _ in range(2)]
+    assert cuts
+
+    def product(x, cut):
+        y = torch.full((tokens, 1200), torch.nan, device="cuda", dtype=x.dtype)
+        adapter.launch(x, laid, y, cut, card)
+        return y
+
+    for cut in cuts:
+        first = [product(x, cut) for x in inputs]
+        assert all(off(y, x, w) <= 1 for y, x, w in zip(first, inputs, 2 * [laid_floats(laid)], strict=True)), cut
+        torch.cuda.synchronize()
+        streams, found = [torch.cuda.Stream() for _ in inputs], []
+        for _ in range(50):
+            for stream, x, y in zip(streams, inputs, first, strict=True):
+                with torch.cuda.stream(stream):
+                    found.append((product(x, cut) != y).any())
+        torch.cuda.synchronize()
+        assert not any(bool(wrong) for wrong in found), cut
+
+
+def laid_floats(laid):
+    """The weight that a laid one stands for, float64."""
+    return adapter.floats(laid).double()
+
+
 def large(rows, features, group, bits=4):
     """A weight as models have them, made on the card."""
     groups = 1 if group is None else features // group

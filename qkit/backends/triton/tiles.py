@@ -171,33 +171,47 @@ def _that_fit(weight: Laid, bn: int, bm: int, stages: int, card: Card) -> tuple[
 
 
 def hopper(tokens: int, weight: Laid, card: Card) -> Hopper | Many | None:
-    """On Hopper, what takes the least time by `_HOPPER` and `_MANY_BLOCK`; None elsewhere, and where it has no kernel."""
+    """On Hopper, what takes the least time by `_HOPPER`; None elsewhere, and for groups of 16, for which it has no kernel."""
     if not card.hopper or weight.grid.shape[2] == 8:
         return None
     return min(_hopper_cuts(tokens, weight, card), key=lambda cut: cut[0], default=(math.inf, None))[1]
 
 
 def _hopper_cuts(tokens: int, weight: Laid, card: Card) -> Iterator[tuple[float, Hopper | Many]]:
-    """What can be launched, and microseconds: those of a block times the blocks of the program that has most of them."""
-    rows, blocks, units = -(-weight.shape[0] // 128), weight.blocks, card.units
-
-    def ways(bm: int, price: float) -> Iterator[tuple[float, int, bool]]:
-        work = rows * -(-tokens // bm)
-        yield -(-work // units) * blocks * price, min(work, units), False
-        programs = min(units, work * (blocks // 2))
-        if programs > 1 and work % programs:
-            parts = programs + min(work, programs)  # a program begins in one tile and ends in another
-            yield -(-work * blocks // programs) * price + _ADD_UP + parts * bm * _PART, programs, True
-
+    """What can be launched, and microseconds of it, but for what all of them take."""
+    rows, blocks, units = weight.shape[0], weight.blocks, card.units
     for bm, more, stages, in_turns, price in _HOPPER:
         room = (card.shared - 2048) // (256 * (bm + more) + 2048 * weight.bits + _grid_bytes(weight, 128))
         if room >= 2:
-            for time, programs, split in ways(bm + more, price):
+            for most, programs, split, handed in _dealt(rows, 128, tokens, bm + more, blocks, units):
+                time = max(most, _BEGIN) * price + handed
                 yield time, Hopper(bm, more, min(stages, room), in_turns, programs, split)
-    if weight.bits == 4:
-        bm, stages = _that_fit(weight, 128, 256, 3, card)
-        for time, programs, split in ways(bm, _MANY_BLOCK):
-            yield time, Many(128, bm, 8, stages, programs, split)
+    if weight.bits not in (4, 8):  # planes of 4 bits are read 16 bytes at a time; others cost `many` half as much again
+        return
+    bm, stages = _that_fit(weight, 128, 256, 3, card)
+    for most, programs, split, handed in _dealt(rows, 128, tokens, bm, blocks, units):
+        yield most * 1.46 + 1.3 * handed, Many(128, bm, 8, stages, programs, split)
+    for most, programs, split, handed in _dealt(
+        rows, 64, tokens, 64, blocks, 2 * units
+    ):  # two programs on a multiprocessor
+        yield most * (0.66 if programs > units else 0.44) + handed, Many(64, 64, 4, 5, programs, split)
+
+
+def _dealt(
+    rows: int, bn: int, tokens: int, bm: int, blocks: int, places: int
+) -> Iterator[tuple[int, int, bool, float]]:
+    """How tiles can be dealt out to as many programs as have a place at once.
+
+    Returns:
+        blocks of the program that has most, programs, whether tiles are split, microseconds to hand parts over.
+    """
+    work = -(-rows // bn) * -(-tokens // bm)
+    yield -(-work // places) * blocks, min(work, places), False, 0.0
+    for share in range(2, min(places // work, blocks // 2) + 1):  # so many programs to a tile, each within it
+        yield -(-blocks // share), work * share, True, 1 + 0.025 * bm
+    programs = min(places, work * (blocks // 2))
+    if programs > 1 and programs % work:  # equal stretches: a program ends one tile and begins another
+        yield -(-work * blocks // programs), programs, True, 3 + 0.06 * bm
 
 
 def candidates(tokens: int, weight: Laid, card: Card) -> list[Few | Many | Hopper]:
@@ -214,10 +228,9 @@ def candidates(tokens: int, weight: Laid, card: Card) -> list[Few | Many | Hoppe
         found = [hopper(tokens, weight, card) or by_table, by_table]
         for _, (bn, bm, warps, stages) in _MANY_SMALL_TILES if card.small_tiles else _MANY:
             if bm < 2 * tokens and _shared(weight, bn, bm, stages) <= card.shared:
-                work, units = -(-rows // bn) * -(-tokens // bm), card.units if bm > 64 else 2 * card.units
-                found.append(Many(bn, bm, warps, stages, work))
-                if blocks > 1:
-                    found.append(Many(bn, bm, warps, stages, min(units, work * (blocks // 2)), True))
+                work = -(-rows // bn) * -(-tokens // bm)
+                shares = [share for share in (1, 2, 4) if 2 * share <= max(2, blocks)]
+                found += [Many(bn, bm, warps, stages, work * share, share > 1) for share in shares]
         if card.hopper and weight.grid.shape[2] < 8:
             found += [cut for _, cut in _hopper_cuts(tokens, weight, card)]
     return list(dict.fromkeys(found))
@@ -225,15 +238,13 @@ def candidates(tokens: int, weight: Laid, card: Card) -> list[Few | Many | Hoppe
 
 # Tokens of a tile, and more of them; stages; in turns; microseconds of one block of 128 rows by 128 columns on an H200, W4
 _HOPPER = (
-    (32, 0, 6, False, 0.50),
-    (64, 0, 6, False, 0.58),
+    (32, 0, 6, False, 0.48),
+    (64, 0, 6, False, 0.57),
     (128, 0, 4, False, 0.80),
-    (128, 32, 4, True, 0.93),
+    (128, 32, 4, True, 0.96),
     (128, 64, 3, True, 1.10),
 )
-_MANY_BLOCK = 1.41  # the same of `many` and 256 tokens; codes of 4 bits
-_ADD_UP = 4.0  # to begin to add parts up, and of each token of a part
-_PART = 1.3e-4
+_BEGIN = 12  # blocks below which it gets no faster
 
 _MANY = (  # up to so many tokens: rows and tokens of a tile, warps, stages
     (32, (64, 32, 4, 5)),
