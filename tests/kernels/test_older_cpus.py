@@ -14,9 +14,9 @@ COMPILED = """
 import sys
 from numba import njit, types
 from qkit_kernels.numba import steps
-
+from qkit_kernels.numba.tiles import dots
 from qkit_kernels.numba.vector import dot4_each, dots_in_place, has, load_each, load_i32, load_lanes, \\
-    load_f32, lookup, pointer, store_f32, store_i32, zeros_i32
+    add_each, load_f32, lookup, pairs_together, pointer, store_f32, store_i32, zeros_i32
 
 assert not has("avx512f") and has("avx2") and has("avxvnni") == (sys.argv[1] == "AVX-VNNI")
 
@@ -33,6 +33,11 @@ def floats(packed, x, bits, out):
 def table(numbers, index, out):
     store_f32(pointer(out), 0, lookup(load_f32(pointer(numbers), 0), load_i32(pointer(index), 0)))
 
+@njit
+def tile(codes, x, bits, out):
+    sums = dots(pointer(codes), 128, 0, 128, pointer(x), (None,), bits)
+    add_each(pointer(out), 0, 16, sums)
+
 def compiled(function, *kinds):
     function.compile(kinds)
     text = function.inspect_asm(function.signatures[-1])
@@ -47,6 +52,14 @@ for bits in (4, 8):
         assert count["vpdpbusd"] == 2 and not count["vpmaddubsw"], count
     else:  # eight bits in two parts, so that no sum of 16 bits saturates
         assert count["vpmaddubsw"] == count["vpmaddwd"] == {4: 2, 8: 4}[bits], count
+for bits in (2, 3, 4, 5, 6, 7):
+    compiled(tile, u8, i8, static(bits), i32)
+    loop = steps.instructions(steps.inner_loop(tile.inspect_asm(tile.signatures[-1]), "vpmaddubsw", "vpdpbusd"))
+    if has("avxvnni"):
+        assert loop["vpdpbusd"] == 12, loop
+    else:  # six rows of two vectors; below seven bits sums of 16 bits are widened between two loops, or once in a few rounds
+        rare = (0, loop["vpmaddubsw"] // pairs_together(bits))
+        assert loop["vpmaddubsw"] % 12 == 0 and loop["vpmaddwd"] in (rare if bits < 7 else rare[1:]), (bits, loop)
 for bits, unit in ((2, 16), (3, 4), (4, 8)):  # a mask or a shift, a conversion, a multiply-add: for eight codes
     count = compiled(floats, u8, f32, static(bits), f32)
     products = sum(number for name, number in count.items() if name.startswith(("vfmadd", "vmulps")))

@@ -20,6 +20,7 @@ from qkit_kernels.numba.vector import (
     Static,
     add_each,
     add_outer,
+    add_outer_pairs,
     add_scaled_each,
     as_float,
     dot4,
@@ -36,6 +37,7 @@ from qkit_kernels.numba.vector import (
     nth_bytes,
     nth_code,
     nth_signed,
+    pairs_together,
     pointer,
     prefetch,
     scale_each,
@@ -50,6 +52,7 @@ from qkit_kernels.numba.vector import (
     tile_rows,
     to_f32,
     widen,
+    widen_each,
     zeros_each,
     zeros_f32,
     zeros_i32,
@@ -312,11 +315,77 @@ def tile_of_bytes(w, stride, x, vectors, bits, at, room, sums, scales, group, gr
     add_scaled_each(pointer(scaled), at, room, totals, pointer(scales), group, groups)
 
 
+@njit
+def tile_of_pairs(w, stride, x, vectors, together, room, sums):
+    totals = zeros_tile(zeros_i32(), vectors)
+    for first in range(0, x.shape[0], together):
+        pairs = zeros_tile(zeros_i32(), vectors)
+        for four in range(first, min(first + together, x.shape[0])):
+            xs = load_each(pointer(x), four * x.shape[1] * x.shape[2], vectors, zeros_i32())
+            pairs = add_outer_pairs(pairs, pointer(w), 4 * four, stride, xs)
+        totals = widen_each(pairs, totals)
+    add_each(pointer(sums), 0, room, totals)
+
+
+def products_of_pairs(w, x, together, vectors=1):
+    """w [rows of a tile, 4 n] with x [n, lanes, 4] by the kernel, and exactly."""
+    rows, lanes = w.shape[0], x.shape[1]
+    found = np.zeros((rows, lanes), np.int32)
+    tile_of_pairs(w.ravel(), w.shape[1], x, Static(vectors), together, lanes, found)
+    return found, w.astype(np.int64) @ x.transpose(0, 2, 1).reshape(-1, lanes)
+
+
+needs_avx2 = pytest.mark.skipif(not has("avx2"), reason="an instruction of AVX2")
+
+
 def around(sums, at, room, added):
     """What `sums` become when rows `room` numbers apart get `added`; what stands between them stays."""
     for r, row in enumerate(added):
         sums[at + r * room : at + r * room + len(row)] += row
     return sums
+
+
+def test_as_many_pairs_are_added_in_16_bits_as_these_hold_and_no_more():
+    assert [pairs_together(bits) for bits in range(2, 9)] == [8, 8, 8, 4, 2, 1, 0]
+    for bits in range(2, 9):
+        ends = [2 * (2**bits - 1) * byte for byte in (-128, 127)]  # of one result
+        fits = [n for n in range(100) if n * ends[0] >= -(2**15) and n * ends[1] < 2**15]
+        assert pairs_together(bits) == min(8, max(fits))
+    assert 8 * 2 * 15 * 127 == 30_480 < 2**15
+
+
+@needs_avx2
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7])
+def test_extreme_codes_and_bytes_fill_16_bits_and_are_exact(bits):
+    """All codes at an end, all bytes at an end, and each lane of 16 bits at an end of its own; the last round is not full."""
+    together, rows = pairs_together(bits), tile_rows()
+    for fours in (together, 5 * together + 1):
+        for code in (0, 1, 2**bits - 1):
+            for signs in ((1, 1, 1, 1), (-1, -1, -1, -1), (1, 1, -1, -1), (-1, 1, 1, -1)):
+                for size in (127, 128):
+                    w = np.full((rows, 4 * fours), code, np.uint8)
+                    four = [max(min(sign * size, 127), -128) for sign in signs]
+                    x = np.tile(np.array(four, np.int8), (fours, 16, 1))
+                    found, expected = products_of_pairs(w, x, together)
+                    np.testing.assert_array_equal(found, expected)
+
+
+@needs_avx2
+def test_one_pair_more_would_saturate():
+    """What the bound keeps away, so that the tests above would see it."""
+    x, w = np.full((9, 16, 4), 127, np.int8), np.full((tile_rows(), 36), 15, np.uint8)
+    found, expected = products_of_pairs(w, x, 9)
+    assert (found != expected).all()
+
+
+@needs_avx2
+@pytest.mark.parametrize("vectors", [1, 2])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
+def test_a_tile_of_pairs_is_multiplied_each_row_and_lane_for_itself(bits, vectors):
+    w = integers(0, 2**bits, tile_rows(), 4 * 19, dtype=np.uint8)
+    x = integers(-128, 128, 19, 16 * vectors, 4, dtype=np.int8, seed=1)
+    found, expected = products_of_pairs(w, x, pairs_together(bits), vectors)
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("vectors", [1, 2])

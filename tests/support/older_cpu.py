@@ -2,7 +2,8 @@
 
     python tests/support/older_cpu.py [quick] BITS            (with NUMBA_CPU_NAME and NUMBA_CPU_FEATURES)
 
-"quick" compiles the kernels of one token only. Exits with an error where a product is not exactly what it has to be.
+"quick" compiles the kernels of one token, and of many with INT8 activations. Exits with an error where a product is not
+exactly what it has to be.
 """
 
 import sys
@@ -17,7 +18,7 @@ from qkit import NF4, quantize_tensor
 from qkit.backends.numba import linear as cpu
 
 *quick, bits = sys.argv[1:]
-bits, few, many = int(bits), (1,) if quick else (1, 2, 3, 4), () if quick else (18,)
+bits, few, many, extreme = int(bits), (1,) if quick else (1, 2, 3, 4), () if quick else (18,), (18,)
 for i, (rows, features, size) in enumerate([(7, 777, None), (3, 5, None), (17, 480, 96), (5, 2080, 32)]):
     for kind in ("symmetric", "zero points"):
         q = weight(bits, rows, features, size, kind, seed=i)
@@ -25,6 +26,15 @@ for i, (rows, features, size) in enumerate([(7, 777, None), (3, 5, None), (17, 4
             x = whole_codes(tokens, features, seed=i)
             assert torch.equal(cpu.weight_only_linear(x, q).double(), exact(x, q)), (tokens, q)
             assert torch.equal(cpu.integer_linear(x, q).double(), exact(x, q)), (tokens, q)
+for size in (None, 32, 80):  # all codes and all inputs at an end: sums as large as they can be
+    for code in (0, 2**bits - 1):
+        shape = (13, 160 if size else 164)
+        codes, scales = torch.full(shape, code), torch.ones(13, shape[1] // size if size else 1)
+        for zero_points in (None, torch.full(scales.shape, 2**bits - 1 - code)):
+            q = type(q).from_codes(codes, scales, bits, zero_points)
+            for tokens in (*few, *extreme):
+                for x in (torch.full((tokens, shape[1]), 127.0), torch.full((tokens, shape[1]), -127.0)):
+                    assert torch.equal(cpu.integer_linear(x, q).double(), exact(x, q)), (tokens, code, q)
 zeros = type(q).from_codes(torch.full((9, 260), 2 ** (bits - 1)), torch.ones(9, 1), bits)
 for tokens in (*few, *many):
     x = 100 * random(tokens, 260)

@@ -26,11 +26,15 @@ from qkit_kernels.numba.vector import (
     Static,
     add_each,
     add_outer,
+    add_outer_pairs,
     has,
     load_each,
+    pairs_together,
     tile_rows,
     transpose16,
     value,
+    widen_each,
+    widens,
     zeros_f32,
     zeros_i32,
     zeros_tile,
@@ -94,17 +98,36 @@ def add_products(w, stride, length, x, first, vectors, sums, at, room):
     add_each(sums, at, room, totals)
 
 
-@njit(forceinline=True)
 def dots(w, stride, start, stop, x, vectors, bits):
     """sum_k w[r stride + k] x[k, t], codes of b bits in the bytes start .. stop - 1, for one tile: whole numbers.
 
     x[k lanes + 4 t ..] holds four features, from k on, of token t.
     """
-    totals = zeros_tile(zeros_i32(), vectors)
-    for k in range(start, stop, 4):
-        xs = load_each(x, k * LANES * value(vectors), vectors, zeros_i32())
-        totals = add_outer(totals, w, k, stride, xs, bits)
-    return totals
+    raise NotImplementedError("dots is for kernels")
+
+
+@overload(dots, jit_options={"forceinline": True})
+def _dots(w, stride, start, stop, x, vectors, bits):
+    together = 4 * pairs_together(bits.count) if widens() else 0  # features whose products are added in 16 bits
+
+    def in_32_bits(w, stride, start, stop, x, vectors, bits):
+        totals = zeros_tile(zeros_i32(), vectors)
+        for k in range(start, stop, 4):
+            xs = load_each(x, k * LANES * value(vectors), vectors, zeros_i32())
+            totals = add_outer(totals, w, k, stride, xs, bits)
+        return totals
+
+    def in_16_bits(w, stride, start, stop, x, vectors, bits):
+        totals = zeros_tile(zeros_i32(), vectors)
+        for first in range(start, stop, together):
+            pairs = zeros_tile(zeros_i32(), vectors)
+            for k in range(first, min(first + together, stop), 4):
+                xs = load_each(x, k * LANES * value(vectors), vectors, zeros_i32())
+                pairs = add_outer_pairs(pairs, w, k, stride, xs)
+            totals = widen_each(pairs, totals)
+        return totals
+
+    return in_16_bits if together > 4 else in_32_bits
 
 
 @njit

@@ -12,6 +12,7 @@ process when it is asked for an instruction that the target lacks. Numba's cache
 """
 
 import operator
+from functools import partial
 
 from llvmlite import binding, ir
 from numba import config, types
@@ -469,24 +470,65 @@ def _rows_of(builder, first, stride, count):
 @intrinsic
 def add_outer(_context, totals, w, first, stride, xs, bits):
     """totals[r, v] + w_r xs[v], w_r read at w[first + r stride]: a float32, bits is None; or four codes of b bits."""
+    if xs.dtype is F32:
+        return totals(totals, w, types.intp, types.intp, xs, bits), _outer(xs, _fma)
+
+    def product(builder, spread, x, total):
+        return _dot4(builder, total, spread, x, bits.count)
+
+    return totals(totals, w, types.intp, types.intp, xs, bits), _outer(xs, product)
+
+
+def _outer(xs, product):
+    """product(builder, w_r everywhere, xs[v], totals[r, v]) for each r and v."""
     vectors, kind = len(xs), xs.dtype
     number, vector = (_F32, _V16F32) if kind is F32 else (_I32, _V16I32)
 
     def build(builder, args):
-        totals, w, first, stride, xs, _ = args
+        totals, w, first, stride, xs = args[:5]
         totals, xs = (cgutils.unpack_tuple(builder, pack) for pack in (totals, xs))
         made = []
         for r, place in enumerate(_rows_of(builder, first, stride, len(totals) // vectors)):
             found = builder.load(builder.bitcast(builder.gep(w, [place]), number.as_pointer()))
             found.align = 4 if kind is F32 else 1
             spread = _splat(builder, found, vector)
-            for v, x in enumerate(xs):
-                total = totals[r * vectors + v]
-                floats = kind is F32
-                made.append(_fma(builder, spread, x, total) if floats else _dot4(builder, total, spread, x, bits.count))
+            made += [product(builder, spread, x, totals[r * vectors + v]) for v, x in enumerate(xs)]
         return made
 
-    return totals(totals, w, types.intp, types.intp, xs, bits), _each(build)
+    return _each(build)
+
+
+def widens() -> bool:
+    """Whether bytes are multiplied by `vpmaddubsw`, into 16 bits: AVX2 without VNNI."""
+    return has("avx2") and not has("avxvnni") and not has("avx512vnni")
+
+
+def pairs_together(bits: int) -> int:
+    """How many results of `vpmaddubsw` are added in 16 bits before `widen_each`: at most 8; 0 where not even one would fit.
+
+    A result is two products of a code of b bits, 0 .. 2^b - 1, and a byte, -128 .. 127. If n (2^b - 1) <= 128, the sum of n
+    results lies between -2 n (2^b - 1) 128 >= -2^15 and 2 n (2^b - 1) 127 < 2^15: eight of 4 bits (and bytes -127 .. 127 make
+    no more than 30,480), four of 5, two of 6, one of 7. Of 2 and 3 bits there could be 42 and 18; after eight, little is left
+    to save.
+    """
+    return min(8, 128 // (2**bits - 1))
+
+
+@intrinsic
+def add_outer_pairs(_context, pairs, w, first, stride, xs):
+    """`add_outer` of four codes into sums of 16 bits, two in a lane of int32: `pairs_together` times. AVX2."""
+    return pairs(pairs, w, types.intp, types.intp, xs), _outer(xs, _add_pairs)
+
+
+@intrinsic
+def widen_each(_context, pairs, totals):
+    """(total + the two sums of 16 bits in each lane) for each of pairs and totals. AVX2."""
+
+    def build(builder, args):
+        both = zip(*(cgutils.unpack_tuple(builder, pack) for pack in args), strict=True)
+        return [_by_halves(builder, _widened, pair, total) for pair, total in both]
+
+    return totals(pairs, totals), _each(build)
 
 
 def _fma(builder, x, y, total):
@@ -577,11 +619,7 @@ def _dot4(builder, total, a, b, bits):
     if has("avx512vnni"):
         return _x86(builder, "avx512.vpdpbusd.512", _V16I32, total, a, b)
     if has("avxvnni") or has("avx2"):
-        step = _dot4_vnni if has("avxvnni") else _dot4_avx2
-        halves = [
-            step(builder, *(_shuffle(builder, v, range(at, at + 8)) for v in (total, a, b)), bits) for at in (0, 8)
-        ]
-        return _joined(builder, *halves)
+        return _by_halves(builder, partial(_dot4_vnni if has("avxvnni") else _dot4_avx2, bits=bits), total, a, b)
     # Byte j of all lanes at once, widened in its lane by shifts; products of 16-bit numbers, so that pmaddwd will do.
     for j in range(4):
         left, down = (ir.Constant(_V16I32, [count] * 16) for count in (24 - 8 * j, 24))
@@ -591,7 +629,14 @@ def _dot4(builder, total, a, b, bits):
     return total
 
 
-_V8I32, _V16I16, _V32I8 = ir.VectorType(_I32, 8), ir.VectorType(_I16, 16), ir.VectorType(_I8, 32)
+_V8I32, _V16I16, _V32I16 = ir.VectorType(_I32, 8), ir.VectorType(_I16, 16), ir.VectorType(_I16, 32)
+_V32I8 = ir.VectorType(_I8, 32)
+
+
+def _by_halves(builder, step, *vectors):
+    """What `step` makes of registers of 32 bytes, for 64."""
+    halves = [step(builder, *(_shuffle(builder, v, range(at, at + 8)) for v in vectors)) for at in (0, 8)]
+    return _joined(builder, *halves)
 
 
 def _dot4_vnni(builder, total, a, b, bits):
@@ -609,8 +654,25 @@ def _dot4_avx2(builder, total, a, b, bits):
         for part in (0x7F, 0x80):
             total = _dot4_avx2(builder, total, builder.and_(a, _every_byte(part)), b, 7)
         return total
-    pairs = _x86(builder, "avx2.pmadd.ub.sw", _V16I16, builder.bitcast(a, _V32I8), builder.bitcast(b, _V32I8))
-    return builder.add(total, _x86(builder, "avx2.pmadd.wd", _V8I32, pairs, ir.Constant(_V16I16, [1] * 16)))
+    return _widened(builder, _pairs(builder, a, b), total)
+
+
+def _pairs(builder, a, b):
+    """16 sums of two products, in 16 bits."""
+    found = _x86(builder, "avx2.pmadd.ub.sw", _V16I16, builder.bitcast(a, _V32I8), builder.bitcast(b, _V32I8))
+    return builder.bitcast(found, _V8I32)
+
+
+def _add_pairs(builder, a, b, totals):
+    """totals + `_pairs`, for 64 bytes."""
+    pairs = _by_halves(builder, _pairs, a, b)
+    return builder.bitcast(builder.add(*(builder.bitcast(v, _V32I16) for v in (totals, pairs))), _V16I32)
+
+
+def _widened(builder, pairs, total):
+    """total + both sums of 16 bits of each lane."""
+    ones = ir.Constant(_V16I16, [1] * 16)
+    return builder.add(total, _x86(builder, "avx2.pmadd.wd", _V8I32, builder.bitcast(pairs, _V16I16), ones))
 
 
 def _every_byte(number: int):

@@ -1,0 +1,79 @@
+"""Linear layers by one thread, in its own CPU time: for a busy machine, and for the ways of processors that are older than it.
+
+python benchmarks/one_thread.py [--without avx512 avxvnni] [--tokens 128] [--shape 4096x4096] [--row "W4 g128 A8"] [--rounds 15]
+
+Contenders are those of `qkit bench cpu`. All take turns in one process, on weights that together no cache holds, and what is
+printed of each is the least and the median CPU time of a call, and both beside torch's float32. CPU time leaves out the waiting
+for a core; what others do to caches and memory meanwhile it does not.
+
+--without compiles qkit's kernels for this processor less the instruction sets whose names hold a part, and holds torch, MKL
+and oneDNN to AVX2. onnxruntime has no such setting: it keeps what the processor has.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from statistics import median
+
+from qkit_kernels.numba.steps import processor_without
+
+TO_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+ROWS = ("fp32", "W4 g128", "W4 g128 A8", "W8A8 dynamic", "W4 g128 sym level 4", "W4 g128 sym level 0")
+WORKING_SET = 2**26  # bytes
+AGAIN = "QKIT_ONE_THREAD"  # set where this file has called itself
+
+
+def main() -> None:
+    """Measure and print, in a process that was told of its processor before it began."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--without", nargs="*", default=[], help="parts of names of instruction sets")
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--shape", default="4096x4096", help="out x in")
+    parser.add_argument("--row", action="append", help="a contender; repeat it")
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    if AGAIN in os.environ:
+        measure(arguments)
+        return
+    told = {**processor_without(*arguments.without), **(TO_AVX2 if arguments.without else {})}
+    environment = {**os.environ, **told, "OMP_NUM_THREADS": "1", AGAIN: "1"}
+    raise SystemExit(subprocess.call([sys.executable, *sys.argv], env=environment))
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """All contenders in turn, and a line for each."""
+    import torch
+
+    from qkit.bench import linear
+    from qkit.bench.record import describe_machine
+    from qkit.bench.timing import Rotation
+
+    torch.set_num_threads(1)
+    shape = linear.parse_shape(arguments.shape)
+    weight, x = linear.draw_weight(shape), linear.draw_inputs(arguments.tokens, shape[1])
+    chosen = [next(c for c in linear.CONTENDERS if c.name == name) for name in arguments.row or ROWS]
+    calls, seconds = {}, {contender.name: [] for contender in chosen}
+    with torch.inference_mode():
+        for contender in chosen:
+            layers = linear.fill(contender, weight, WORKING_SET)
+            linear.checked_error(contender, layers[0], x, weight)
+            calls[contender.name] = Rotation([layer.call for layer in layers], contender.native(x))
+        for _ in range(arguments.rounds):
+            for name, call in calls.items():
+                call()  # what the one before left in the caches is not its fault
+                for _ in range(linear.block_of(arguments.tokens)):
+                    start = time.thread_time()
+                    call()
+                    seconds[name].append(time.thread_time() - start)
+    print(describe_machine())
+    least, middle = min(seconds[chosen[0].name]), median(seconds[chosen[0].name])
+    print(f"{arguments.shape}, {arguments.tokens} tokens, {arguments.rounds} rounds, CPU time of one thread")
+    for name, taken in seconds.items():
+        numbers = f"{1e3 * min(taken):8.2f} ms {1e3 * median(taken):8.2f} ms"
+        print(f"{name:22} {numbers}   {min(taken) / least:6.3f} {median(taken) / middle:6.3f}")
+
+
+if __name__ == "__main__":
+    main()
