@@ -53,7 +53,7 @@ def tune(
     with torch.cuda.device_of(q.packed):
         for tokens in regions:
             name = tuning.case(tokens, weight)
-            if name is None or tokens >= linear.most(card):
+            if name is None or tokens >= linear.most(weight, card):
                 continue
             x = linear.aligned(torch.randn(tokens, q.shape[1], device=device).to(dtype))
             y = torch.empty(tokens, q.shape[0], dtype=dtype, device=device)

@@ -75,13 +75,17 @@ def floats(weight: Laid, ptx: bool = True) -> Tensor:
     return out
 
 
-def most(card: tiles.Card) -> int:
-    """Tokens from which the weight is made floats first: fewer where small tiles make it floats again and again."""
+def most(weight: Laid, card: tiles.Card) -> int:
+    """Tokens from which the weight is made floats first: fewer where small tiles make it floats again and again, or where that is
+    more work than shifting 2 or 4 bits into place.
+    """
     if not card.tensor_cores or (card.small_tiles and not card.ptx):  # AMD's RDNA spills in all tiles of `many`
         return tiles.TOKENS + 1
     if card.small_tiles:
         return MOST // 4
-    return MOST + MOST // 4 if card.hopper else MOST
+    if not card.hopper:
+        return MOST
+    return MOST + MOST // 4 if weight.bits in (2, 4) and weight.table is None else MOST - MOST // 4
 
 
 def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
@@ -90,12 +94,12 @@ def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
     if not len(x):
         return y
     card = tiles.card(x.device.index)
-    if len(x) >= most(card):
+    if len(x) >= most(weight, card):
         return torch.mm(x, floats(weight, card.ptx).T, out=y)
     x = aligned(x)
     if (cut := tuning.chosen(len(x), weight, card)) is not None:
         launch(x, weight, y, cut, card)
-    elif len(x) <= tiles.TOKENS:
+    elif len(x) <= tiles.few_tokens(weight, card):
         launch(x, weight, y, tiles.few(weight.shape[0], weight.blocks, card.units, len(x)), card)
     elif (cut := tiles.hopper(len(x), weight, card)) is not None:
         launch(x, weight, y, cut, card)

@@ -132,6 +132,11 @@ def few(rows: int, blocks: int, units: int, tokens: int = 1) -> Few:
     return Few(warps, 1, -(-stretches // turns), turns)
 
 
+def few_tokens(weight: Laid, card: Card) -> int:
+    """Up to how many tokens `few` is best: on Hopper 8 for groups of 32, of whose scales it reads most."""
+    return card.narrow if card.hopper and weight.grid.shape[2] == 4 else TOKENS
+
+
 def _warps(rows: int, units: int, most: int) -> int:
     """Enough to keep every multiprocessor reading, about twelve on each: four to sixteen to a program, above four no more than
     `most`.
@@ -183,41 +188,40 @@ def _hopper_cuts(tokens: int, weight: Laid, card: Card) -> Iterator[tuple[float,
     for bm, more, stages, in_turns, price in _HOPPER:
         room = (card.shared - 2048) // (256 * (bm + more) + 2048 * weight.bits + _grid_bytes(weight, 128))
         if room >= 2:
-            for most, programs, split, handed in _dealt(rows, 128, tokens, bm + more, blocks, units):
-                time = max(most, _BEGIN) * price + handed
-                yield time, Hopper(bm, more, min(stages, room), in_turns, programs, split)
-    if weight.bits not in (4, 8):  # planes of 4 bits are read 16 bytes at a time; others cost `many` half as much again
-        return
-    bm, stages = _that_fit(weight, 128, 256, 3, card)
-    for most, programs, split, handed in _dealt(rows, 128, tokens, bm, blocks, units):
-        yield most * 1.46 + 1.3 * handed, Many(128, bm, 8, stages, programs, split)
-    for most, programs, split, handed in _dealt(
-        rows, 64, tokens, 64, blocks, 2 * units
-    ):  # two programs on a multiprocessor
-        yield most * (0.66 if programs > units else 0.44) + handed, Many(64, 64, 4, 5, programs, split)
+            for most, programs, parts in _dealt(rows, 128, tokens, bm + more, blocks, units):
+                time = _PRODUCER + most * price + parts * (0.5 + 0.04 * (bm + more))
+                yield time, Hopper(bm, more, min(stages, room), in_turns, programs, parts > 0)
+    if weight.bits in (4, 8):  # planes of 4 bits are read 16 bytes at a time; others cost `many` half as much again
+        bm, stages = _that_fit(weight, 128, 256, 3, card)
+        for most, programs, parts in _dealt(rows, 128, tokens, bm, blocks, units):
+            cut = Many(128, bm, 8, stages, programs if parts else -(-rows // 128) * -(-tokens // bm), parts > 0)
+            yield most * 1.46 + parts * (0.5 + 0.04 * bm), cut
+    if weight.bits == 4:
+        for most, programs, parts in _dealt(rows, 64, tokens, 64, blocks, 2 * units):  # two on a multiprocessor
+            price = 0.66 if programs > units else 0.55 if parts else 0.44
+            handed = 7.0 if parts == _STRETCHES else 3.2 if parts else 0.0
+            yield most * price + handed, Many(64, 64, 4, 5, programs, parts > 0)
 
 
-def _dealt(
-    rows: int, bn: int, tokens: int, bm: int, blocks: int, places: int
-) -> Iterator[tuple[int, int, bool, float]]:
+def _dealt(rows: int, bn: int, tokens: int, bm: int, blocks: int, places: int) -> Iterator[tuple[int, int, float]]:
     """How tiles can be dealt out to as many programs as have a place at once.
 
     Returns:
-        blocks of the program that has most, programs, whether tiles are split, microseconds to hand parts over.
+        blocks of the program that has most, programs, and what handing parts over costs, in that of two parts of each tile.
     """
     work = -(-rows // bn) * -(-tokens // bm)
-    yield -(-work // places) * blocks, min(work, places), False, 0.0
+    yield -(-work // places) * blocks, min(work, places), 0.0
     for share in range(2, min(places // work, blocks // 2) + 1):  # so many programs to a tile, each within it
-        yield -(-blocks // share), work * share, True, 1 + 0.025 * bm
+        yield -(-blocks // share), work * share, share / 2
     programs = min(places, work * (blocks // 2))
     if programs > 1 and programs % work:  # equal stretches: a program ends one tile and begins another
-        yield -(-work * blocks // programs), programs, True, 3 + 0.06 * bm
+        yield -(-work * blocks // programs), programs, _STRETCHES
 
 
 def candidates(tokens: int, weight: Laid, card: Card) -> list[Few | Many | Hopper]:
     """What may be tried for so many tokens; what the table says comes first (`tuning`)."""
     rows, blocks = weight.shape[0], weight.blocks
-    if tokens <= TOKENS:
+    if tokens <= few_tokens(weight, card):
         found: list[Few | Many | Hopper] = [few(rows, blocks, card.units, tokens)]
         for warps in (4, 8, 16):
             stretches = -(-blocks // warps)
@@ -244,7 +248,10 @@ _HOPPER = (
     (128, 32, 4, True, 0.96),
     (128, 64, 3, True, 1.10),
 )
-_BEGIN = 12  # blocks below which it gets no faster
+_STRETCHES = (
+    2.2  # what handing over costs where programs end one tile and begin another: twice, and two ends to a program
+)
+_PRODUCER = 1.3  # microseconds until it has been begun, which `many` has not
 
 _MANY = (  # up to so many tokens: rows and tokens of a tile, warps, stages
     (32, (64, 32, 4, 5)),
