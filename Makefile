@@ -79,9 +79,10 @@ test-compiled: .venv/installed-dev
 	$(BIN)/python -m pytest -m compiled
 
 # On a machine with a card, by a Python that has torch, triton and pytest already: PYTHON=python3 make test-gpu. Most of the time
-# goes into compiling: with pytest-xdist, and some GB of the card for each, WORKERS=8 does it at once.
+# goes into compiling: with pytest-xdist, and some GB of the card for each, WORKERS=8 does it at once. torch's compiler starts no
+# processes of its own for it: on an H200 some tests' processes did not end, which may have waited for those.
 test-gpu:
-	TRITON_INTERPRET=0 PYTHONPATH=.:kernels$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) -m pytest --noconftest -m gpu tests/gpu \
+	TRITON_INTERPRET=0 TORCHINDUCTOR_COMPILE_THREADS=1 PYTHONPATH=.:kernels$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) -m pytest --noconftest -m gpu tests/gpu \
 		$(if $(WORKERS),-n $(WORKERS))
 
 # Layers and models beside other libraries, on a machine that does nothing else; a quarter of an hour.

@@ -83,7 +83,14 @@ def parts() -> list[Part]:
     one_hangs = ("-o", f"faulthandler_timeout={HANGS}", "--tb=short", "--durations=10")
     check = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", python, "tests/support/launches.py")
     found = [
-        Part("tests", "tests", (*tests, *several, *one_hangs), 420, None, kernels),
+        Part(
+            "tests",
+            "tests",
+            (*tests, *several, *one_hangs),
+            420,
+            None,
+            {**kernels, "TORCHINDUCTOR_COMPILE_THREADS": "1"},
+        ),
         Part("sanitizer", "sanitizer", check, 240, None, {**kernels, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}),
     ]
     for rows, features in SHAPES:
