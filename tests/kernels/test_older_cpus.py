@@ -15,7 +15,7 @@ import sys
 from numba import njit, types
 from qkit_kernels.numba import steps
 from qkit_kernels.numba.tiles import dots
-from qkit_kernels.numba.vector import dot4_each, dots_in_place, has, load_each, load_i32, load_lanes, \\
+from qkit_kernels.numba.vector import dot4_each, dots_by_bytes, dots_in_place, has, load_each, load_i32, load_lanes, \\
     add_each, load_f32, lookup, pairs_together, pointer, store_f32, store_i32, zeros_i32
 
 assert not has("avx512f") and has("avx2") and has("avxvnni") == (sys.argv[1] == "AVX-VNNI")
@@ -28,6 +28,11 @@ def integers(codes, x, bits, out):
 @njit
 def floats(packed, x, bits, out):
     store_f32(pointer(out), 0, dots_in_place(load_lanes(pointer(packed), 0, bits), pointer(x), 0, (None,), bits)[0])
+
+@njit
+def codebook(numbers, packed, x, out):
+    found = dots_by_bytes(load_i32(pointer(packed), 0), load_f32(pointer(numbers), 0), pointer(x), 0, (None,))
+    store_f32(pointer(out), 0, found[0])
 
 @njit
 def table(numbers, index, out):
@@ -66,6 +71,9 @@ for bits, unit in ((2, 16), (3, 4), (4, 8)):  # a mask or a shift, a conversion,
     assert count["vcvtdq2ps"] == 2 * unit and products <= 2 * unit, count
     masks = sum(number for name, number in count.items() if name.startswith(("vpand", "vandps", "vpsrld", "vpslld")))
     assert masks <= 2 * unit, count
+count = compiled(codebook, f32, u8, f32, f32)  # four bytes of 32 floats, and a turn: for half of 128 codes, twice
+assert count["vpshufb"] <= 2 * 9 + 8 and sum(n for name, n in count.items() if name.startswith("vpunpck")) == 32, count
+assert not count["vblendvps"] and count["vpermd"] + count["vpermps"] <= 8, count  # the table's bytes, once a row
 count = compiled(table, f32, i32, f32)
 assert count["vpermps"] + count["vpermd"] == 4 and count["vblendvps"] == 2, count
 """

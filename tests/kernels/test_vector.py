@@ -25,6 +25,7 @@ from qkit_kernels.numba.vector import (
     as_float,
     dot4,
     dot4_each,
+    dots_by_bytes,
     fma,
     fma_each,
     has,
@@ -51,6 +52,7 @@ from qkit_kernels.numba.vector import (
     table_of,
     tile_rows,
     to_f32,
+    value,
     widen,
     widen_each,
     zeros_each,
@@ -291,6 +293,43 @@ def test_a_few_tokens_of_bytes_are_multiplied_and_summed_each_for_itself(count):
     bytes_of_a_few(w, x, Static(count), Static(8), found)
     expected[1 : 1 + 2 * count : 2] = x.astype(np.int64) @ w
     assert found.tolist() == expected.tolist()
+
+
+@njit
+def by_bytes(codes, table, x, count, out):
+    totals = dots_by_bytes(load_i32(pointer(codes), 0), load_f32(pointer(table), 0), pointer(x), 3, count)
+    for token in range(value(count)):
+        store_f32(pointer(out), 16 * token, totals[token])
+
+
+@pytest.mark.skipif(not has("avx2"), reason="instructions of AVX2")
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_numbers_of_a_table_are_found_by_their_bytes(count):
+    """All but one of the eight x of a lane are 0, so that the sum is an entry of the table, to the last bit."""
+    for seed, table in enumerate(
+        [codebook("nf4").numpy(), codebook("fp4").numpy(), numbers(16) * 1e30, -numbers(16) / 1e30]
+    ):
+        codes = integers(0, 256, 64, dtype=np.uint8, seed=seed)
+        lanes = np.stack([codes & 15, codes >> 4], 1).reshape(16, 8)
+        for j in range(8):
+            x, found = np.zeros((8, count, 16), np.float32), np.zeros((count, 16), np.float32)
+            x[j] = 2.0 ** np.arange(count)[:, None]  # each token its own
+            by_bytes(codes, table, np.concatenate([np.full(3, 7, np.float32), x.ravel()]), Static(count), found)
+            np.testing.assert_array_equal(found, table[lanes[:, j]] * x[j])
+
+
+@pytest.mark.skipif(not has("avx2"), reason="instructions of AVX2")
+def test_products_with_numbers_of_a_table_are_added_up():
+    """Small whole numbers: exact."""
+    table, codes, found = (
+        np.arange(-8, 8, dtype=np.float32),
+        integers(0, 256, 64, dtype=np.uint8),
+        np.zeros(16, np.float32),
+    )
+    x = integers(-9, 9, 8, 16).astype(np.float32)
+    by_bytes(codes, table, np.concatenate([np.zeros(3, np.float32), x.ravel()]), ONE, found)
+    lanes = np.stack([codes & 15, codes >> 4], 1).reshape(16, 8)
+    np.testing.assert_array_equal(found, (table[lanes] * x.T).sum(1))
 
 
 # ---- a tile of rows and tokens

@@ -814,6 +814,61 @@ def dots_in_place(_context, codes, x, first, together, bits):
 
 
 @intrinsic
+def dots_by_bytes(_context, codes, table, x, first, together):
+    """sum_j table[code_j] x_j, lane by lane for each token, of 4-bit codes: x_j are the sixteen at x[first + 16 (j n + token)].
+
+    AVX2 looks nothing up in 16 floats. But `vpshufb` looks 32 codes up in 16 bytes: four of them find the four bytes of 32
+    floats, and eight `vpunpck` put those together. The codes' bytes are turned first, 4 by 4 in each 128 bits, so that the
+    floats of one register are one code each of the lanes, as everywhere. together: a `Static`.
+    """
+    n, unit, half = together.count, 8, LANES // 2
+    turned = [16 * part + 4 * lane + byte for part in range(2) for byte in range(4) for lane in range(4)]
+    v8f32 = ir.VectorType(_F32, half)
+
+    def build(builder, args):
+        codes, table, x, first, _ = args
+        table, mask = builder.bitcast(table, _V64I8), ir.Constant(_V32I8, [0x0F] * 32)
+        planes = [_shuffle(builder, table, [4 * (code % 16) + byte for code in range(32)]) for byte in range(4)]
+        halves = []
+        for lane in (0, half):
+            octets = builder.bitcast(_shuffle(builder, codes, range(lane, lane + half)), _V32I8)
+            octets = _shuffle(builder, octets, turned)
+            words = builder.lshr(builder.bitcast(octets, _V16I16), ir.Constant(_V16I16, [4] * 16))
+            nibbles = (builder.and_(v, mask) for v in (octets, builder.bitcast(words, _V32I8)))
+            low, high = (_floats_of(builder, planes, part) for part in nibbles)
+            totals = [ir.Constant(v8f32, [0.0] * half)] * n
+            for j in range(unit):
+                number = (low, high)[j % 2][j // 2]
+                for t in range(n):
+                    place = builder.add(first, ir.Constant(first.type, LANES * (j * n + t) + lane))
+                    totals[t] = _fma(builder, number, _load(builder, x, place, v8f32), totals[t])
+            halves.append(totals)
+        return [_joined(builder, *pair) for pair in zip(*halves, strict=True)]
+
+    return types.UniTuple(F32, n)(codes, table, x, types.intp, together), _each(build)
+
+
+def _floats_of(builder, planes, codes):
+    """32 codes as four registers of 8 floats: the four bytes of each, from 16 bytes a plane, dealt together."""
+    first, second, third, fourth = (_x86(builder, "avx2.pshuf.b", _V32I8, plane, codes) for plane in planes)
+    lower, upper = _dealt(builder, first, second, _V16I16), _dealt(builder, third, fourth, _V16I16)
+    v8f32 = ir.VectorType(_F32, 8)
+    return [v for pair in zip(lower, upper, strict=True) for v in _dealt(builder, *pair, v8f32)]
+
+
+def _dealt(builder, a, b, kind):
+    """a and b dealt into each other as cards are, in each 128 bits the lower halves and then the upper ones: `vpunpck`."""
+    count = a.type.count
+    return [
+        builder.bitcast(builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, count), places)), kind)
+        for places in (
+            [part + i + card for part in (at, at + count // 2) for i in range(count // 4) for card in (0, count)]
+            for at in (0, count // 4)
+        )
+    ]
+
+
+@intrinsic
 def signed(_context, codes, bits):
     """Each code less 2^(b - 1), in b bits: its highest bit turned over."""
     width, step = bits.count, code_width(bits.count)
