@@ -157,7 +157,7 @@ def many(tokens: int, weight: Laid, card: Card) -> Many:
     table = _MANY_SMALL_TILES if card.small_tiles else _MANY
     bn, bm, warps, stages = next(cut for limit, cut in table if tokens <= limit)
     if bm == 256 and -(-rows // bn) * -(-tokens // bm) < 0.75 * card.units:
-        bn, bm, warps, stages = 128, 128, 4, 4
+        bn, bm, warps, stages = 128, 128, 8, 4
     bm, stages = _that_fit(weight, bn, bm, stages, card)
     work = -(-rows // bn) * -(-tokens // bm)
     share = 1
@@ -256,7 +256,7 @@ _PRODUCER = 1.3  # microseconds until it has been begun, which `many` has not
 _MANY = (  # up to so many tokens: rows and tokens of a tile, warps, stages
     (32, (64, 32, 4, 5)),
     (64, (64, 64, 4, 5)),
-    (128, (128, 128, 4, 4)),
+    (128, (128, 128, 8, 4)),
     (2**62, (128, 256, 8, 3)),
 )
 
