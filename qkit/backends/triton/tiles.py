@@ -98,8 +98,8 @@ class Many:
         return self.bn, self.bm
 
     def launched(self, work: int, blocks: int) -> int:
-        """Programs for so many tiles: no more than have something to do."""
-        return min(self.programs, work * blocks if self.split else work)
+        """Programs for so many tiles: no more than have something to do, and whose number times that of tiles int32 holds."""
+        return min(self.programs, work * blocks if self.split else work, 2**15)
 
 
 @dataclass(frozen=True)
@@ -188,22 +188,22 @@ def _hopper_cuts(tokens: int, weight: Laid, card: Card) -> Iterator[tuple[float,
     for bm, more, stages, in_turns, price in _HOPPER:
         room = (card.shared - 2048) // (256 * (bm + more) + 2048 * weight.bits + _grid_bytes(weight, 128))
         if room >= 2:
-            for most, programs, parts in _dealt(rows, 128, tokens, bm + more, blocks, units):
+            for most, programs, parts in dealt(rows, 128, tokens, bm + more, blocks, units):
                 time = _PRODUCER + most * price + parts * (0.5 + 0.04 * (bm + more))
                 yield time, Hopper(bm, more, min(stages, room), in_turns, programs, parts > 0)
     if weight.bits in (4, 8):  # planes of 4 bits are read 16 bytes at a time; others cost `many` half as much again
         bm, stages = _that_fit(weight, 128, 256, 3, card)
-        for most, programs, parts in _dealt(rows, 128, tokens, bm, blocks, units):
+        for most, programs, parts in dealt(rows, 128, tokens, bm, blocks, units):
             cut = Many(128, bm, 8, stages, programs if parts else -(-rows // 128) * -(-tokens // bm), parts > 0)
             yield most * 1.46 + parts * (0.5 + 0.04 * bm), cut
     if weight.bits == 4:
-        for most, programs, parts in _dealt(rows, 64, tokens, 64, blocks, 2 * units):  # two on a multiprocessor
+        for most, programs, parts in dealt(rows, 64, tokens, 64, blocks, 2 * units):  # two on a multiprocessor
             price = 0.66 if programs > units else 0.55 if parts else 0.44
-            handed = 7.0 if parts == _STRETCHES else 3.2 if parts else 0.0
+            handed = 7.0 if parts == STRETCHES else 3.2 if parts else 0.0
             yield most * price + handed, Many(64, 64, 4, 5, programs, parts > 0)
 
 
-def _dealt(rows: int, bn: int, tokens: int, bm: int, blocks: int, places: int) -> Iterator[tuple[int, int, float]]:
+def dealt(rows: int, bn: int, tokens: int, bm: int, blocks: int, places: int) -> Iterator[tuple[int, int, float]]:
     """How tiles can be dealt out to as many programs as have a place at once.
 
     Returns:
@@ -215,7 +215,7 @@ def _dealt(rows: int, bn: int, tokens: int, bm: int, blocks: int, places: int) -
         yield -(-blocks // share), work * share, share / 2
     programs = min(places, work * (blocks // 2))
     if programs > 1 and programs % work:  # equal stretches: a program ends one tile and begins another
-        yield -(-work * blocks // programs), programs, _STRETCHES
+        yield -(-work * blocks // programs), programs, STRETCHES
 
 
 def candidates(tokens: int, weight: Laid, card: Card) -> list[Few | Many | Hopper]:
@@ -248,7 +248,7 @@ _HOPPER = (
     (128, 32, 4, True, 0.96),
     (128, 64, 3, True, 1.10),
 )
-_STRETCHES = (
+STRETCHES = (
     2.2  # what handing over costs where programs end one tile and begin another: twice, and two ends to a program
 )
 _PRODUCER = 1.3  # microseconds until it has been begun, which `many` has not
