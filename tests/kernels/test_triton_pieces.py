@@ -1,5 +1,7 @@
 """Tiles of y that programs share: whoever takes which stretch of blocks, the sum is the same."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -44,7 +46,7 @@ def test_what_a_way_of_dealing_out_is_said_to_cost(rows, tokens, blocks, bm, pla
         assert 1 <= programs <= max(places, 1)
         took = stretches(programs, work, blocks, parts > 0)
         assert took[0][0] == 0 and took[-1][1] == work * blocks
-        assert all(end == begin for (_, end), (begin, _) in zip(took, took[1:], strict=False))
+        assert all(end == begin for (_, end), (begin, _) in pairwise(took))
         assert all(begin < end for begin, end in took)
         assert max(end - begin for begin, end in took) == most
         whole_tiles = all(begin % blocks == 0 == end % blocks for begin, end in took)
