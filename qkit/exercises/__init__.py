@@ -23,7 +23,7 @@ from qkit.exercises import (
     lesson_09,
     lesson_10,
 )
-from qkit.exercises.core import Exercise, Verdict, reveal
+from qkit.exercises.core import Exercise, Verdict
 from qkit.exercises.guesses import Guesses
 from qkit.exercises.open_task import OpenTask
 
@@ -43,7 +43,7 @@ LESSONS = (
 ALL: dict[str, Exercise] = {exercise.name: exercise for lesson in LESSONS for exercise in lesson.EXERCISES}
 OPEN: dict[str, OpenTask] = {lesson.OPEN.name: lesson.OPEN for lesson in LESSONS if hasattr(lesson, "OPEN")}
 
-__all__ = ["ALL", "OPEN", "Exercise", "Guesses", "OpenTask", "Verdict", "check", "hint", "reveal", "score", "solution"]
+__all__ = ["ALL", "OPEN", "Exercise", "Guesses", "OpenTask", "Verdict", "check", "hint", "score", "solution"]
 
 
 def check(name: str, answer: object) -> Verdict:

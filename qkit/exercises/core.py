@@ -178,15 +178,3 @@ def _by_chance(wanted: Any) -> bool:
 
 def _but_for(trial: Trial) -> str:
     return f"right so far, but not with {trial.what}: " if trial.what else ""
-
-
-def reveal(guess: float | None, truth: float, unit: str = "", digits: int = 2) -> str:
-    """The sentence that stands beside a measurement: what you said, what was measured."""
-    if guess is not None and not isinstance(guess, int | float):
-        raise ValueError(f"my_guess = {guess!r} is no number; write it without its unit")
-    measured = f"measured: {truth:.{digits}f} {unit}".rstrip()
-    if guess is None:
-        return f"{measured} (you committed no guess)"
-    ratio = guess / truth if truth else float(guess == 0)
-    word = "close" if abs(ratio - 1) <= 0.1 else "within a factor of two" if 0.5 <= ratio <= 2 else "a surprise"
-    return f"you said: {guess:g} {unit}".rstrip() + f"; {measured}: {word}"

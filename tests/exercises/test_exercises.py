@@ -778,11 +778,6 @@ def test_the_loop_of_lesson_04_is_the_librarys():
         assert torch.allclose(exercise.solution(w, x, step, bits, damp).double(), library.double(), rtol=1e-5, atol=0)
 
 
-def test_a_guess_with_its_unit_is_refused():
-    with pytest.raises(ValueError, match="my_guess = '7 MB' is no number; write it without its unit"):
-        exercises.reveal("7 MB", 10.5, "MB")
-
-
 @pytest.mark.parametrize("name", sorted(exercises.ALL))
 def test_it_says_how_long_it_takes_and_how_hard_it_is_and_no_hint_is_the_answer(name):
     exercise = exercises.ALL[name]
@@ -807,14 +802,6 @@ def test_unknown_exercises_and_hints_say_which_exist():
         exercises.check("9.9", None)
     with pytest.raises(ValueError, match="hint 7 of exercise"):
         exercises.hint("01.1", 7)
-
-
-def test_reveal_stands_a_guess_beside_the_measurement():
-    assert exercises.reveal(None, 6.02, "dB") == "measured: 6.02 dB (you committed no guess)"
-    assert exercises.reveal(6, 6.02, "dB").endswith("close")
-    assert exercises.reveal(4, 6.02, "dB").endswith("within a factor of two")
-    assert exercises.reveal(1, 6.02, "dB").endswith("a surprise")
-    assert exercises.reveal(1.0, 0.0).endswith("a surprise")
 
 
 def test_a_search_says_what_the_inputs_that_were_found_do():
