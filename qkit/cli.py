@@ -1,4 +1,4 @@
-"""qkit on the command line: compare, quantize, convert, eval, lab, doctor, bench."""
+"""qkit on the command line: compare, quantize, convert, eval, warmup, lab, doctor, bench."""
 
 import json
 import os
@@ -181,6 +181,35 @@ def evaluate(model: Model, text: Text = "tales", chunks: Chunks = None, as_json:
         if as_json
         else f"{model} on {text}: {value:.3f}"
     )
+
+
+@app.command()
+def warmup(
+    model: Model = "bookworm-14m",
+    scheme: Annotated[
+        list[str] | None,
+        typer.Option(help=f"For a model that is not quantized yet, {SPELLINGS}; repeat it; w4g128 if not given."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compile the CPU kernels that a model needs, for all processes that come later, and say how long it took."""
+    from qkit.engine.warm import warm_model
+
+    chosen = [parse_scheme(one) for one in scheme or ()]
+    network, _ = qkit.load(model)
+    is_quantized = bool(quantized_layers(network))
+    if is_quantized and chosen:
+        raise ValueError(f"{model} is quantized, and its layers say which kernels they need; leave out --scheme")
+    schemes = [] if is_quantized else chosen or _fitted(network, [USUAL])
+    warmth = warm_model(network, schemes)
+    if as_json:
+        print(json.dumps({"model": model, "schemes": [one.name for one in schemes], **warmth.to_dict()}, indent=1))
+    else:
+        kinds = f" by {', '.join(one.name for one in schemes)}" if schemes else ""
+        print(
+            f"{model}{kinds}: {warmth.compiled} kernels compiled, {warmth.found} were compiled already, "
+            f"{warmth.seconds:.1f} s"
+        )
 
 
 @app.command()

@@ -122,6 +122,7 @@ def test_convert_does_not_write_over_the_one_file_that_it_reads(run, tmp_path):
         (["eval", "./nowhere"], "folder './nowhere' does not exist"),
         (["eval", "bookwrm-14m"], "'bookworm-14m' is; correct the name"),
         (["compare", "--scheme", "w9"], "bits=9 is outside 2..8"),
+        (["warmup", "--scheme", "w9"], "bits=9 is outside 2..8"),
         (["compare", "--scheme", "four"], "scheme 'four' is not understood"),
         (["compare", "--text", "nothing-here"], "is no file and none of"),
         (["quantize", "bookworm-14m", "out", "--scheme", "w4g100"], "group_size=100 does not divide"),
@@ -175,6 +176,21 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(arguments, monk
     arguments = [str(tmp_path / "file") if word == "FOLDER" else word for word in arguments]
     with pytest.raises(FileExistsError, match="file is a file; give a folder"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_warmup_compiles_once_what_a_model_needs(run, tmp_path):
+    first = json.loads(run("warmup", "--scheme", "w4g128", "--json"))
+    assert (first["model"], first["schemes"]) == ("bookworm-14m", ["RTN W4 g128"])
+    assert first["seconds"] > 0 and first["compiled"] >= 0 and first["found"] >= 0
+    again = json.loads(run("warmup", "--json"))  # the same scheme, and the same process, which has it all
+    assert (again["schemes"], again["compiled"], again["found"]) == (["RTN W4 g128"], 0, 0)
+    run("quantize", "bookworm-14m", str(tmp_path), "--scheme", "w4g128")
+    assert json.loads(run("warmup", str(tmp_path), "--json"))["schemes"] == []
+    assert "0 kernels compiled, 0 were compiled already" in run("warmup", str(tmp_path))
+    with pytest.raises(
+        ValueError, match="is quantized, and its layers say which kernels they need; leave out --scheme"
+    ):
+        run("warmup", str(tmp_path), "--scheme", "w8")
 
 
 def test_lab_opens_a_copy_of_the_lessons_and_never_overwrites_it(run, tmp_path, monkeypatch):

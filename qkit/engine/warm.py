@@ -2,15 +2,21 @@
 tried with several tiles too, of which the fastest are kept for good.
 """
 
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qkit import ops
 from qkit.dispatch import missing
 from qkit.engine.plan import Plan, schemes_of
 from qkit.engine.solve import solve_layer
+from qkit.methods.scheme import Scheme
 from qkit.methods.statistics import WANTS, InputStatistics
 from qkit.nn.int8_linear import Int8Linear
+from qkit.nn.layers import quantized_layers
 from qkit.nn.qlinear import QLinear
 
 FEATURES = 256
@@ -19,13 +25,12 @@ TOKENS = (1, 2, 4, 16, 24, 300)  # few tokens and many are multiplied by differe
 
 
 @torch.no_grad()
-def warm_up(plan: Plan) -> None:
-    """Have everything compiled that quantizing by `plan` runs, and that the quantized layers run."""
+def warm_up(plan: Plan, dtype: torch.dtype = torch.float32) -> None:
+    """Have everything compiled that quantizing by `plan` runs, and that the quantized layers run on activations of `dtype`."""
     for scheme in schemes_of(plan):
         group_size = getattr(scheme, "group_size", None)
         features = -(-FEATURES // group_size) * group_size if isinstance(group_size, int) else FEATURES
-        x = torch.linspace(-9, 9, max(TOKENS) * features, dtype=torch.float32).reshape(-1, features).roll(1, 0)
-        calm = x / 9  # without outliers LLM.int8() is another call
+        x = _inputs(features)
         inputs = InputStatistics.empty(features, wants=WANTS)
         inputs.add(x, x)
         inputs.add(x[:1], x[:1])
@@ -34,9 +39,66 @@ def warm_up(plan: Plan) -> None:
             solved = solve_layer(weight, None, scheme, inputs, "a layer to warm up with")
             ops.dequantize(solved.q)
             solved.q.codes()
-            for tokens in TOKENS:
-                for given in (x, calm):
-                    solved.layer(given[:tokens])
+            _call(solved.layer, x.to(dtype))
+
+
+def _inputs(features: int) -> Tensor:
+    """float32 [tokens, features], some large enough for outliers."""
+    return torch.linspace(-9, 9, max(TOKENS) * features, dtype=torch.float32).reshape(-1, features).roll(1, 0)
+
+
+def _call(layer: nn.Module, x: Tensor) -> None:
+    """The layer with few tokens and many."""
+    calm = x / 9  # without outliers LLM.int8() is another call
+    for tokens in TOKENS:
+        for given in (x, calm):
+            layer(given[:tokens])
+
+
+@dataclass(frozen=True)
+class Warmth:
+    """What it took until the kernels of a model were compiled.
+
+    Attributes:
+        seconds: all of it.
+        compiled: kernels that were compiled, each for the types that it is given.
+        found: kernels that an earlier process had compiled and Numba had kept on disk.
+    """
+
+    seconds: float
+    compiled: int
+    found: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        """For JSON."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def warm_model(model: nn.Module, schemes: Sequence[Scheme] = ()) -> Warmth:
+    """Have everything compiled that a model's quantized layers run on the CPU, and, for one that is yet to be quantized, what the
+    schemes and its layers by them run. Numba keeps it on disk, so that later processes on such a processor find it.
+
+    Raises:
+        ValueError: there is nothing to compile for, or nothing to compile with.
+    """
+    if why := missing("qkit.backends.numba.linear"):
+        raise ValueError(
+            f"the CPU's kernels are compiled by Numba, which cannot be used ({why}); pip install qkit, or set NUMBA_CACHE_DIR"
+        )
+    from qkit.backends.numba.compiled import counting
+
+    layers = {(type(layer), repr(layer.qtensor)): layer for layer in quantized_layers(model).values()}
+    if not layers and not schemes:
+        raise ValueError("no layer of this model is quantized; name the schemes by which it will be")
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    start = time.perf_counter()
+    with counting() as count:
+        for scheme in schemes:
+            warm_up(scheme, dtype)
+        for layer in layers.values():
+            _call(layer, _inputs(layer.in_features).to(dtype))
+    return Warmth(time.perf_counter() - start, count.compiled, count.found)
 
 
 def tune_tiles(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> int:
