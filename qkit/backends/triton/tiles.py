@@ -267,8 +267,11 @@ _MANY_SMALL_TILES = (  # the largest that do not spill; chosen by compiling, not
 
 
 def _shared(weight: Laid, bn: int, bm: int, stages: int) -> int:
-    """Bytes of shared memory: x of every stage, words and scales of all but the one that is worked on."""
-    return stages * bm * 256 + (stages - 1) * (bn * 16 * weight.bits + _grid_bytes(weight, bn)) + 64 * stages
+    """Bytes of shared memory: x of every stage, words and scales of all but the one that is worked on; and what groups of 16 with
+    offsets pass from lane to lane.
+    """
+    passing = 128 * bn if weight.off is not None and weight.grid.shape[2] == 8 else 0
+    return stages * bm * 256 + (stages - 1) * (bn * 16 * weight.bits + _grid_bytes(weight, bn)) + 64 * stages + passing
 
 
 def _grid_bytes(weight: Laid, rows: int) -> int:
