@@ -7,9 +7,10 @@ memory that is full of extremes.
 
 import ast
 import importlib.util
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,6 +32,20 @@ NO_TRITON = (
 
 class _Stray(Exception):
     """An address that belongs to no tensor; says what was done there."""
+
+
+@dataclass
+class Traffic:
+    """What a kernel asks of memory.
+
+    Attributes:
+        moved: {program: bytes that it reads and writes}; an address that many lanes name counts once an instruction, and what is
+            changed in place (atomically) twice.
+        widest: the most lanes that one instruction has, masked ones among them.
+    """
+
+    moved: Counter[tuple[int, int, int]] = field(default_factory=Counter)
+    widest: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,9 +101,7 @@ class KernelExercise(Exercise):
             try:
                 outputs.append(self._stored(answer, arguments, device))
             except Exception as error:  # a learner's kernel may raise anything, and wants to know what
-                stray = _cause(error, _Stray)
-                words = str(stray) if stray else f"it raises {type(error).__name__}: {_first_line(error)}"
-                return self._not_yet(f"with {called} {words}.")
+                return self._not_yet(f"with {called} {explained(error)}.")
         if all(bool((out == UNTOUCHED).all()) for out in outputs):
             return self._not_attempted()
         return self._judged([trial.arguments for trial in trials], outputs)
@@ -153,7 +166,7 @@ def _unwatched() -> Iterator[None]:
 
 
 @contextmanager
-def watched(tensors: dict[str, Tensor]) -> Iterator[None]:
+def watched(tensors: dict[str, Tensor]) -> Iterator[Traffic]:
     """While it lasts, a kernel on the interpreter that reads or writes outside of `tensors` raises, and does neither.
 
     What a masked lane gets without `other` is infinity, or the largest whole number.
@@ -161,10 +174,15 @@ def watched(tensors: dict[str, Tensor]) -> Iterator[None]:
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+    change, exchange = InterpreterBuilder.create_atomic_rmw, InterpreterBuilder.create_atomic_cas
     spans = {name: (t.data_ptr(), t.data_ptr() + t.nbytes) for name, t in tensors.items()}
 
-    def look(pointers: Any, mask: Any, verb: str) -> None:
-        live = np.broadcast_to(pointers.data, mask.data.shape)[mask.data].astype(np.int64)
+    traffic = Traffic()
+
+    def look(builder: Any, pointers: Any, mask: np.ndarray, verb: str, times: int = 1) -> None:
+        live = np.broadcast_to(pointers.data, mask.shape)[mask.astype(bool)].astype(
+            np.int64
+        )  # a mask may be of whole numbers
         astray = live[~np.any([(low <= live) & (live < high) for low, high in spans.values()], axis=0)]
         if len(astray):
             first = int(astray[0])
@@ -172,9 +190,12 @@ def watched(tensors: dict[str, Tensor]) -> Iterator[None]:
             where = "before the beginning" if first < spans[name][0] else "behind the end"
             count = "a number" if len(astray) == 1 else f"{len(astray)} numbers"
             raise _Stray(f"it {verb} {count} {where} of {name}, in one instruction: mask what does not exist")
+        octets = pointers.get_element_ty().primitive_bitwidth // 8
+        traffic.moved[builder.grid_idx] += times * octets * len(np.unique(live))
+        traffic.widest = max(traffic.widest, mask.size)
 
     def load_inside(self, pointers, mask, other, *rest):
-        look(pointers, mask, "reads")
+        look(self, pointers, mask.data, "reads")
         if other is None:
             kind = load(self, pointers, TensorHandle(np.zeros_like(mask.data), mask.dtype), None, *rest)
             number = np.inf if kind.data.dtype.kind == "f" else np.iinfo(kind.data.dtype).max
@@ -182,12 +203,31 @@ def watched(tensors: dict[str, Tensor]) -> Iterator[None]:
         return load(self, pointers, mask, other, *rest)
 
     def store_inside(self, pointers, value, mask, *rest):
-        look(pointers, mask, "writes")
+        look(self, pointers, mask.data, "writes")
         return store(self, pointers, value, mask, *rest)
 
-    patched = {"create_masked_load": load_inside, "create_masked_store": store_inside}
+    def change_inside(self, operation, pointers, value, mask, *rest):
+        look(self, pointers, mask.data, "changes", times=2)
+        return change(self, operation, pointers, value, mask, *rest)
+
+    def exchange_inside(self, pointers, *rest):
+        look(self, pointers, np.ones_like(pointers.data), "changes", times=2)
+        return exchange(self, pointers, *rest)
+
+    patched = {
+        "create_masked_load": load_inside,
+        "create_masked_store": store_inside,
+        "create_atomic_rmw": change_inside,
+        "create_atomic_cas": exchange_inside,
+    }
     with patch.multiple(InterpreterBuilder, **patched):
-        yield
+        yield traffic
+
+
+def explained(error: BaseException) -> str:
+    """What a learner is told of what a kernel raised: "it reads 3 numbers behind the end of x ...", "it raises ..."."""
+    stray = _cause(error, _Stray)
+    return str(stray) if stray else f"it raises {type(error).__name__}: {_first_line(error)}"
 
 
 def _cause(error: BaseException | None, kind: type[Exception]) -> BaseException | None:

@@ -4,7 +4,7 @@ import qkit
 from qkit.engine.plan import Plan
 from qkit.exercises.core import Exercise
 from qkit.exercises.draws import Draw
-from qkit.exercises.open_task import OpenTask
+from qkit.exercises.open_task import OpenTask, check_calibration
 
 Row = tuple[str, float, float]
 
@@ -40,9 +40,15 @@ def spend(layers: list[tuple[str, int, float, float]], budget: int) -> tuple[str
 
 
 def bits_and_kl(answer: Plan | tuple) -> tuple[float, float]:
-    """Stored bits a weight, and KL to the original on six tales, of bookworm by a plan, or by (plan, calibration)."""
+    """Stored bits a weight, and KL to the original on six tales, of bookworm by a plan, or by (plan, calibration).
+
+    Raises:
+        ValueError: the calibration contains a tale that judges.
+    """
     plan, calibration = answer if isinstance(answer, tuple) else (answer, None)
-    row = qkit.compare("bookworm-14m", [plan], qkit.passages("tales")[::6], calibration=calibration).rows[1]
+    tales = qkit.passages("tales")[::6]
+    check_calibration(calibration, tales)
+    row = qkit.compare("bookworm-14m", [plan], tales, calibration=calibration).rows[1]
     return row.bits_per_weight, row.kl
 
 

@@ -11,6 +11,9 @@ from torch import Tensor
 from qkit.exercises.core import Exercise
 from qkit.exercises.draws import Draw
 from qkit.exercises.kernels import KernelExercise
+from qkit.exercises.lesson_09_open import OPEN
+
+__all__ = ["EXERCISES", "OPEN"]
 
 KERNELS = Path(__file__).with_name("lesson_09_kernels.py")
 

@@ -10,6 +10,9 @@ from torch import Tensor
 from qkit.exercises.compare import array
 from qkit.exercises.core import Exercise
 from qkit.exercises.draws import Draw, off_halves
+from qkit.exercises.lesson_10_open import OPEN
+
+__all__ = ["EXERCISES", "OPEN"]
 
 
 def unpack_awq(word: int) -> list[int]:

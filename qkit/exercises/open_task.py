@@ -62,6 +62,19 @@ def chunks_to_learn_from(tokenizer) -> Tensor:
     return calibration_chunks(tales, tokenizer, max_chunks=16)
 
 
+def check_calibration(calibration: Any, judges: list[str]) -> None:
+    """Refuse texts that contain a passage that judges; tokens are not read.
+
+    Raises:
+        ValueError: one does.
+    """
+    texts = [calibration] if isinstance(calibration, str) else calibration if isinstance(calibration, list) else []
+    if any(judge.strip() in text for judge in judges for text in texts):
+        raise ValueError(
+            "the calibration contains a tale that judges; learn from others, qkit.passages('tales')[1::6] say"
+        )
+
+
 def check_stored(q: object) -> StoredWeight:
     """The answer, if its bits can be counted.
 

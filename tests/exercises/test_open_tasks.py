@@ -124,6 +124,7 @@ TO_BEAT = {
     "05": awq_alone,
     "06": smoothed,
     "07": BY_KIND,
+    "10": (qkit.RTN(4, 32, symmetric=True), "compressed-tensors"),
 }
 BETTER = {
     "00": MORE_WHERE_IT_PAYS,
@@ -134,8 +135,9 @@ BETTER = {
     "05": awq_and_gptq,
     "06": only_the_largest,
     "07": BY_KIND | {f"*.{kind}_proj": qkit.NF4() for kind in ("q", "gate", "up")},
+    "10": (qkit.NF4(block_size=128), "bitsandbytes"),
 }
-REACHED = {"01": 11.0, "02": 9.6, "03": 8.8, "04": 1.9}  # as the lessons say
+REACHED = {"01": 11.0, "02": 9.6, "03": 8.8, "04": 1.9, "10": 9.7}  # as the lessons say
 
 
 @pytest.mark.parametrize("lesson", TO_BEAT)
@@ -226,3 +228,31 @@ def test_lesson_08s_layer_is_looked_at_before_it_is_timed(monkeypatch):
         exercises.score("08", lambda x, packed, scales: x.fill(0) or x)
     timed["answer"] = Timing([2.0])
     assert "Not beaten yet" in exercises.score("08", by_step("types fixed")).message
+
+
+JUDGES = qkit.passages("tales")[::6]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        (qkit.RTN(4, 32), TypeError, "give \\(plan, format\\)"),
+        ((qkit.RTN(4, 32), None), ValueError, "format None is none that another program reads"),
+        ((qkit.RTN(4, 32), "onnx"), ValueError, "format 'onnx' is none"),
+        ((qkit.NF4(), "gptq"), ValueError, "format 'gptq' holds"),
+        ((qkit.GPTQ(4, 128), "gptq", "\n".join(JUDGES)), ValueError, "contains a tale that judges"),
+    ],
+)
+def test_a_file_that_nobody_reads_or_that_has_read_its_judge_is_refused(answer, error, words):
+    with pytest.raises(error, match=words):
+        exercises.score("10", answer)
+
+
+def test_lesson_07s_plan_does_not_learn_from_its_judge_either():
+    with pytest.raises(ValueError, match="contains a tale that judges"):
+        exercises.score("07", (qkit.GPTQ(4, 128), JUDGES[2:3]))
+
+
+def test_a_smaller_file_that_says_something_else_beats_nothing():
+    verdict = exercises.score("10", (qkit.RTN(3, 128, symmetric=True), "gptq"))
+    assert verdict.passed is False and "costs too much" in verdict.message

@@ -62,6 +62,7 @@ def main(target: str) -> None:
         "w4_one": ((row, packed, scales, meta(n), n, k), {"GROUP": 128, "ROWS": 64}),
         "who_reads": ((whole, whole, 21), {"BYTES": 32, "PART": 8, "ROWS": 8}),
         "squares": ((meta(4, dtype=torch.bfloat16), meta(4, dtype=torch.bfloat16)), {}),
+        "dealt_out": ((meta(11, k), packed, scales, meta(11, n), 11, n, k), {"GROUP": 128, "ROWS": 64}),
         "w4_many": ((half, packed, scales, meta(11, n), 11, n, k), {"GROUP": 128, "ROWS": 16, "TOKENS": 16}),
     }
     asked = {exercise.kernel for exercise in ALL.values() if isinstance(exercise, KernelExercise)}
