@@ -43,6 +43,57 @@ def drained(w):
 
 
 @triton.jit
+def one_piece(
+    x_ptr, words_ptr, second, third, grid_ptr, off_ptr, rows_ptr, y_ptr, parts_ptr, low, high, g, b, r,
+    tile, start, stop, M, N, KB, stride_ym,
+    A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, S: tl.constexpr, SPAN: tl.constexpr, BIAS: tl.constexpr,
+    OFFSET: tl.constexpr, TABLE: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr,
+    WARPS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr, TOGETHER: tl.constexpr,
+    SPLIT: tl.constexpr, DRAIN: tl.constexpr,
+):  # fmt: skip
+    """Blocks start .. stop - 1 of a tile, to y if they are all of it, else to this program's part."""
+    R: tl.constexpr = BN // (8 * WARPS)
+    across, along = tl.cdiv(N, BN), tl.cdiv(M, BM)
+    n, m = tile_of(tile, across, along, TOGETHER)
+    row8 = n * (BN // 8) + (r // 2) * (2 * WARPS) + b * 2 + r % 2
+    place = row8 * (KB * 8) + g
+    p0, p1, p2 = plane_at(words_ptr, place, A), plane_at(second, place, B), plane_at(third, place, C)
+    scales_at, offsets_at = grid_at(grid_ptr, row8, 0, g, KB, S, SPAN), grid_at(off_ptr, row8, 0, g, KB, S, SPAN)
+    acc = tl.zeros((BN, BM), tl.float32)
+    for block in tl.range(start, stop, num_stages=STAGES):
+        w0 = load_plane(p0, block, A, "")
+        w1 = load_plane(p1, block, B, "")
+        w2 = load_plane(p2, block, C, "")
+        x = x_ptr.load([m * BM, block * 128])
+        if DRAIN:
+            w0 = drained(w0)
+        quarters = ()
+        for i in tl.static_range(4):
+            grid = load_grid(scales_at, 0, block, i, S, SPAN)
+            off = grid
+            if OFFSET:
+                off = load_grid(offsets_at, 0, block, i, S, SPAN)
+            w = values(
+                quarter(w0, i, A), quarter(w1, i, B), quarter(w2, i, C), grid, off,
+                low, high, A, B, C, BIAS, OFFSET, TABLE, BF16, PTX,
+            )  # fmt: skip
+            quarters = quarters + (w,)
+        w = tl.join(tl.join(quarters[0], quarters[2]), tl.join(quarters[1], quarters[3]))  # g b r t l u h i1 i0
+        w = tl.reshape(w, (8, WARPS, R // 2, 2, 4, 2, 2, 2, 2, 2))  # g b r1 r0 t l u h i1 i0
+        w = tl.reshape(tl.permute(w, (2, 1, 3, 0, 8, 9, 7, 6, 4, 5)), (BN, 128))  # r1 b r0 g, i h u t l
+        acc = tl.dot(w, x.T, acc)
+    column, row = tl.arange(0, BM), tl.arange(0, BN)
+    y = acc * tl.load(rows_ptr + n * BN + row, mask=row < N - n * BN, other=0.0)[:, None]
+    if SPLIT and stop - start < KB:
+        part_ptr = parts_ptr + slot(tl.program_id(0), start) * (BM * BN)
+        tl.store(part_ptr + column[None, :] * BN + row[:, None], y)
+    else:
+        live = (column < M - m * BM)[None, :] & (row < N - n * BN)[:, None]
+        out_ptr = y_ptr + m.to(tl.int64) * BM * stride_ym + n * BN
+        tl.store(out_ptr + (column * stride_ym)[None, :] + row[:, None], y.to(y_ptr.dtype.element_ty), mask=live)
+
+
+@triton.jit
 def many(
     x_ptr, words_ptr, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr, parts_ptr, M, N, N8, KB, tiles, stride_ym,
     A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, S: tl.constexpr, SPAN: tl.constexpr, BIAS: tl.constexpr,
@@ -63,7 +114,6 @@ def many(
     The others are those of `few`.
     """
     R: tl.constexpr = BN // (8 * WARPS)
-    across, along = tl.cdiv(N, BN), tl.cdiv(M, BM)
     g, b, r = (
         tl.arange(0, 8)[:, None, None, None],
         tl.arange(0, WARPS)[None, :, None, None],
@@ -75,43 +125,18 @@ def many(
         gdc_launch_dependents()
         gdc_wait()
     low, high = table_bytes(table_ptr, g, TABLE)
-    begin, end = stretch(tl.program_id(0), tl.num_programs(0), tiles, KB, SPLIT)
-    for tile in range(begin // KB, tl.cdiv(end, KB)):
-        n, m = tile_of(tile, across, along, TOGETHER)
-        row8 = n * (BN // 8) + (r // 2) * (2 * WARPS) + b * 2 + r % 2
-        place = row8 * (KB * 8) + g
-        p0, p1, p2 = plane_at(words_ptr, place, A), plane_at(second, place, B), plane_at(third, place, C)
-        scales_at, offsets_at = grid_at(grid_ptr, row8, 0, g, KB, S, SPAN), grid_at(off_ptr, row8, 0, g, KB, S, SPAN)
-        start, stop = piece(tile, begin, end, KB)
-        acc = tl.zeros((BN, BM), tl.float32)
-        for block in tl.range(start, stop, num_stages=STAGES):
-            w0 = load_plane(p0, block, A, "")
-            w1 = load_plane(p1, block, B, "")
-            w2 = load_plane(p2, block, C, "")
-            x = x_ptr.load([m * BM, block * 128])
-            if DRAIN:
-                w0 = drained(w0)
-            quarters = ()
-            for i in tl.static_range(4):
-                grid = load_grid(scales_at, 0, block, i, S, SPAN)
-                off = grid
-                if OFFSET:
-                    off = load_grid(offsets_at, 0, block, i, S, SPAN)
-                w = values(
-                    quarter(w0, i, A), quarter(w1, i, B), quarter(w2, i, C), grid, off,
-                    low, high, A, B, C, BIAS, OFFSET, TABLE, BF16, PTX,
-                )  # fmt: skip
-                quarters = quarters + (w,)
-            w = tl.join(tl.join(quarters[0], quarters[2]), tl.join(quarters[1], quarters[3]))  # g b r t l u h i1 i0
-            w = tl.reshape(w, (8, WARPS, R // 2, 2, 4, 2, 2, 2, 2, 2))  # g b r1 r0 t l u h i1 i0
-            w = tl.reshape(tl.permute(w, (2, 1, 3, 0, 8, 9, 7, 6, 4, 5)), (BN, 128))  # r1 b r0 g, i h u t l
-            acc = tl.dot(w, x.T, acc)
-        column, row = tl.arange(0, BM), tl.arange(0, BN)
-        y = acc * tl.load(rows_ptr + n * BN + row, mask=row < N - n * BN, other=0.0)[:, None]
-        if SPLIT and stop - start < KB:
-            part_ptr = parts_ptr + slot(tl.program_id(0), start) * (BM * BN)
-            tl.store(part_ptr + column[None, :] * BN + row[:, None], y)
-        else:
-            live = (column < M - m * BM)[None, :] & (row < N - n * BN)[:, None]
-            out_ptr = y_ptr + m.to(tl.int64) * BM * stride_ym + n * BN
-            tl.store(out_ptr + (column * stride_ym)[None, :] + row[:, None], y.to(y_ptr.dtype.element_ty), mask=live)
+    if SPLIT:
+        begin, end = stretch(tl.program_id(0), tl.num_programs(0), tiles, KB, SPLIT)
+        for tile in range(begin // KB, tl.cdiv(end, KB)):
+            start, stop = piece(tile, begin, end, KB)
+            one_piece(
+                x_ptr, words_ptr, second, third, grid_ptr, off_ptr, rows_ptr, y_ptr, parts_ptr, low, high, g, b, r,
+                tile, start, stop, M, N, KB, stride_ym, A, B, C, S, SPAN, BIAS, OFFSET, TABLE, BF16, PTX,
+                WARPS, BN, BM, STAGES, TOGETHER, SPLIT, DRAIN,
+            )  # fmt: skip
+    else:
+        one_piece(
+            x_ptr, words_ptr, second, third, grid_ptr, off_ptr, rows_ptr, y_ptr, parts_ptr, low, high, g, b, r,
+            tl.program_id(0), 0, KB, M, N, KB, stride_ym, A, B, C, S, SPAN, BIAS, OFFSET, TABLE, BF16, PTX,
+            WARPS, BN, BM, STAGES, TOGETHER, SPLIT, DRAIN,
+        )  # fmt: skip

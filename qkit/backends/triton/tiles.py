@@ -98,8 +98,8 @@ class Many:
         return self.bn, self.bm
 
     def launched(self, work: int, blocks: int) -> int:
-        """Programs for so many tiles: no more than have something to do, and whose number times that of tiles int32 holds."""
-        return min(self.programs, work * blocks if self.split else work, 2**15)
+        """Programs for so many tiles: one each, or no more than have something to do."""
+        return min(self.programs, work * blocks) if self.split else work
 
 
 @dataclass(frozen=True)
@@ -157,11 +157,11 @@ def many(tokens: int, weight: Laid, card: Card) -> Many:
     table = _MANY_SMALL_TILES if card.small_tiles else _MANY
     bn, bm, warps, stages = next(cut for limit, cut in table if tokens <= limit)
     if bm == 256 and -(-rows // bn) * -(-tokens // bm) < 0.75 * card.units:
-        bn, bm, warps, stages = 128, 128, 8, 4
+        bn, bm, warps, stages = 128, 128, 8 if card.ptx else 4, 4
     bm, stages = _that_fit(weight, bn, bm, stages, card)
     work = -(-rows // bn) * -(-tokens // bm)
-    share = 1
-    while share < 4 and 2 * work * share <= card.units and blocks >= 8 * share:
+    share = 1  # AMD's compiler does not come to an end with a loop of tiles around that of blocks
+    while card.ptx and share < 4 and 2 * work * share <= card.units and blocks >= 8 * share:
         share *= 2
     return Many(bn, bm, warps, stages, work * share, share > 1)
 
