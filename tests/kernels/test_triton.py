@@ -47,9 +47,7 @@ def check_products(q):
         x = random(tokens, features).half()
         few, many = poisoned(tokens, rows), poisoned(tokens, rows)
         adapter.few(adapter.aligned(x), laid, few, tiles.few(rows, laid.blocks, 1), ptx=False)
-        adapter.many(
-            adapter.aligned(x), laid, many, tiles.Many(64, 32, 4, 2, programs=3, split=True), ptx=False, drain=False
-        )
+        adapter.many(adapter.aligned(x), laid, many, tiles.Many(64, 32, 4, 2, programs=3), ptx=False, drain=False)
         for y in (few, many):
             assert bool(((y.double() - x.double() @ w.T).abs() <= bound(x, w, features)).all())
 

@@ -196,18 +196,15 @@ def store(y, y_ptr, rows, tokens, stride_ym, T: gl.constexpr):
 
 @gluon.jit
 def keep(
-    acc, rows_ptr, y_ptr, part_ptr, row0, token0, M, N, stride_ym, whole,
+    acc, rows_ptr, y_ptr, part_ptr, row0, token0, M, N, stride_ym, partial,
     group: gl.constexpr, FIRST: gl.constexpr, T: gl.constexpr, SPLIT: gl.constexpr,
 ):  # fmt: skip
     """A group's sums [64, T] of rows row0 .. and tokens token0 .., to y [M, N] or, from token FIRST on, to the part of a tile."""
     row = gl.arange(0, 64, gl.SliceLayout(1, acc.type.layout))
     row = row0 + row // 16 * 16 + row % 8 * 2 + row // 8 % 2
     y = acc * gl.load(rows_ptr + row, mask=row < N, other=0.0)[:, None]
-    if SPLIT:
-        if whole:
-            store(y, y_ptr + token0.to(gl.int64) * stride_ym + row0, N - row0, M - token0, stride_ym, T)
-        else:
-            store(y, part_ptr + FIRST * 128 + group * 64, 64, T, 128, T)
+    if SPLIT and partial:
+        store(y, part_ptr + FIRST * 128 + group * 64, 64, T, 128, T)
     else:
         store(y, y_ptr + token0.to(gl.int64) * stride_ym + row0, N - row0, M - token0, stride_ym, T)
 
@@ -272,10 +269,10 @@ def consume(
             mbarrier.arrive(free.index(stage))
             step += 1
         part_ptr = parts_ptr + slot(gl.program_id(0), start) * ((BM + MORE) * 128)
-        whole = stop - start == KB
-        keep(acc, rows_ptr, y_ptr, part_ptr, row0, token0, M, N, stride_ym, whole, group, 0, BM, SPLIT)
+        partial = stop - start < KB
+        keep(acc, rows_ptr, y_ptr, part_ptr, row0, token0, M, N, stride_ym, partial, group, 0, BM, SPLIT)
         if MORE:
-            keep(more, rows_ptr, y_ptr, part_ptr, row0, token0 + BM, M, N, stride_ym, whole, group, BM, MORE, SPLIT)
+            keep(more, rows_ptr, y_ptr, part_ptr, row0, token0 + BM, M, N, stride_ym, partial, group, BM, MORE, SPLIT)
 
 
 @gluon.jit

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from qkit_kernels.triton.pieces import tile_of
+
 
 @triton.jit
 def rounded(x, scale):
@@ -248,11 +250,7 @@ def many_integers(
         bytes_ptr: the weight again, for outliers that `gather_columns` had no room for; all of them where ROOM is 0.
         SWAP: the weight is the left operand, which is at least 64 high; the tokens may then be as few as 8.
     """
-    pid, across, along = tl.program_id(0), tl.cdiv(N, BN), tl.cdiv(M, BM)
-    band = pid // (TOGETHER * across)
-    size = min(along - band * TOGETHER, TOGETHER)
-    m = band * TOGETHER + (pid % (TOGETHER * across)) % size
-    n = (pid % (TOGETHER * across)) // size
+    m, n = tile_of(tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(N, BN), TOGETHER)
     token, row = m * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN)
     at, of = token.to(tl.int64), tl.minimum(row, N - 1).to(tl.int64)
     if EARLY:

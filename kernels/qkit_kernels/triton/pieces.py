@@ -30,7 +30,7 @@ def piece(tile, begin, end, KB):
 
 @triton.jit
 def tile_of(tile, across, along, TOGETHER: tl.constexpr):
-    """Which rows and which tokens: TOGETHER tiles of rows share the tokens that are in the cache."""
+    """Which rows and which tokens (or the other way round): TOGETHER tiles across share what is in the cache along."""
     band = tile // (TOGETHER * along)
     size = tl.minimum(across - band * TOGETHER, TOGETHER)
     inside = tile % (TOGETHER * along)

@@ -65,12 +65,15 @@ def reordered(x: Tensor, early: bool) -> Tensor:
     return ordered
 
 
-def parts_of(cut: tiles.Many | tiles.Hopper, programs: int, y: Tensor) -> Tensor:
-    """Room for the parts of tiles that programs share; y, to which none is written, where none is shared."""
-    if not cut.split:
-        return y
-    rows, tokens = cut.tile
-    return torch.empty(2 * programs, tokens, rows, dtype=torch.float32, device=y.device)
+def dealt_out(cut: tiles.Many | tiles.Hopper, weight: Laid, y: Tensor) -> tuple[int, int, Tensor]:
+    """Tiles of y, programs for them, and room for the parts of those that programs share; y, to which no part is written, where
+    none is shared.
+    """
+    (tokens, rows), (bn, bm) = y.shape, cut.tile
+    work = tiles.number_of_tiles(rows, tokens, cut.tile)
+    programs = tiles.launched(cut, work, weight.blocks)
+    parts = torch.empty(2 * programs, bm, bn, dtype=torch.float32, device=y.device) if cut.split else y
+    return work, programs, parts
 
 
 def add_up(parts: Tensor, cut: tiles.Many | tiles.Hopper, weight: Laid, work: int, y: Tensor, early: bool) -> None:

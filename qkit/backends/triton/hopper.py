@@ -5,9 +5,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from qkit.backends.triton import tiles
-from qkit.backends.triton.arguments import TOGETHER, add_up, begins, constants, parts_of, pointers, reordered, sizes
+from qkit.backends.triton.arguments import TOGETHER, add_up, begins, constants, dealt_out, pointers, reordered, sizes
 from qkit.backends.triton.layout import BLOCK, Laid
-from qkit.backends.triton.new_enough import triton
 from qkit_kernels.triton import assembly, hopper
 
 
@@ -35,9 +34,7 @@ def many(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Hopper) -> None:
         described(part.view(part.shape[0], -1), [16, 8 * part.shape[2]])
         for part in (weight.grid, weight.grid if weight.off is None else weight.off)
     )
-    work = triton.cdiv(rows, 128) * triton.cdiv(tokens, cut.bm + cut.more)
-    programs = cut.launched(work, weight.blocks)
-    parts = parts_of(cut, programs, y)
+    work, programs, parts = dealt_out(cut, weight, y)
     hopper.many_hopper[(programs,)](
         described(ordered, [cut.bm, BLOCK]), described(ordered, [cut.more or cut.bm, BLOCK]), *planes(weight), grid, off,
         *pointers(weight)[1:], y, parts, tokens, rows, weight.blocks, work, rows,

@@ -92,7 +92,7 @@ def launch(
             STATIC=static, WIDTH=width, TURNS=turns, EARLY=early, num_warps=8,
         )  # fmt: skip
     shift = weight.rows if bias is None else bias.contiguous()
-    if tokens <= (card.narrow if card.hopper else tiles.TOKENS):  # Hopper's large products take 16 in less time
+    if tokens <= tiles.few_integer_tokens(card):
         cut = tiles.few_integers(rows, filled // 64, card.units)
         kernels.few_integers[(triton.cdiv(rows, 16),)](
             codes, scales, weight.codes, weight.rows, shift, wild, columns, count, y,

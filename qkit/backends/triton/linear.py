@@ -17,7 +17,7 @@ from qkit.backends.triton.arguments import (
     aligned,
     begins,
     constants,
-    parts_of,
+    dealt_out,
     pointers,
     reordered,
     sizes,
@@ -54,9 +54,7 @@ def many(
     """
     tokens, rows, features = len(x), weight.shape[0], x.shape[1]
     described = TensorDescriptor(reordered(x, early), [tokens, features], [features, 1], [cut.bm, BLOCK])
-    work = triton.cdiv(rows, cut.bn) * triton.cdiv(tokens, cut.bm)
-    programs = cut.launched(work, weight.blocks)
-    parts = parts_of(cut, programs, y)
+    work, programs, parts = dealt_out(cut, weight, y)
     many_kernels.many[(programs,)](
         described, *pointers(weight), y, parts, tokens, rows, *sizes(weight), work, rows, **constants(weight, ptx),
         WARPS=cut.warps, BN=cut.bn, BM=cut.bm, STAGES=cut.stages, TOGETHER=TOGETHER, SPLIT=cut.split, DRAIN=drain, EARLY=early,

@@ -83,28 +83,37 @@ class Few:
 
 @dataclass(frozen=True)
 class Many:
-    """How `qkit_kernels.triton.many` is launched; see there, and `qkit_kernels.triton.pieces`."""
+    """How `qkit_kernels.triton.many` is launched; see there, and `qkit_kernels.triton.pieces`.
+
+    Attributes:
+        programs: that share the tiles; 0: each tile has its own.
+    """
 
     bn: int
     bm: int
     warps: int
     stages: int
-    programs: int
-    split: bool = False
+    programs: int = 0
 
     @property
     def tile(self) -> tuple[int, int]:
         """Rows and tokens."""
         return self.bn, self.bm
 
-    def launched(self, work: int, blocks: int) -> int:
-        """Programs for so many tiles: one each, or no more than have something to do."""
-        return min(self.programs, work * blocks) if self.split else work
+    @property
+    def split(self) -> bool:
+        """Whether tiles may be made in parts."""
+        return self.programs > 0
 
 
 @dataclass(frozen=True)
 class Hopper:
-    """How `qkit_kernels.triton.hopper.many_hopper` is launched; see there, and `qkit_kernels.triton.pieces`."""
+    """How `qkit_kernels.triton.hopper.many_hopper` is launched; see there, and `qkit_kernels.triton.pieces`.
+
+    Attributes:
+        programs: that take the tiles one after the other.
+        split: whether tiles may be made in parts.
+    """
 
     bm: int
     more: int
@@ -118,9 +127,16 @@ class Hopper:
         """Rows and tokens."""
         return 128, self.bm + self.more
 
-    def launched(self, work: int, blocks: int) -> int:
-        """Programs for so many tiles: no more than have something to do."""
-        return min(self.programs, work * blocks if self.split else work)
+
+def number_of_tiles(rows: int, tokens: int, tile: tuple[int, int]) -> int:
+    """Of a product."""
+    return -(-rows // tile[0]) * -(-tokens // tile[1])
+
+
+def launched(cut: Many | Hopper, work: int, blocks: int) -> int:
+    """Programs for so many tiles: no more than have something to do."""
+    most = work * blocks if cut.split else work
+    return min(cut.programs or most, most)
 
 
 def few(rows: int, blocks: int, units: int, tokens: int = 1) -> Few:
@@ -156,14 +172,19 @@ def many(tokens: int, weight: Laid, card: Card) -> Many:
     rows, blocks = weight.shape[0], weight.blocks
     table = _MANY_SMALL_TILES if card.small_tiles else _MANY
     bn, bm, warps, stages = next(cut for limit, cut in table if tokens <= limit)
-    if bm == 256 and -(-rows // bn) * -(-tokens // bm) < 0.75 * card.units:
+    if bm == 256 and number_of_tiles(rows, tokens, (bn, bm)) < 0.75 * card.units:
         bn, bm, warps, stages = 128, 128, 8 if card.ptx else 4, 4
     bm, stages = _that_fit(weight, bn, bm, stages, card)
-    work = -(-rows // bn) * -(-tokens // bm)
-    share = 1  # AMD's compiler does not come to an end with a loop of tiles around that of blocks
-    while card.ptx and share < 4 and 2 * work * share <= card.units and blocks >= 8 * share:
-        share *= 2
-    return Many(bn, bm, warps, stages, work * share, share > 1)
+    work = number_of_tiles(rows, tokens, (bn, bm))
+    share = max(n for n in _shares(card) if n == 1 or (work * n <= card.units and blocks >= 4 * n))
+    return Many(bn, bm, warps, stages, work * share if share > 1 else 0)
+
+
+def _shares(card: Card) -> tuple[int, ...]:
+    """How many programs may share a tile of `many`: AMD's compiler does not come to an end with a loop of tiles around that of
+    blocks.
+    """
+    return (1, 2, 4) if card.ptx else (1,)
 
 
 def _that_fit(weight: Laid, bn: int, bm: int, stages: int, card: Card) -> tuple[int, int]:
@@ -194,13 +215,14 @@ def _hopper_cuts(tokens: int, weight: Laid, card: Card) -> Iterator[tuple[float,
     if weight.bits in (4, 8):  # planes of 4 bits are read 16 bytes at a time; others cost `many` half as much again
         bm, stages = _that_fit(weight, 128, 256, 3, card)
         for most, programs, parts in dealt(rows, 128, tokens, bm, blocks, units):
-            cut = Many(128, bm, 8, stages, programs if parts else -(-rows // 128) * -(-tokens // bm), parts > 0)
-            yield most * 1.46 + parts * (0.5 + 0.04 * bm), cut
+            time = most * _MANY_256 + parts * (0.5 + 0.04 * bm)
+            yield time, Many(128, bm, 8, stages, programs if parts else 0)
     if weight.bits == 4:
-        for most, programs, parts in dealt(rows, 64, tokens, 64, blocks, 2 * units):  # two on a multiprocessor
-            price = 0.66 if programs > units else 0.55 if parts else 0.44
+        for most, programs, parts in dealt(rows, 64, tokens, 64, blocks, 2 * units):
+            two, shared, alone = _MANY_64
+            price = two if programs > units else shared if parts else alone
             handed = 7.0 if parts == STRETCHES else 3.2 if parts else 0.0
-            yield most * price + handed, Many(64, 64, 4, 5, programs, parts > 0)
+            yield most * price + handed, Many(64, 64, 4, 5, programs if parts else 0)
 
 
 def dealt(rows: int, bn: int, tokens: int, bm: int, blocks: int, places: int) -> Iterator[tuple[int, int, float]]:
@@ -209,7 +231,7 @@ def dealt(rows: int, bn: int, tokens: int, bm: int, blocks: int, places: int) ->
     Returns:
         blocks of the program that has most, programs, and what handing parts over costs, in that of two parts of each tile.
     """
-    work = -(-rows // bn) * -(-tokens // bm)
+    work = number_of_tiles(rows, tokens, (bn, bm))
     yield -(-work // places) * blocks, min(work, places), 0.0
     for share in range(2, min(places // work, blocks // 2) + 1):  # so many programs to a tile, each within it
         yield -(-blocks // share), work * share, share / 2
@@ -232,9 +254,9 @@ def candidates(tokens: int, weight: Laid, card: Card) -> list[Few | Many | Hoppe
         found = [hopper(tokens, weight, card) or by_table, by_table]
         for _, (bn, bm, warps, stages) in _MANY_SMALL_TILES if card.small_tiles else _MANY:
             if bm < 2 * tokens and _shared(weight, bn, bm, stages) <= card.shared:
-                work = -(-rows // bn) * -(-tokens // bm)
-                shares = [share for share in (1, 2, 4) if 2 * share <= max(2, blocks)]
-                found += [Many(bn, bm, warps, stages, work * share, share > 1) for share in shares]
+                work = number_of_tiles(rows, tokens, (bn, bm))
+                shares = [share for share in _shares(card) if 2 * share <= max(2, blocks)]
+                found += [Many(bn, bm, warps, stages, work * share if share > 1 else 0) for share in shares]
         if card.hopper and weight.grid.shape[2] < 8:
             found += [cut for _, cut in _hopper_cuts(tokens, weight, card)]
     return list(dict.fromkeys(found))
@@ -248,9 +270,10 @@ _HOPPER = (
     (128, 32, 4, True, 0.96),
     (128, 64, 3, True, 1.10),
 )
-STRETCHES = (
-    2.2  # what handing over costs where programs end one tile and begin another: twice, and two ends to a program
-)
+_MANY_256 = 1.46  # the same of `many` and 256 tokens
+_MANY_64 = (0.66, 0.55, 0.44)  # and of its 64 x 64: two on a multiprocessor; one, that shares its tile; one
+# What handing over costs where programs end one tile and begin another: twice, and two ends to a program
+STRETCHES = 2.2
 _PRODUCER = 1.3  # microseconds until it has been begun, which `many` has not
 
 _MANY = (  # up to so many tokens: rows and tokens of a tile, warps, stages
@@ -291,6 +314,11 @@ class Integers:
     warps: int
     stages: int
     swap: bool
+
+
+def few_integer_tokens(card: Card) -> int:
+    """Up to how many tokens `few_integers` is best: Hopper's large products take 16 in less time."""
+    return card.narrow if card.hopper else TOKENS
 
 
 def few_integers(rows: int, blocks: int, units: int) -> Few:
