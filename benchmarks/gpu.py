@@ -14,8 +14,6 @@ import argparse
 import dataclasses
 import datetime
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,6 +26,7 @@ from torch import Tensor
 from qkit import NF4, LLMInt8, QTensor, quantize_tensor
 from qkit.backends.triton import integer, layout, tiles
 from qkit.backends.triton import linear as adapter
+from qkit.bench.child import all_at_once
 from qkit.bench.gpu import LIMIT, MANY, activations, check_card, copies_of, dense, error, floor, replays_of, timed
 from qkit.bench.peers import int8_on_card, nf4_on_card
 from qkit.methods.int8 import int8_rows
@@ -107,18 +106,10 @@ ROWS: dict[str, Callable[[Tensor], Case]] = {
 
 
 def compile_all(arguments: argparse.Namespace) -> None:
-    """Every product once, a process for each row of the table, all at once: what is launched later is compiled then.
-
-    What one of them finds wrong, the measuring finds again.
-    """
+    """Every product once, a process for each row of the table: what is launched later is compiled then."""
     size = ["--rows", str(arguments.rows), "--features", str(arguments.features)]
-    command = [sys.executable, __file__, "--check", *size, "--tokens", *map(str, arguments.tokens), "--names"]
-    names = [name for name in ROWS if name in (arguments.names or ROWS)]
-    started = [
-        subprocess.Popen([*command, name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for name in names
-    ]
-    for process in started:
-        process.wait()
+    command = [__file__, "--check", *size, "--tokens", *map(str, arguments.tokens), "--names"]
+    all_at_once([*command, name] for name in ROWS if name in (arguments.names or ROWS))
 
 
 @torch.no_grad()

@@ -8,8 +8,6 @@ made floats first. Everything is compiled first, by several processes at once, a
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +17,9 @@ from torch import Tensor
 
 from qkit import quantize_tensor
 from qkit.backends.triton import layout, linear, tiles
+from qkit.bench.child import all_at_once
 from qkit.bench.gpu import LIMIT, activations, check_card, copies_of, dense, error, timed
+from qkit.bench.linear import parse_shape
 
 REPLAYS = 7
 
@@ -32,7 +32,7 @@ def ways(
     def tile(cut):
         return lambda x, w, y: linear.launch(linear.aligned(x), w, y, cut, card)
 
-    found = {"table": lambda x, w, y: linear.product(x, w, y)}
+    found = {"table": linear.product}
     for cut in tiles.candidates(tokens, weight, card):
         name = type(cut).__name__.lower() + " " + " ".join(f"{key}={value}" for key, value in asdict(cut).items())
         found[name] = tile(cut)
@@ -81,17 +81,11 @@ def main() -> None:
     arguments = parser.parse_args()
     check_card()
     if not arguments.check:
-        rest = ["--bits", str(arguments.bits), "--check"]
-        started = [
-            subprocess.Popen([sys.executable, __file__, "--shapes", *arguments.shapes, "--tokens", str(m), *rest])
-            for m in arguments.tokens
-        ]
-        for process in started:
-            process.wait()
+        command = [__file__, "--check", "--shapes", *arguments.shapes, "--bits", str(arguments.bits), "--tokens"]
+        all_at_once([*command, str(m)] for m in arguments.tokens)
     kept = {}
     for shape in arguments.shapes:
-        rows, features = map(int, shape.split("x"))
-        kept[shape] = measure((rows, features), arguments.tokens, arguments.bits, not arguments.check)
+        kept[shape] = measure(parse_shape(shape), arguments.tokens, arguments.bits, not arguments.check)
         if arguments.check:
             continue
         for m, times in kept[shape].items():

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +41,15 @@ def answer(measure: Callable[..., dict[str, Any]]) -> None:
     request = json.loads(question.read_text())
     torch.set_num_threads(request.pop("threads"))
     reply.write_text(json.dumps(measure(**request)))
+
+
+def all_at_once(commands: Iterable[Sequence[str]]) -> None:
+    """Python with each of the arguments, all together and silent, until the last has ended: for what they leave behind, compiled
+    kernels. What fails in one of them fails again where it is measured.
+    """
+    started = [
+        subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for command in commands
+    ]
+    for process in started:
+        process.wait()
