@@ -88,7 +88,7 @@ def test_a_damaged_file_is_a_warning_and_the_table(damage, launched, cache):
     q = weight(4, 32, 2048, 128)
     clock.tune(q, torch.float16, (8,), clock_of([1.0]))
     text = cache.read_text()
-    cache.write_text({"cut": text.replace('"steps"', '"steeps"'), "kind": text.replace("Few", "Fewer"),
+    cache.write_text({"cut": text.replace('"unroll"', '"unrol"'), "kind": text.replace("Few", "Fewer"),
                       "numbers": text.replace('"warps": ', '"warps": 0.')}.get(damage, damage))  # fmt: skip
     tuning.found.cache_clear()
     launched.clear()

@@ -19,7 +19,7 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'qkit
 
 import triton
 
-from qkit.backends.triton import integer, layout, new_enough, tiles
+from qkit.backends.triton import integer, integer_tiles, layout, new_enough, tiles
 from qkit.backends.triton import linear as adapter
 
 HALF = 2.0**-11  # the largest relative error of a number rounded to float16
@@ -116,11 +116,35 @@ def test_tokens_too_long_for_the_registers_are_read_in_turns(threshold, monkeypa
         found = []
         for width in (512, 64):
             monkeypatch.setattr(integer, "WHOLE", width)
-            monkeypatch.setattr(integer, "SPLIT", width)
             found.append(poisoned(len(tokens), 20, dtype=torch.float32))
             integer.launch(tokens, integer.lay(q), None, threshold, bias, found[-1], CARD)
         assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0].isnan(), found[1].isnan())
         assert found[0][0].isfinite().all() and not found[0][1:].isfinite().any()
+
+
+@pytest.mark.parametrize("width", [integer.WHOLE, 512])
+@pytest.mark.parametrize("tokens", [1, 3, 20])
+def test_outliers_keep_their_order_over_many_programs_and_more_of_them_than_are_gathered(tokens, width, monkeypatch):
+    monkeypatch.setattr(integer, "WHOLE", width)
+    features, last = 2300, tokens - 1  # which 1024 columns each list
+    q, x = int8_rows(random(20, features)), random(tokens, features).clamp(-5, 5)
+    for column in (0, 1023, 1024, 2047, 2048, 2299, *range(1100, 1100 + integer.ROOM)):
+        x[column % tokens, column] = 7.0 + column / features
+    x[last, 1500] = -9.0
+    y = poisoned(tokens, 20, dtype=torch.float32)
+    integer.launch(x.half(), integer.lay(q), None, 6.0, None, y, CARD)
+    expected = plain.int8_linear(x.half(), q, None, 6.0, None, torch.float32)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_on_hopper_the_cheapest_tiles_of_integers_are_taken():
+    hopper = tiles.Card(units=132, shared=232448, major=9)
+    cuts = {m: integer_tiles.many(m, 14336, 4096, hopper) for m in (16, 64, 1024, 4096)}
+    assert [(cut.bm, cut.bn) for cut in cuts.values()] == [(32, 128), (64, 64), (128, 128), (128, 256)]
+    for tokens in (1, 17, 100, 300, 1000):
+        for rows, features in ((1, 128), (4096, 1024), (5120, 13824)):
+            cut = integer_tiles.many(tokens, rows, features, hopper)
+            assert cut.stages * (cut.bm + cut.bn) * cut.bk <= hopper.shared - 4096
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
@@ -139,7 +163,7 @@ def test_what_no_code_can_say_comes_out_as_nan():
 @pytest.mark.parametrize("rows", [1, 1000, 4096, 14336, 128256])
 def test_a_cut_covers_all_columns_and_no_more_than_it_must(rows, blocks):
     cut = tiles.few(rows, blocks, 132)
-    covered = cut.warps * cut.steps * cut.unroll * cut.turns
+    covered = cut.warps * cut.unroll * cut.turns
     assert blocks <= covered < blocks + 8 * cut.warps and cut.warps in (4, 8, 16)
 
 
@@ -153,7 +177,7 @@ def test_a_cut_fits_into_the_card(bits, shared):
             cut = tiles.many(tokens, laid, card)
             x, words = cut.stages * cut.bm * 256, (cut.stages - 1) * cut.bn * 16 * bits
             assert x + words <= card.shared and cut.stages >= 2 and cut.bm >= 32
-            integers = tiles.many_integers(tokens, 4096, card)
+            integers = integer_tiles.many(tokens, 4096, 4096, card)
             assert integers.stages * (integers.bm + integers.bn) * integers.bk <= card.shared
 
 

@@ -145,8 +145,8 @@ def check(target, found):
 def test_one_launch_of_each_kernel_for(target):
     found = compiled(target, one_of_each())
     check(target, found)
-    names = {"few", "reorder", "many", "floats", "outlier_columns", "split_tokens", "few_integers"}
-    names |= {"gather_columns", "many_integers", "round_block"}
+    names = {"few", "reorder", "many", "floats", "outlier_columns", "list_outliers", "few_integers"}
+    names |= {"split_tokens", "many_integers", "round_block"}
     names |= (
         {"many_hopper", "add_up"} if target == "sm_90" else set()
     )  # small tiles are enough of them: nothing to add up

@@ -33,8 +33,7 @@ def few(
     M, N, N8, KB, stride_xm, stride_ym,
     A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, S: tl.constexpr, SPAN: tl.constexpr, BIAS: tl.constexpr,
     OFFSET: tl.constexpr, TABLE: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr,
-    WARPS: tl.constexpr, TOKENS: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr, TURNS: tl.constexpr,
-    RAGGED: tl.constexpr,
+    WARPS: tl.constexpr, TOKENS: tl.constexpr, UNROLL: tl.constexpr, TURNS: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
     """Rows 16 pid .. 16 pid + 15 of y.
 
@@ -45,8 +44,8 @@ def few(
         table_ptr: int32 [8, 8], four words of low bytes and four of high ones, eight times each.
         y_ptr: [M, N].
         TOKENS: 8 or 16, at least M.
-        STEPS: blocks of a warp that are loaded together; UNROLL such stretches are written out, TURNS times.
-        RAGGED: the last stretch runs over the end; it reads the last block again, and scales it with 0.
+        UNROLL: blocks of a warp that are written out, TURNS times.
+        RAGGED: the last ones run over the end; they read the last block again, and scale it with 0.
     """
     first = tl.program_id(0) * 2
     g4, b4, r4 = (
@@ -77,46 +76,44 @@ def few(
     low, high = table_bytes(table_ptr, g4, TABLE)
     acc = tl.zeros((WARPS, 16, TOKENS), tl.float32)
     for turn in tl.range(0, TURNS, num_stages=1):
-        for stretch in tl.static_range(UNROLL):
-            base = (turn * UNROLL + stretch) * (STEPS * WARPS)
-            w0, w1, w2, grid, off = (), (), (), (), ()
-            for u in tl.static_range(STEPS):
-                further = base + u * WARPS
-                if RAGGED:
-                    further = tl.minimum(further + b4, KB - 1) - b4
-                w0 = w0 + (load_plane(p0, further, A, "evict_first"),)
-                w1 = w1 + (load_plane(p1, further, B, "evict_first"),)
-                w2 = w2 + (load_plane(p2, further, C, "evict_first"),)
-                for i in tl.static_range(4):
-                    if i % (4 // min(S, 4)) == 0:
-                        scales = load_grid(scales_at, b4, further, i, S, SPAN)
-                        if RAGGED:
-                            scales = tl.where(base + u * WARPS + b4 < KB, scales, 0)
-                        grid = grid + (scales,)
-                        if OFFSET:
-                            offsets = load_grid(offsets_at, b4, further, i, S, SPAN)
-                            if RAGGED:
-                                offsets = tl.where(base + u * WARPS + b4 < KB, offsets, 0)
-                            off = off + (offsets,)
-            for u in tl.static_range(STEPS):
-                further = base + u * WARPS
-                if RAGGED:
-                    further = tl.minimum(further + b3, KB - 1) - b3
-                for i in tl.static_range(4):
-                    x = x_quarter(x_low + further * 64 + i * 16, WARPS, BF16, PTX != "")
-                    if TOKENS == 16:
-                        more = x_quarter(x_high + further * 64 + i * 16, WARPS, BF16, PTX != "")
-                        x = tl.reshape(tl.permute(tl.join(x, more), (0, 1, 3, 2)), (WARPS, 32, 16))
-                    scales = grid[u * min(S, 4) + i * min(S, 4) // 4]
-                    offsets = scales
+        for block in tl.static_range(UNROLL):
+            base = (turn * UNROLL + block) * WARPS
+            further = base
+            if RAGGED:
+                further = tl.minimum(base + b4, KB - 1) - b4
+            w0 = load_plane(p0, further, A, "evict_first")
+            w1 = load_plane(p1, further, B, "evict_first")
+            w2 = load_plane(p2, further, C, "evict_first")
+            grid, off = (), ()
+            for i in tl.static_range(4):
+                if i % (4 // min(S, 4)) == 0:
+                    scales = load_grid(scales_at, b4, further, i, S, SPAN)
+                    if RAGGED:
+                        scales = tl.where(base + b4 < KB, scales, 0)
+                    grid = grid + (scales,)
                     if OFFSET:
-                        offsets = off[u * min(S, 4) + i * min(S, 4) // 4]
-                    w = values(
-                        quarter(w0[u], i, A), quarter(w1[u], i, B), quarter(w2[u], i, C), scales, offsets,
-                        low, high, A, B, C, BIAS, OFFSET, TABLE, BF16, PTX,
-                    )  # g b r t l u h  # fmt: skip
-                    w = tl.reshape(tl.permute(w, (1, 2, 0, 5, 3, 6, 4)), (WARPS, 16, 32))  # b, r g, u t h l
-                    acc = tl.dot(w, x, acc)
+                        offsets = load_grid(offsets_at, b4, further, i, S, SPAN)
+                        if RAGGED:
+                            offsets = tl.where(base + b4 < KB, offsets, 0)
+                        off = off + (offsets,)
+            across = base
+            if RAGGED:
+                across = tl.minimum(base + b3, KB - 1) - b3
+            for i in tl.static_range(4):
+                x = x_quarter(x_low + across * 64 + i * 16, WARPS, BF16, PTX != "")
+                if TOKENS == 16:
+                    more = x_quarter(x_high + across * 64 + i * 16, WARPS, BF16, PTX != "")
+                    x = tl.reshape(tl.permute(tl.join(x, more), (0, 1, 3, 2)), (WARPS, 32, 16))
+                scales = grid[i * min(S, 4) // 4]
+                offsets = scales
+                if OFFSET:
+                    offsets = off[i * min(S, 4) // 4]
+                w = values(
+                    quarter(w0, i, A), quarter(w1, i, B), quarter(w2, i, C), scales, offsets,
+                    low, high, A, B, C, BIAS, OFFSET, TABLE, BF16, PTX,
+                )  # g b r t l u h  # fmt: skip
+                w = tl.reshape(tl.permute(w, (1, 2, 0, 5, 3, 6, 4)), (WARPS, 16, 32))  # b, r g, u t h l
+                acc = tl.dot(w, x, acc)
     column = tl.arange(0, TOKENS)
     y = tl.sum(acc, 0) * factor[:, None]
     live = (column < M)[None, :] & (row < N)[:, None]

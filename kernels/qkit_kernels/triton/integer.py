@@ -60,6 +60,7 @@ def quantize_tokens(
     """
     if EARLY:
         gdc_launch_dependents()
+        gdc_wait()
     m, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
     largest, bad = 0.0, 0
     for turn in tl.static_range(TURNS):
@@ -82,6 +83,7 @@ def outlier_columns(
     """flags int8 [ceil(M / HEIGHT), K]: 1 where a column of the stretch holds any |x| >= threshold; 64 tokens at a time."""
     if EARLY:
         gdc_launch_dependents()
+        gdc_wait()
     k = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
     found = tl.zeros((WIDTH,), tl.int32)
     for step in tl.range(0, HEIGHT, 64):
@@ -93,69 +95,81 @@ def outlier_columns(
 
 
 @triton.jit
-def outlying(x_ptr, flags_ptr, m, k, K, stride_xm, threshold, stretches, EARLY: tl.constexpr):
-    """Columns k of a token as they are, and 1 where one is an outlier, by its own size or by the flags of all stretches."""
-    raw = tl.load(x_ptr + m * stride_xm + k, mask=k < K, other=0.0)
-    if stretches == 0:
-        out = (tl.abs(raw.to(tl.float32)) >= threshold).to(tl.int32)
+def outlying(x_ptr, flags_ptr, k, end, K, threshold, stretches, ONE: tl.constexpr):
+    """1 where one of columns k before `end` is an outlier: by any stretch's flags, or by x itself where there is ONE token."""
+    if ONE:
+        out = (tl.abs(tl.load(x_ptr + k, mask=k < end, other=0.0).to(tl.float32)) >= threshold).to(tl.int32)
     else:
-        if EARLY:
-            gdc_wait()
         out = k * 0
         for stretch in tl.range(0, stretches):
-            out |= tl.load(flags_ptr + stretch * K + k, mask=k < K, other=0).to(tl.int32)
-    return raw, out
+            out |= tl.load(flags_ptr + stretch * K + k, mask=k < end, other=0).to(tl.int32)
+    return out
 
 
 @triton.jit
-def split_tokens(
-    x_ptr, flags_ptr, codes_ptr, token_scale_ptr, scale_ptr, wild_ptr, columns_ptr, count_ptr, K, KP, stride_xm, threshold,
-    stretches, STATIC: tl.constexpr, WIDTH: tl.constexpr, TURNS: tl.constexpr, EARLY: tl.constexpr,
+def list_outliers(
+    x_ptr, flags_ptr, all_ptr, columns_ptr, count_ptr, K, threshold, stretches,
+    CHUNK: tl.constexpr, WIDTH: tl.constexpr, ONE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """`quantize_tokens` of the columns that are no outliers; those that are, one after another, into wild [M, K].
+    """Of CHUNK columns which are outliers: flags of all tokens, int8 [K]; and their numbers in order, int32 [K].
 
-    A running sum over the flags gives each outlier its place, the same in every program. The first program writes which
-    columns they are, int32 [K], and how many, int32 [1]. Without stretches there is one token, which needs no flags.
-    """
-    if EARLY:
-        gdc_launch_dependents()
-    m, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
-    largest, bad = 0.0, 0
-    for turn in tl.static_range(TURNS):
-        raw, out = outlying(x_ptr, flags_ptr, m, turn * WIDTH + k, K, stride_xm, threshold, stretches, EARLY)
-        x = tl.where(out > 0, 0.0, raw.to(tl.float32))
-        largest, bad = tl.maximum(largest, tl.max(tl.abs(x), 0)), bad | unsayable(x, STATIC)
-    scale, said = step_of(largest, bad, scale_ptr, STATIC)
-    count = 0
-    for turn in tl.static_range(TURNS):
-        at = turn * WIDTH + k
-        if TURNS > 1:
-            raw, out = outlying(x_ptr, flags_ptr, m, at, K, stride_xm, threshold, stretches, EARLY)
-            x = tl.where(out > 0, 0.0, raw.to(tl.float32))
-        place = count + tl.cumsum(out, 0) - 1
-        tl.store(codes_ptr + m * KP + at, rounded(x, scale), mask=at < KP)
-        tl.store(wild_ptr + m * K + place, raw, mask=out > 0)
-        if m == 0:
-            tl.store(columns_ptr + place, at, mask=out > 0)
-        count += tl.sum(out, 0)
-    tl.store(token_scale_ptr + m, said)
-    if m == 0:
-        tl.store(count_ptr, count)
-
-
-@triton.jit
-def gather_columns(
-    weight_ptr, columns_ptr, count_ptr, gathered_ptr, N, KP, ROOM: tl.constexpr, R: tl.constexpr, EARLY: tl.constexpr
-):  # fmt: skip
-    """The first ROOM outlier columns of the weight side by side, int8 [N, ROOM]: each tile of tokens would fetch them anew, a
-    byte out of every sector of 32.
+    A program counts those before its own, WIDTH columns at a time; a running sum over its own gives each its place. The last one
+    writes how many there are, int32 [1].
     """
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
-    row, j = tl.program_id(0) * R + tl.arange(0, R), tl.arange(0, ROOM)
+    first, count = tl.program_id(0) * CHUNK, 0
+    for start in tl.range(0, first, WIDTH):
+        count += tl.sum(outlying(x_ptr, flags_ptr, start + tl.arange(0, WIDTH), first, K, threshold, stretches, ONE), 0)
+    k = first + tl.arange(0, CHUNK)
+    out = outlying(x_ptr, flags_ptr, k, K, K, threshold, stretches, ONE)
+    tl.store(all_ptr + k, out.to(tl.int8), mask=k < K)
+    tl.store(columns_ptr + count + tl.cumsum(out, 0) - 1, k, mask=out > 0)
+    if tl.program_id(0) == tl.num_programs(0) - 1:
+        tl.store(count_ptr, count + tl.sum(out, 0))
+
+
+@triton.jit
+def calm(x_ptr, flags_ptr, k, K):
+    """Columns k of a token, float32, with 0 for outliers."""
+    out = tl.load(flags_ptr + k, mask=k < K, other=1)
+    return tl.where(out > 0, 0.0, tl.load(x_ptr + k, mask=k < K, other=0.0).to(tl.float32))
+
+
+@triton.jit
+def split_tokens(
+    x_ptr, flags_ptr, codes_ptr, token_scale_ptr, scale_ptr, wild_ptr, columns_ptr, count_ptr, weight_ptr, gathered_ptr,
+    M, N, K, KP, stride_xm,
+    STATIC: tl.constexpr, WIDTH: tl.constexpr, TURNS: tl.constexpr, ROOM: tl.constexpr, R: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """The first M programs: `quantize_tokens` of the columns that are no outliers; those that are, in order, in wild [M, K].
+
+    The others: the first ROOM outlier columns of R rows of the weight side by side, int8 [N, ROOM]. Each tile of tokens would
+    fetch them anew, a byte out of every sector of 32.
+    """
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     count = tl.load(count_ptr)
-    if count > 0:
+    if tl.program_id(0) < M:
+        m, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+        largest, bad = 0.0, 0
+        for turn in tl.static_range(TURNS):
+            x = calm(x_ptr + m * stride_xm, flags_ptr, turn * WIDTH + k, K)
+            largest, bad = tl.maximum(largest, tl.max(tl.abs(x), 0)), bad | unsayable(x, STATIC)
+        scale, said = step_of(largest, bad, scale_ptr, STATIC)
+        for turn in tl.static_range(TURNS):
+            if TURNS > 1:
+                x = calm(x_ptr + m * stride_xm, flags_ptr, turn * WIDTH + k, K)
+            tl.store(codes_ptr + m * KP + turn * WIDTH + k, rounded(x, scale), mask=turn * WIDTH + k < KP)
+        tl.store(token_scale_ptr + m, said)
+        for start in tl.range(0, count, ROOM):
+            j = start + tl.arange(0, ROOM)
+            column = tl.load(columns_ptr + j, mask=j < count, other=0)
+            tl.store(wild_ptr + m * K + j, tl.load(x_ptr + m * stride_xm + column), mask=j < count)
+    elif count > 0:
+        row, j = (tl.program_id(0) - M) * R + tl.arange(0, R), tl.arange(0, ROOM)
         column = tl.load(columns_ptr + j, mask=j < count, other=0)
         live = (row < N)[:, None] & (j < count)[None, :]
         w = tl.load(weight_ptr + row.to(tl.int64)[:, None] * KP + column[None, :], mask=live, other=0)
@@ -166,7 +180,7 @@ def gather_columns(
 def few_integers(
     codes_ptr, token_scale_ptr, weight_ptr, rows_ptr, bias_ptr, wild_ptr, columns_ptr, count_ptr, y_ptr,
     M, N, K, KP, stride_ym,
-    WARPS: tl.constexpr, TOKENS: tl.constexpr, STEPS: tl.constexpr, TURNS: tl.constexpr, RAGGED: tl.constexpr,
+    WARPS: tl.constexpr, TOKENS: tl.constexpr, TURNS: tl.constexpr, RAGGED: tl.constexpr,
     BIAS: tl.constexpr, WILD: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Rows 16 pid .. 16 pid + 15 of y for up to 16 tokens: the weight on the left, as in `few`; blocks of 64 columns.
@@ -198,28 +212,24 @@ def few_integers(
         first_w = tl.load(outlying + tl.load(columns_ptr + j, mask=j < count, other=0)[None, :])
     acc = tl.zeros((WARPS, 16, TOKENS), tl.int32)
     for turn in tl.range(0, TURNS, num_stages=1):
-        w = ()
-        for u in tl.static_range(STEPS):
-            further = (turn * STEPS + u) * (WARPS * 64)
-            if RAGGED:
-                found = tl.load(weights + further, mask=further + b4 * 64 < KP, other=0, eviction_policy="evict_first")
-            else:
-                found = tl.load(weights + further, eviction_policy="evict_first")
-            w = w + (found,)
-        for u in tl.static_range(STEPS):
-            further = (turn * STEPS + u) * (WARPS * 64)
-            if RAGGED:
-                further = tl.minimum(further + b3 * 64, KP - 64) - b3 * 64
-            x = tl.load(low + further)  # token block (t s j)
-            x = tl.reshape(
-                tl.permute(tl.reshape(x, (8, WARPS, 4, 4, 4)), (1, 3, 2, 4, 0)), (WARPS, 64, 8)
-            )  # block, s t j, token
-            if TOKENS == 16:
-                more = tl.load(high + further)
-                more = tl.reshape(tl.permute(tl.reshape(more, (8, WARPS, 4, 4, 4)), (1, 3, 2, 4, 0)), (WARPS, 64, 8))
-                x = tl.reshape(tl.permute(tl.join(x, more), (0, 1, 3, 2)), (WARPS, 64, 16))
-            left = tl.permute(tl.reshape(w[u], (8, WARPS, 2, 4, 4, 4)), (1, 2, 0, 4, 3, 5))  # block, r g, s t j
-            acc = tl.dot(tl.reshape(left, (WARPS, 16, 64)), x, acc, out_dtype=tl.int32)
+        base = turn * (WARPS * 64)
+        if RAGGED:
+            w = tl.load(weights + base, mask=base + b4 * 64 < KP, other=0, eviction_policy="evict_first")
+        else:
+            w = tl.load(weights + base, eviction_policy="evict_first")
+        across = base
+        if RAGGED:
+            across = tl.minimum(base + b3 * 64, KP - 64) - b3 * 64
+        x = tl.load(low + across)  # token block (t s j)
+        x = tl.reshape(
+            tl.permute(tl.reshape(x, (8, WARPS, 4, 4, 4)), (1, 3, 2, 4, 0)), (WARPS, 64, 8)
+        )  # block, s t j, token
+        if TOKENS == 16:
+            more = tl.load(high + across)
+            more = tl.reshape(tl.permute(tl.reshape(more, (8, WARPS, 4, 4, 4)), (1, 3, 2, 4, 0)), (WARPS, 64, 8))
+            x = tl.reshape(tl.permute(tl.join(x, more), (0, 1, 3, 2)), (WARPS, 64, 16))
+        left = tl.permute(tl.reshape(w, (8, WARPS, 2, 4, 4, 4)), (1, 2, 0, 4, 3, 5))  # block, r g, s t j
+        acc = tl.dot(tl.reshape(left, (WARPS, 16, 64)), x, acc, out_dtype=tl.int32)
     y = tl.sum(acc, 0).to(tl.float32) * tl.load(token_scale_ptr + column, mask=column < M, other=0.0)[None, :]
     if WILD:
         y = tl.dot(first_w.to(first_x.dtype), first_x.T, y)
@@ -247,7 +257,7 @@ def many_integers(
 
     Args:
         codes_ptr, weight_ptr: tensor descriptors of int8 [M, KP] and [N, KP], in blocks [BM, BK] and [BN, BK].
-        bytes_ptr: the weight again, for outliers that `gather_columns` had no room for; all of them where ROOM is 0.
+        gathered_ptr: int8 [N, ROOM], its first outlier columns (`split_tokens`); bytes_ptr: the weight again, for the others.
         SWAP: the weight is the left operand, which is at least 64 high; the tokens may then be as few as 8.
     """
     m, n = tile_of(tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(N, BN), TOGETHER)
@@ -260,11 +270,7 @@ def many_integers(
         j = tl.arange(0, 32)
         live = (token < M)[:, None] & (j < count)[None, :]
         first_x = tl.load(wild_ptr + at[:, None] * K + j[None, :], mask=live, other=0.0)
-        if ROOM:
-            first_w = tl.load(gathered_ptr + of[:, None] * ROOM + j[None, :], mask=(j < count)[None, :], other=0)
-        else:
-            first = tl.load(columns_ptr + j, mask=j < count, other=0)
-            first_w = tl.load(bytes_ptr + of[:, None] * KP + first[None, :])
+        first_w = tl.load(gathered_ptr + of[:, None] * ROOM + j[None, :], mask=(j < count)[None, :], other=0)
     if SWAP:
         acc = tl.zeros((BN, BM), tl.int32)
     else:

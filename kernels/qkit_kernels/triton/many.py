@@ -23,6 +23,7 @@ def reorder(x_ptr, out_ptr, K, stride_xm, BLOCK: tl.constexpr, EARLY: tl.constex
     """
     if EARLY:
         gdc_launch_dependents()
+        gdc_wait()
     m = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     source = (k // 32) * 32 + ((k // 2) % 4) * 8 + ((k // 8) % 4) * 2 + k % 2

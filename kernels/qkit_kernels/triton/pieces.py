@@ -9,7 +9,7 @@ is more than what idle multiprocessors would cost, tiles stay whole.
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -50,6 +50,7 @@ def add_up(
 ):  # fmt: skip
     """y of the tiles that were made in parts: float32 [2 programs, BM, BN], summed from the first program's to the last's."""
     if EARLY:
+        gdc_launch_dependents()
         gdc_wait()
     tile = tl.program_id(0)
     first = ((tile * KB + 1) * programs - 1) // (tiles * KB)

@@ -61,7 +61,9 @@ def reordered(x: Tensor, early: bool) -> Tensor:
     """Aligned x in the order of columns in which wgmma meets them."""
     tokens, features = x.shape
     ordered = torch.empty(tokens, features, dtype=x.dtype, device=x.device)
-    kernels.reorder[(tokens, triton.cdiv(features, 2048))](x, ordered, features, x.stride(0), BLOCK=2048, EARLY=early)
+    kernels.reorder[(tokens, triton.cdiv(features, 2048))](
+        x, ordered, features, x.stride(0), BLOCK=2048, EARLY=early, **begins(early)
+    )
     return ordered
 
 

@@ -1,7 +1,6 @@
 """INT8 layers on a GPU: chooses how, allocates, launches. Nothing here waits for the card.
 
-Launches: 2 (activations, product); with a threshold 3 for more than one token (flags), and 4 for more than a tile has (columns
-that are gathered).
+Launches: 2 (activations, product); with a threshold 3 (a list of the outliers), or 4 where several tokens say which they are.
 """
 
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qkit.backends import torch as plain
-from qkit.backends.triton import tiles
+from qkit.backends.triton import integer_tiles, tiles
 from qkit.backends.triton.arguments import TOGETHER, begins
 from qkit.backends.triton.layout import BLOCK, KIND, kept
 from qkit.backends.triton.new_enough import TensorDescriptor, triton
@@ -19,9 +18,8 @@ from qkit.numerics.integers import int8_codes
 from qkit.numerics.qtensor import QTensor
 from qkit_kernels.triton import integer as kernels
 
-STRETCHES = 8  # of tokens that look for outliers together, at most: each token reads what all of them found
-# Columns of a token that the registers of eight warps hold; those with outliers take more room
-WHOLE, SPLIT = 16384, 8192
+STRETCHES = 8  # of tokens that look for outliers together, at most: one program reads what all of them found
+WHOLE = 16384  # columns of a token that the registers of sixteen warps hold
 ROOM = 64  # outliers that are gathered side by side; more are fetched one by one
 
 
@@ -69,53 +67,55 @@ def launch(
     static = input_scale is not None
     fixed = input_scale if static else scales
     wild = columns = count = gathered = codes  # pointers that nobody reads
-    width = min(triton.next_power_of_2(filled), SPLIT if threshold else WHOLE)
-    turns = triton.cdiv(filled, width)
+    width = min(triton.next_power_of_2(filled), WHOLE)
+    turns, warps = triton.cdiv(filled, width), 16 if width > WHOLE // 2 else 8
+    few = tokens <= integer_tiles.few_tokens(card)
     if threshold:
         wild = torch.empty(tokens, features, dtype=x.dtype, **new)
         columns, count = (torch.empty(n, dtype=torch.int32, **new) for n in (features, 1))
-        limit, flags, stretches = float(threshold), codes, 0
+        flags, stretches = torch.empty(1 + STRETCHES, features, dtype=torch.int8, **new), 0
         if tokens > 1:
             height = max(64, triton.next_power_of_2(triton.cdiv(tokens, STRETCHES)))
             stretches = triton.cdiv(tokens, height)
-            flags = torch.empty(stretches, features, dtype=torch.int8, **new)
             kernels.outlier_columns[(triton.cdiv(features, 64), stretches)](
-                x, flags, tokens, features, x.stride(0), limit, HEIGHT=height, WIDTH=64, EARLY=early, num_warps=4
-            )
-        kernels.split_tokens[(tokens,)](
-            x, flags, codes, scales, fixed, wild, columns, count, features, filled, x.stride(0), limit, stretches,
-            STATIC=static, WIDTH=width, TURNS=turns, EARLY=early, num_warps=8, **begins(early and tokens > 1),
+                x, flags[1:], tokens, features, x.stride(0), float(threshold), HEIGHT=height, WIDTH=64, EARLY=early,
+                num_warps=4, **begins(early),
+            )  # fmt: skip
+        kernels.list_outliers[(triton.cdiv(features, 1024),)](
+            x, flags[1:], flags, columns, count, features, float(threshold), stretches,
+            CHUNK=1024, WIDTH=width, ONE=tokens == 1, EARLY=early, num_warps=8, **begins(early),
+        )  # fmt: skip
+        gathering = 0
+        if not few:
+            gathered, gathering = torch.empty(rows, ROOM, dtype=torch.int8, **new), triton.cdiv(rows, 64)
+        kernels.split_tokens[(tokens + gathering,)](
+            x, flags, codes, scales, fixed, wild, columns, count, weight.codes, gathered,
+            tokens, rows, features, filled, x.stride(0),
+            STATIC=static, WIDTH=width, TURNS=turns, ROOM=ROOM, R=64, EARLY=early, num_warps=warps, **begins(early),
         )  # fmt: skip
     else:
         kernels.quantize_tokens[(tokens,)](
             x, codes, scales, fixed, features, filled, x.stride(0),
-            STATIC=static, WIDTH=width, TURNS=turns, EARLY=early, num_warps=8,
+            STATIC=static, WIDTH=width, TURNS=turns, EARLY=early, num_warps=warps, **begins(early),
         )  # fmt: skip
     shift = weight.rows if bias is None else bias.contiguous()
-    if tokens <= tiles.few_integer_tokens(card):
-        cut = tiles.few_integers(rows, filled // 64, card.units)
+    if few:
+        cut = integer_tiles.few(rows, filled // 64, card.units)
         kernels.few_integers[(triton.cdiv(rows, 16),)](
             codes, scales, weight.codes, weight.rows, shift, wild, columns, count, y,
             tokens, rows, features, filled, y.stride(0),
-            WARPS=cut.warps, TOKENS=card.narrow if tokens <= card.narrow else 16, STEPS=cut.steps, TURNS=cut.turns,
-            RAGGED=cut.warps * cut.steps * cut.turns * 64 != filled, BIAS=bias is not None, WILD=bool(threshold), EARLY=early,
+            WARPS=cut.warps, TOKENS=card.narrow if tokens <= card.narrow else 16, TURNS=cut.turns,
+            RAGGED=cut.warps * cut.turns * 64 != filled, BIAS=bias is not None, WILD=bool(threshold), EARLY=early,
             num_warps=cut.warps, num_stages=1, **begins(early),
         )  # fmt: skip
         return
-    cut = tiles.many_integers(tokens, rows, card)
-    room = ROOM if threshold and tokens > cut.bm else 0  # tiles that share columns would each fetch them anew
-    if room:
-        gathered = torch.empty(rows, room, dtype=torch.int8, **new)
-        kernels.gather_columns[(triton.cdiv(rows, 64),)](
-            weight.codes, columns, count, gathered, rows, filled, ROOM=room, R=64, EARLY=early,
-            num_warps=4, **begins(early),
-        )  # fmt: skip
+    cut = integer_tiles.many(tokens, rows, filled, card)
     kernels.many_integers[(triton.cdiv(tokens, cut.bm) * triton.cdiv(rows, cut.bn),)](
         TensorDescriptor(codes, [tokens, filled], [filled, 1], [cut.bm, cut.bk]),
         TensorDescriptor(weight.codes, [rows, filled], [filled, 1], [cut.bn, cut.bk]),
         scales, weight.rows, shift, wild, weight.codes, gathered, columns, count, y,
         tokens, rows, features, filled, y.stride(0),
         BM=cut.bm, BN=cut.bn, BK=cut.bk, TOGETHER=TOGETHER, STAGES=cut.stages, SWAP=cut.swap,
-        BIAS=bias is not None, WILD=bool(threshold), ROOM=room, EARLY=early,
+        BIAS=bias is not None, WILD=bool(threshold), ROOM=ROOM, EARLY=early,
         num_warps=cut.warps, **begins(early),
     )  # fmt: skip

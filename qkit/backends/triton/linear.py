@@ -38,8 +38,8 @@ def few(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Few, ptx: bool = True, na
     rows = weight.shape[0]
     few_kernels.few[(triton.cdiv(rows, 16),)](
         x, *pointers(weight), y, len(x), rows, *sizes(weight), x.stride(0), y.stride(0),
-        **constants(weight, ptx), WARPS=cut.warps, TOKENS=narrow if len(x) <= narrow else 16, STEPS=cut.steps, UNROLL=cut.unroll,
-        TURNS=cut.turns, RAGGED=cut.warps * cut.steps * cut.unroll * cut.turns != weight.blocks,
+        **constants(weight, ptx), WARPS=cut.warps, TOKENS=narrow if len(x) <= narrow else 16, UNROLL=cut.unroll,
+        TURNS=cut.turns, RAGGED=cut.warps * cut.unroll * cut.turns != weight.blocks,
         num_warps=cut.warps, num_stages=1,
     )  # fmt: skip
 

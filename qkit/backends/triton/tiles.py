@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -76,7 +76,6 @@ class Few:
     """How `qkit_kernels.triton.few` is launched; see there."""
 
     warps: int
-    steps: int
     unroll: int
     turns: int
 
@@ -141,11 +140,11 @@ def launched(cut: Many | Hopper, work: int, blocks: int) -> int:
 
 def few(rows: int, blocks: int, units: int, tokens: int = 1) -> Few:
     """A warp takes a block of 128 columns at a time."""
-    warps = _warps(rows, units, blocks)
+    warps = warps_of(rows, units, blocks, 5.0 if tokens <= 8 else 3.0)
     stretches = -(-blocks // warps)
     # eight are written out: the compiler loads the next while it computes with the last; of 16 tokens four, for lack of registers
     turns = -(-stretches // (8 if tokens <= 8 else 4))
-    return Few(warps, 1, -(-stretches // turns), turns)
+    return Few(warps, -(-stretches // turns), turns)
 
 
 def few_tokens(weight: Laid, card: Card) -> int:
@@ -153,13 +152,14 @@ def few_tokens(weight: Laid, card: Card) -> int:
     return card.narrow if card.hopper and weight.grid.shape[2] == 4 else TOKENS
 
 
-def _warps(rows: int, units: int, most: int) -> int:
-    """Enough to keep every multiprocessor reading, about twelve on each: four to sixteen to a program, above four no more than
-    `most`.
+def warps_of(rows: int, units: int, blocks: int, many: float) -> int:
+    """Enough to keep every multiprocessor reading: four to a program where it has `many` programs or more, sixteen where it has
+    fewer than one and a half; above four, each has two blocks.
     """
-    warps, programs = 4, -(-rows // 16)
-    while warps < 16 and programs * warps < 12 * units and 2 * warps <= most:
-        warps *= 2
+    each = -(-rows // 16) / units
+    warps = 4 if each >= many else 8 if each >= 1.5 else 16
+    while warps > 4 and 2 * warps > blocks:
+        warps //= 2
     return warps
 
 
@@ -248,7 +248,7 @@ def candidates(tokens: int, weight: Laid, card: Card) -> list[Few | Many | Hoppe
         for warps in (4, 8, 16):
             stretches = -(-blocks // warps)
             turns = (-(-stretches // unrolled) for unrolled in (4, 8))
-            found += [Few(warps, 1, -(-stretches // n), n) for n in turns if warps <= blocks]
+            found += [Few(warps, -(-stretches // n), n) for n in turns if warps <= blocks]
     else:
         by_table = many(tokens, weight, card)
         found = [hopper(tokens, weight, card) or by_table, by_table]
@@ -302,56 +302,3 @@ def _grid_bytes(weight: Laid, rows: int) -> int:
     per_block = weight.grid.shape[2]
     each = 1 if weight.span == 0 else 16 if per_block == 8 else 4 if per_block > 1 else 1
     return rows * 4 * each * (1 if weight.off is None else 2)
-
-
-@dataclass(frozen=True)
-class Integers:
-    """How `qkit_kernels.triton.integer.many_integers` is launched; see there."""
-
-    bm: int
-    bn: int
-    bk: int
-    warps: int
-    stages: int
-    swap: bool
-
-
-def few_integer_tokens(card: Card) -> int:
-    """Up to how many tokens `few_integers` is best: Hopper's large products take 16 in less time."""
-    return card.narrow if card.hopper else TOKENS
-
-
-def few_integers(rows: int, blocks: int, units: int) -> Few:
-    """As `few`, in blocks of 64 columns: half the work of one of 128, and a warp is to have two."""
-    warps = _warps(rows, units, blocks // 2)
-    return Few(warps, 1, 1, -(-blocks // warps))
-
-
-def many_integers(tokens: int, rows: int, card: Card) -> Integers:
-    """Up to 128 tokens are the narrow side of the product, and the weight fills the tensor core; small products, small tiles."""
-    if card.small_tiles:
-        cut = next(cut for limit, cut in _INTEGERS_SMALL_TILES if tokens <= limit)
-    elif tokens > 32 and -(-rows // 128) * -(-tokens // 128) * 2 < card.units:
-        cut = _SMALL
-    elif tokens > 128 and (card.major == 10 or -(-rows // 256) * -(-tokens // 128) < 0.75 * card.units):
-        cut = _MEDIUM  # sm_100: INT8 is `mma.sync` there, and the largest tile spills beside outliers
-    else:
-        cut = next(cut for limit, cut in _INTEGERS if tokens <= limit)
-    stages = cut.stages
-    while stages > 2 and stages * (cut.bm + cut.bn) * cut.bk + 1024 > card.shared:
-        stages -= 1
-    return replace(cut, stages=stages)
-
-
-_SMALL = Integers(64, 64, 256, 4, 4, True)
-_MEDIUM = Integers(128, 128, 128, 8, 4, False)
-_INTEGERS = (
-    (32, Integers(32, 64, 128, 4, 5, True)),
-    (64, Integers(64, 64, 128, 4, 5, True)),
-    (128, Integers(64, 128, 128, 4, 4, True)),
-    (2**62, Integers(128, 256, 128, 8, 4, False)),
-)
-_INTEGERS_SMALL_TILES = (
-    (32, Integers(32, 64, 32, 4, 4, True)),
-    (2**62, Integers(64, 128, 32, 8, 3, True)),
-)
