@@ -6,7 +6,7 @@ from qkit.backends.triton.tiles import TOKENS, Card, Few, number_of_tiles, warps
 
 
 @dataclass(frozen=True)
-class Many:
+class Integers:
     """How `qkit_kernels.triton.integer.many_integers` is launched; see there."""
 
     bm: int
@@ -28,7 +28,7 @@ def few(rows: int, blocks: int, units: int) -> Few:
     return Few(warps, 1, -(-blocks // warps))
 
 
-def many(tokens: int, rows: int, features: int, card: Card) -> Many:
+def many(tokens: int, rows: int, features: int, card: Card) -> Integers:
     """On Hopper what takes the least time by `_HOPPER`; elsewhere up to 128 tokens are the narrow side of the product, and the
     weight fills the tensor core; small products, small tiles.
     """
@@ -49,7 +49,7 @@ def many(tokens: int, rows: int, features: int, card: Card) -> Many:
 
 
 def _microseconds(
-    priced: tuple[Many, int, float, float, float, float], tokens: int, rows: int, features: int, units: int
+    priced: tuple[Integers, int, float, float, float, float], tokens: int, rows: int, features: int, units: int
 ) -> float:  # fmt: skip
     """What a product takes: the multiprocessor that has most tiles, in rounds of as many as it works on at once."""
     cut, together, begin, end, alone, shared = priced
@@ -62,23 +62,23 @@ def _microseconds(
 # On an H200: how many tiles a multiprocessor has room for; microseconds until the first begins, and to end one; of 128 columns of
 # one that is alone, and of each of several. Fitted to 15 cuts at 55 products: what is chosen takes 2.6 % longer than the best
 _HOPPER = (
-    (Many(32, 128, 256, 4, 4, True), 1, 3.0, 1.0, 0.251, 0.0),
-    (Many(64, 64, 256, 4, 4, True), 1, 3.0, 1.0, 0.216, 0.0),
-    (Many(64, 64, 128, 4, 5, True), 2, 3.0, 0.5, 0.342, 0.178),
-    (Many(64, 128, 128, 4, 3, True), 3, 3.0, 0.5, 0.682, 0.293),
-    (Many(128, 128, 128, 8, 3, False), 2, 3.0, 2.0, 0.737, 0.418),
-    (Many(128, 128, 256, 8, 3, False), 1, 2.0, 2.5, 0.502, 0.0),
-    (Many(128, 256, 128, 8, 4, False), 1, 3.0, 2.0, 0.859, 0.0),
+    (Integers(32, 128, 256, 4, 4, True), 1, 3.0, 1.0, 0.251, 0.0),
+    (Integers(64, 64, 256, 4, 4, True), 1, 3.0, 1.0, 0.216, 0.0),
+    (Integers(64, 64, 128, 4, 5, True), 2, 3.0, 0.5, 0.342, 0.178),
+    (Integers(64, 128, 128, 4, 3, True), 3, 3.0, 0.5, 0.682, 0.293),
+    (Integers(128, 128, 128, 8, 3, False), 2, 3.0, 2.0, 0.737, 0.418),
+    (Integers(128, 128, 256, 8, 3, False), 1, 2.0, 2.5, 0.502, 0.0),
+    (Integers(128, 256, 128, 8, 4, False), 1, 3.0, 2.0, 0.859, 0.0),
 )
-_SMALL = Many(64, 64, 256, 4, 4, True)
-_MEDIUM = Many(128, 128, 128, 8, 4, False)
+_SMALL = Integers(64, 64, 256, 4, 4, True)
+_MEDIUM = Integers(128, 128, 128, 8, 4, False)
 _LARGE = (  # up to so many tokens
-    (32, Many(32, 64, 128, 4, 5, True)),
-    (64, Many(64, 64, 128, 4, 5, True)),
-    (128, Many(64, 128, 128, 4, 4, True)),
-    (2**62, Many(128, 256, 128, 8, 4, False)),
+    (32, Integers(32, 64, 128, 4, 5, True)),
+    (64, Integers(64, 64, 128, 4, 5, True)),
+    (128, Integers(64, 128, 128, 4, 4, True)),
+    (2**62, Integers(128, 256, 128, 8, 4, False)),
 )
 _SMALL_TILES = (
-    (32, Many(32, 64, 32, 4, 4, True)),
-    (2**62, Many(64, 128, 32, 8, 3, True)),
+    (32, Integers(32, 64, 32, 4, 4, True)),
+    (2**62, Integers(64, 128, 32, 8, 3, True)),
 )
