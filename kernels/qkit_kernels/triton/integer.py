@@ -7,8 +7,9 @@ LLM.int8() (2208.07339, eq. 8) takes columns with any |x| >= threshold out of th
 card only, and stays there: the last kernel loops up to a count that it reads from memory. The host never waits, the number of
 launches is fixed, and a CUDA graph can hold them.
 
-With EARLY (sm_90) a kernel may begin while the one before it still runs: it is launched so, tells the next that it may, and waits
-only before it reads what the one before it writes.
+With EARLY (sm_90) a kernel may begin while the one before it still runs, and waits before it reads what that one writes. The
+small ones in front tell the next that it may, when they have waited themselves; a product does not: programs that come while
+others still work find room on some multiprocessors only, and these then have more to do than the others.
 """
 
 import triton
@@ -59,8 +60,8 @@ def quantize_tokens(
         WIDTH: columns at a time, a power of two; TURNS of them are at least KP. A token of one turn stays in registers.
     """
     if EARLY:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
     m, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
     largest, bad = 0.0, 0
     for turn in tl.static_range(TURNS):
@@ -82,8 +83,8 @@ def outlier_columns(
 ):  # fmt: skip
     """flags int8 [ceil(M / HEIGHT), K]: 1 where a column of the stretch holds any |x| >= threshold; 64 tokens at a time."""
     if EARLY:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
     k = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
     found = tl.zeros((WIDTH,), tl.int32)
     for step in tl.range(0, HEIGHT, 64):
@@ -117,8 +118,8 @@ def list_outliers(
     writes how many there are, int32 [1].
     """
     if EARLY:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
     first, count = tl.program_id(0) * CHUNK, 0
     for start in tl.range(0, first, WIDTH):
         count += tl.sum(outlying(x_ptr, flags_ptr, start + tl.arange(0, WIDTH), first, K, threshold, stretches, ONE), 0)
@@ -149,8 +150,8 @@ def split_tokens(
     fetch them anew, a byte out of every sector of 32.
     """
     if EARLY:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
     count = tl.load(count_ptr)
     if tl.program_id(0) < M:
         m, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)

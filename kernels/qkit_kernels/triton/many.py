@@ -19,11 +19,11 @@ from qkit_kernels.triton.words import grid_at, load_grid, load_plane, plane_at, 
 def reorder(x_ptr, out_ptr, K, stride_xm, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """x [M, K] with each 32 columns, i t h u l as words hold them, in the order i h u t l in which wgmma meets them.
 
-    With EARLY the next kernel may begin while this one runs.
+    With EARLY the next kernel may begin while this one runs, as this one may while the one before does.
     """
     if EARLY:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
     m = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     source = (k // 32) * 32 + ((k // 2) % 4) * 8 + ((k // 8) % 4) * 2 + k % 2

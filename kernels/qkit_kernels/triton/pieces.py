@@ -50,8 +50,8 @@ def add_up(
 ):  # fmt: skip
     """y of the tiles that were made in parts: float32 [2 programs, BM, BN], summed from the first program's to the last's."""
     if EARLY:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
     tile = tl.program_id(0)
     first = ((tile * KB + 1) * programs - 1) // (tiles * KB)
     last = ((tile + 1) * KB * programs - 1) // (tiles * KB)

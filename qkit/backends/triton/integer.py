@@ -109,7 +109,7 @@ def launch(
             num_warps=cut.warps, num_stages=1, **begins(early),
         )  # fmt: skip
         return
-    cut = integer_tiles.many(tokens, rows, filled, card)
+    cut = integer_tiles.many(tokens, rows, filled, card, outliers=threshold > 0)
     kernels.many_integers[(triton.cdiv(tokens, cut.bm) * triton.cdiv(rows, cut.bn),)](
         TensorDescriptor(codes, [tokens, filled], [filled, 1], [cut.bm, cut.bk]),
         TensorDescriptor(weight.codes, [rows, filled], [filled, 1], [cut.bn, cut.bk]),
