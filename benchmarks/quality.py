@@ -18,7 +18,7 @@ import torch
 import qkit
 from qkit.model.surgery import clone
 from qkit.study.compare import ALL
-from qkit.study.evaluate import evaluate
+from qkit.study.reference import Reference
 from qkit.text.tokens import calibration_chunks, token_chunks
 from qkit.train.tune import own_text
 
@@ -67,14 +67,15 @@ def main() -> None:
     model.to(arguments.device)
     if arguments.planted:
         qkit.plant_outliers(model, [7, 200], 64.0)
+    originals = {text: Reference.of(model, tokenizer, ids, limit=None, progress=False) for text, ids in texts.items()}
     rows: list[dict] = []
 
     def measure(name: str, quantized, seconds: float) -> None:
         row = {"name": name, "seconds": round(seconds, 2)}
-        for text, ids in texts.items():
-            found = evaluate({"original": model, "quantized": quantized}, tokenizer, ids, progress=False)
-            ratio = found["quantized"].perplexity / found["original"].perplexity
-            row[text] = {"perplexity": found["quantized"].perplexity, "ratio": ratio, "kl": found["quantized"].kl}
+        for text, original in originals.items():
+            found = original.evaluate({name: quantized}, progress=False)[name]
+            ratio = found.perplexity / original.evaluation.perplexity
+            row[text] = {"perplexity": found.perplexity, "ratio": ratio, "kl": found.kl}
         rows.append(row)
         cells = (f"{t} {row[t]['perplexity']:9.3f} x{row[t]['ratio']:.4f} KL {row[t]['kl']:.4f}" for t in texts)
         print(f"{name:40} {'  '.join(cells)}  {seconds:7.2f} s", flush=True)

@@ -23,14 +23,13 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 import qkit
 from qkit.methods.scheme import Scheme
-from qkit.model.facts import read
 from qkit.model.surgery import clone
 from qkit.nn.layers import quantized_layers
 from qkit.study.paired import mean_of
+from qkit.study.reference import Reference
 from qkit.text.tokens import token_chunks
 
 # 576 inputs: groups of 64 fit, groups of 128 do not
@@ -61,12 +60,6 @@ SCHEMES: tuple[Scheme, ...] = (
 )
 
 
-@torch.inference_mode()
-def log_probabilities(model: nn.Module, ids: Tensor) -> Tensor:
-    """Of every next token, float32 [length, vocabulary], for one passage [1, 1 + length]."""
-    return torch.log_softmax(read(model, ids[:, :-1]).logits[0].float(), -1)
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -78,12 +71,11 @@ def main() -> None:
     model, tokenizer = qkit.load("smollm2-135m")
     loaded = time.process_time() - start
     beginnings = [token_chunks(tale, tokenizer, arguments.length, 1) for tale in qkit.passages("tales")]
-    passages = beginnings[::3]
+    passages = torch.cat(beginnings[::3])
     calibration = torch.cat([ids for place, ids in enumerate(beginnings) if place % 3])
-    original = [log_probabilities(model, passage) for passage in passages]
-    nll = [float(-p.gather(-1, x[0, 1:, None]).mean()) for p, x in zip(original, passages, strict=True)]
-    lengths = [arguments.length] * len(passages)
-    whole = mean_of(nll, lengths)
+    reference = Reference.of(model, tokenizer, passages, progress=False)
+    original, lengths = reference.evaluation, [arguments.length] * len(passages)
+    whole = mean_of([passage.nll for passage in original.passages], lengths)
     about = {
         "date": date.today().isoformat(),
         "machine": platform.processor() or platform.machine(),
@@ -99,12 +91,8 @@ def main() -> None:
     for scheme in SCHEMES:
         copy = clone(model)
         report = qkit.quantize(copy, scheme, calibration=calibration, progress=False)
-        ratios, divergences = [], []
-        for passage, p, own in zip(passages, original, nll, strict=True):
-            q = log_probabilities(copy, passage)
-            ratios.append(float(-q.gather(-1, passage[0, 1:, None]).mean()) - own)
-            divergences.append(float((p.exp() * (p - q)).sum(-1).mean()))
-        ratio, kl = mean_of(ratios, lengths), mean_of(divergences, lengths)
+        found = reference.evaluate({scheme.name: copy}, progress=False)[scheme.name]
+        ratio, kl = found.difference(original, "nll"), mean_of([passage.kl for passage in found.passages], lengths)
         rows.append(
             {
                 "scheme": scheme.name,

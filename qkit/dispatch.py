@@ -60,6 +60,7 @@ TABLE = (  # of one operation, the fastest first
     Kernel("gptq_columns", "numba", ("cpu",), "qkit.backends.numba.codes:gptq_columns"),
     Kernel("gptq_columns", "triton", ("cuda",), "qkit.backends.triton.columns:gptq_columns"),
     Kernel("gptq_columns", "torch", ANY, "qkit.backends.torch:gptq_columns"),
+    Kernel("gptq_moving_columns", "numba", ("cpu",), "qkit.backends.numba.codes:gptq_moving_columns"),
     Kernel("gptq_moving_columns", "triton", ("cuda",), "qkit.backends.triton.columns:gptq_columns"),
     Kernel("gptq_moving_columns", "torch", ANY, "qkit.backends.torch:gptq_columns"),
     Kernel("linear", "numba", ("cpu",), "qkit.backends.numba.linear:linear"),

@@ -1,10 +1,12 @@
 """Activations: what goes into the linear layers of a model when it reads some tokens.
 
-The methods need sums over many tokens (`qkit.model.calibration`); a picture needs the single values, of a few. Both functions
-here run the model once, listen at its layers, and leave it as it was.
+The methods need sums over many tokens (`qkit.model.calibration`); a picture needs the single values, of a few. What stands here
+runs the model as far as it has to, listens at its layers, and leaves it as it was.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +48,8 @@ def layer_inputs(model: nn.Module, ids: Tensor, names: Sequence[str] | None = No
         model: a model of transformers in eval mode, quantized or not.
         ids: int64 [sequences, length]; the tokens come one sequence after the other.
         names: full names of layers; None: every linear layer but the output head. Layers with the same input get the
-            same tensor. A layer that runs more than once gives the input of its last run.
+            same tensor. A layer that runs more than once gives the input of its last run. Behind the last of them nothing is
+            computed: the first sequence alone shows how often each runs.
 
     Raises:
         ValueError: ids of another kind, or a name that is no layer of the model.
@@ -65,7 +68,8 @@ def layer_inputs(model: nn.Module, ids: Tensor, names: Sequence[str] | None = No
             f"{unknown[0]!r} is no layer of {type(model).__name__}; a full name is e.g. {list(modules)[-1]!r}"
         )
 
-    heard: dict[str, Tensor] = {}
+    runs = _runs(model, ids[:1], modules, names) if len(ids) > 1 else {}
+    calls, heard = Counter(), {}
     last: list[tuple[Tensor, Tensor]] = []  # the input of the layer before, and what was made of it
 
     def listen(name: str) -> Hook:
@@ -74,12 +78,27 @@ def layer_inputs(model: nn.Module, ids: Tensor, names: Sequence[str] | None = No
             if not last or last[-1][0] is not x:
                 last[:] = [(x, x.detach().float().flatten(0, -2))]
             heard[name] = last[-1][1]
+            calls[name] += 1
+            if runs and all(calls[one] >= runs[one] for one in names):
+                raise _Reached
 
         return hear
 
-    with listening((modules[name], listen(name)) for name in names):
+    with listening((modules[name], listen(name)) for name in names), suppress(_Reached):
         read(model, ids)
     return heard
+
+
+class _Reached(Exception):
+    """All layers have been heard as often as they run; the rest of the model need not."""
+
+
+def _runs(model: nn.Module, ids: Tensor, modules: dict[str, nn.Module], names: Sequence[str]) -> dict[str, int]:
+    """How often each layer runs on `ids`; nothing if one does not: an expert may get its tokens from another sequence."""
+    calls = Counter()
+    with listening((modules[name], lambda *_, name=name: calls.update([name])) for name in names):
+        read(model, ids)
+    return dict(calls) if all(calls[name] for name in names) else {}
 
 
 def input_maxima(model: nn.Module, ids: Tensor) -> InputMaxima:

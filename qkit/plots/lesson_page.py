@@ -27,6 +27,13 @@ FETCHED = re.compile(
 # A link to another lesson or page of the same folder, and the place on it
 NEIGHBOUR = re.compile(r"\]\(([\w.-]+)\.(?:ipynb|md)(#[^)\s]*)?\)")
 
+# nbconvert's own page, but a figure keeps the alternative text that is stored beside it, which that page drops
+TEMPLATE = """{% extends "lab/index.html.j2" %}
+{% block data_png scoped %}
+{%- set alt = output | get_metadata("alt", "image/png") or "" %}
+{{- super() | replace('<img ', '<img alt="' ~ (alt | escape_html) ~ '" ', 1) }}
+{%- endblock data_png %}"""
+
 
 def formula(tex: str, size: float = 13.0) -> str:
     r"""A formula as an `<img>` that holds its picture (SVG), with its TeX as the alternative text.
@@ -79,7 +86,7 @@ def lesson_page(path: Path) -> str:
     for cell in cells.cells:
         if cell.cell_type == "markdown":
             cell.source = NEIGHBOUR.sub(r"](\1.html\2)", with_pictures(cell.source))
-    page, _ = HTMLExporter().from_notebook_node(cells)
+    page, _ = HTMLExporter(raw_template=TEMPLATE).from_notebook_node(cells)
     return FETCHED.sub("", page)
 
 

@@ -12,8 +12,8 @@ Both are kept for each passage too, so that two models can be compared on the sa
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 import torch
@@ -108,69 +108,115 @@ def evaluate(
     """Evaluate several models side by side on one text; KL is taken from the first.
 
     Every batch goes through all models before the next is begun, so the probabilities of the original are computed once
-    and never stored.
+    and never stored. Where models come one after the other, `qkit.study.reference` stores them.
 
     Raises:
         ValueError: the text is shorter than a chunk, a model that predicts no tokens, or one whose output is not finite.
+    """
+    batches, counts = batches_for(models, tokenizer, text, max_chunks)
+    sums = {name: Sums() for name in models}
+    first = next(iter(models), "")
+    with evaluating(*models.values()):  # dropout would be measured too
+        for batch in progress_bar(progress, "evaluating", "batch", over=batches):
+            original = None
+            for name, model in models.items():
+                log_p = log_probabilities(model, batch, name)
+                original = log_p if original is None else original
+                sums[name].add(batch, log_p, original, name, first)
+    return {name: one.evaluation(counts) for name, one in sums.items()}
+
+
+def batches_for(
+    models: dict[str, nn.Module], tokenizer, text: str | list[str] | Tensor, max_chunks: int | None = None
+) -> tuple[tuple[Tensor, ...], list[int]]:
+    """What these models are given, int64 [sequences, length] each, and how many of the sequences belong to each passage.
+
+    Raises:
+        ValueError: the text is shorter than a chunk, or a model cannot read it or predicts no tokens.
     """
     for model in models.values():
         check_model(model)
     length = min(chunk_length(model) for model in models.values())
     ids, counts = passage_chunks(text, tokenizer, length, max_chunks)
+    check_readers(models, ids)
     vocabulary = max(vocabulary_size(m) or 1 for m in models.values())
+    return ids.split(max(1, LOGITS_AT_ONCE // (vocabulary * ids.shape[1]))), counts
+
+
+def check_readers(models: dict[str, nn.Module], ids: Tensor) -> None:
+    """Refuse models that cannot be asked for the next token, or do not know one of these."""
     for name, model in models.items():
         if (why := why_no_text(model)) is not None:
             raise ValueError(f"model {name!r} cannot be asked for the next token: {why}; give a decoder of text")
         check_ids(model, ids)
-    batch_size = max(1, LOGITS_AT_ONCE // (vocabulary * ids.shape[1]))
-    nll = {name: [] for name in models}  # float64, a sum over each chunk
-    kl = {name: [] for name in models}
-    batches = ids.split(batch_size)
-    with evaluating(*models.values()):  # dropout would be measured too
-        for batch in progress_bar(progress, "evaluating", "batch", over=batches):
-            original = None
-            for name, model in models.items():
-                log_p = _log_probabilities(model, batch, name)
-                original = log_p if original is None else original
-                if log_p.shape != original.shape:
-                    raise ValueError(
-                        f"model {name!r} gives probabilities to {log_p.shape[-1]} tokens, {next(iter(models))!r} to "
-                        f"{original.shape[-1]}; their divergence needs models of one vocabulary"
-                    )
-                nll[name] += (-log_p.gather(-1, batch[:, 1:, None].to(log_p.device)).double().sum((1, 2))).tolist()
-                if log_p is original:
-                    kl[name] += [0.0] * len(batch)
-                else:
-                    divergence = (original.exp() * (original - log_p.to(original.device))).sum(-1)
-                    kl[name] += divergence.double().sum(-1).tolist()
-    return {name: _evaluation(nll[name], kl[name], counts, ids.shape[1] - 1) for name in models}
 
 
-def _evaluation(nll: list[float], kl: list[float], counts: list[int], length: int) -> Evaluation:
-    """Of sums over chunks of `length` tokens, `counts` of them to a passage."""
-    places = list(pairwise(accumulate(counts, initial=0)))
-    passages = tuple(
-        Passage(sum(nll[i:j]) / (length * (j - i)), sum(kl[i:j]) / (length * (j - i)), length * (j - i))
-        for i, j in places
-    )
-    tokens = length * len(nll)
-    return Evaluation(_exp(sum(nll) / tokens), sum(kl) / tokens, tokens, passages)
+@dataclass(eq=False)
+class Sums:
+    """What is summed of one model over the tokens of each sequence, in float64."""
+
+    nll: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    def add(self, batch: Tensor, log_p: Tensor, original: Tensor, name: str, first: str) -> None:
+        """One batch [sequences, length] more.
+
+        Args:
+            batch: its token ids.
+            log_p: this model's `log_probabilities` of it.
+            original: those of the model that KL is taken from, perhaps the same tensor.
+            name, first: what the two models are called.
+
+        Raises:
+            ValueError: the two have different vocabularies.
+        """
+        if log_p.shape != original.shape:
+            raise ValueError(
+                f"model {name!r} gives probabilities to {log_p.shape[-1]} tokens, {first!r} to "
+                f"{original.shape[-1]}; their divergence needs models of one vocabulary"
+            )
+        self.nll.extend((-log_p.gather(-1, batch[:, 1:, None].to(log_p.device)).double().sum((1, 2))).tolist())
+        if log_p is original:
+            self.kl.extend([0.0] * len(batch))
+        else:
+            divergence = (original.exp() * (original - log_p.to(original.device))).sum(-1)
+            self.kl.extend(divergence.double().sum(-1).tolist())
+        self.tokens.extend([batch.shape[1] - 1] * len(batch))
+
+    def evaluation(self, counts: Sequence[int]) -> Evaluation:
+        """Of all of it, `counts` sequences to a passage."""
+        nll, kl = ([sum(one[i:j]) for i, j in _places(counts)] for one in (self.nll, self.kl))
+        tokens = [sum(self.tokens[i:j]) for i, j in _places(counts)]
+        passages = tuple(Passage(a / n, b / n, n) for a, b, n in zip(nll, kl, tokens, strict=True))
+        total = sum(self.tokens)
+        return Evaluation(_exp(sum(self.nll) / total), sum(self.kl) / total, total, passages)
+
+
+def _places(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    return pairwise(accumulate(counts, initial=0))
 
 
 def _exp(x: float) -> float:
     return math.exp(x) if x < 700 else math.inf  # a ruined model is a result, an OverflowError is not
 
 
-def _log_probabilities(model: nn.Module, ids: Tensor, name: str) -> Tensor:
-    """log p of every next token, float32 [batch, length - 1, vocabulary]."""
+@torch.inference_mode()
+def log_probabilities(model: nn.Module, ids: Tensor, name: str) -> Tensor:
+    """log p of every next token, float32 [batch, length - 1, vocabulary].
+
+    Raises:
+        ValueError: the model puts out no logits for every token, or some that are not finite.
+    """
     logits = getattr(read(model, ids[:, :-1]), "logits", None)
     if logits is None or logits.shape[:-1] != ids[:, :-1].shape:
         raise ValueError(
             f"model {name!r} ({type(model).__name__}) puts out no logits for every token; give a model with a language "
             f"head, e.g. AutoModelForCausalLM"
         )
-    if not torch.isfinite(logits).all():
+    logits = logits.float()
+    if not (logits.sum().isfinite() or logits.isfinite().all()):  # a sum is finite only of finite numbers, and quick
         raise ValueError(
             f"model {name!r} puts out NaN or infinite logits; check its weights, or a dtype that overflows"
         )
-    return torch.log_softmax(logits.float(), -1)
+    return torch.log_softmax(logits, -1)

@@ -23,7 +23,7 @@ from qkit.methods.statistics import InputStatistics
 from qkit.model.calibration import collect
 from qkit.model.linear import bias_of
 from qkit.model.surgery import Globs, Target, clone, swap
-from qkit.study.evaluate import evaluate
+from qkit.study.reference import Reference
 from qkit.text.tokens import CHUNKS
 
 MEASURES = ("error", "kl")
@@ -90,7 +90,8 @@ def sensitivity(
 
     Args:
         schemes: without scaling: one that folds scales is taken as the rounding it ends with.
-        measure: "error" (the layer's output) or "kl" (the model's predictions, on the first 4 calibration chunks).
+        measure: "error" (the layer's output) or "kl" (the model's predictions, on the first 4 calibration chunks; what the
+            original says of them is kept meanwhile, 8 kB for each word of its vocabulary).
         calibration, tokenizer, max_chunks, include, exclude, progress: as for `qkit.quantize`.
     """
     if measure not in MEASURES:
@@ -111,16 +112,17 @@ def sensitivity(
     # What the original feeds a layer has not drifted; "error" is measured with the Hessian.
     wants = NOTHING.union({"square"}, *(scheme.wants for scheme in schemes)) - {"drift"}
     choices: list[Choice] = []
+    original = Reference.of(model, None, ids, KL_CHUNKS, limit=None, progress=False) if measure == "kl" else None
     with progress_bar(progress, "sensitivity", total=len(targets) * len(schemes)) as bar, calibrating(model):
         for target, inputs in _with_inputs(model, targets, ids, wants):
             for scheme in schemes:
                 solved = solve_layer(target.weight, bias_of(target.module), scheme, inputs, target.name)
-                if measure == "error":
+                if original is None:
                     loss = _output_error(target.weight, ops.dequantize(solved.q), inputs)
                 else:
                     copy = clone(model)
                     swap(copy, {target.name: solved.layer})
-                    loss = evaluate({"original": model, "one": copy}, None, ids, KL_CHUNKS, progress=False)["one"].kl
+                    loss = original.evaluate({"one": copy}, progress=False)["one"].kl
                 choices.append(Choice(target.name, scheme, solved.q.nbytes, loss))
                 bar.update()
     return Sensitivity(measure, {t.name: t.weight.numel() for t in targets}, tuple(choices))

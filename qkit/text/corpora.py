@@ -15,8 +15,12 @@ checked, and what each passage's perplexity is).
 """
 
 import ast
+import gc
 import hashlib
 import os
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -25,6 +29,7 @@ from qkit.text.resources import expanded, folder
 
 NAMES = ("tales", "python-docs", "python-docs-heldout", "wikitext-2")
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "idlelib", "lib2to3", "__pycache__", "pydoc_data"}
+BLOCKS = {"body", "handlers", "orelse", "finalbody", "cases"}  # where a statement has others inside
 
 
 def texts(name_or_path: str | os.PathLike) -> str:
@@ -74,25 +79,49 @@ def held_out(topic: str) -> bool:
     return int(hashlib.sha1(topic.encode()).hexdigest(), 16) % 3 == 0
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Inside, nobody looks for cycles: syntax trees have none, and to look through all of their nodes takes most of the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 @cache
+@_uncollected()
 def python_docs() -> str:
     """The pydoc topics that are not held out, then all docstrings over 120 characters of the standard library."""
     parts = [text.strip() for topic, text in sorted(topics.items()) if not held_out(topic)]
-    library = Path(os.__file__).parent
-    for path in sorted(library.rglob("*.py")):
-        folders = path.relative_to(library).parts[:-1]
-        if SKIPPED_FOLDERS.intersection(folders) or any(folder.startswith("test") for folder in folders):
-            continue
+    for path in sorted(_sources(Path(os.__file__).parent)):
         try:
             tree = ast.parse(path.read_bytes())  # which heeds the encoding that a file declares
         except (SyntaxError, ValueError, OSError):
             continue  # the library keeps a few files that are broken on purpose
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                docstring = ast.get_docstring(node)
-                if docstring and len(docstring) > 120:
-                    parts.append(docstring)
+        parts.extend(docstring for docstring in _docstrings(tree) if len(docstring) > 120)
     return "\n\n".join(parts)
+
+
+def _sources(library: Path) -> Iterator[Path]:
+    """Its Python files; what is installed beside it, often many times as much, is not entered."""
+    for place, inside, files in os.walk(library):
+        inside[:] = [name for name in inside if name not in SKIPPED_FOLDERS and not name.startswith("test")]
+        yield from (Path(place, name) for name in files if name.endswith(".py"))
+
+
+def _docstrings(tree: ast.Module) -> Iterator[str]:
+    """Of modules, classes and functions, in the order of ast.walk; only statements are looked at, where all of them stand."""
+    nodes = deque([tree])
+    while nodes:
+        node = nodes.popleft()
+        for name in node._fields:
+            if name in BLOCKS:
+                nodes.extend(getattr(node, name))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            yield ast.get_docstring(node) or ""
 
 
 def wikitext_2() -> str:

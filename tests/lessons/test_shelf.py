@@ -1,6 +1,8 @@
 """What every lesson on the shelf has in common. (That its cells run and print what is stored is nbval's to check.)"""
 
 import re
+from functools import cache
+from html.parser import HTMLParser
 
 import pytest
 
@@ -9,6 +11,7 @@ from qkit.exercises import ALL
 from qkit.plots.lesson_page import lesson_page
 
 LESSONS = shelf.paths()
+page_of = cache(lesson_page)  # it takes seconds
 
 
 @pytest.fixture(params=LESSONS, ids=lambda path: path.stem)
@@ -90,9 +93,35 @@ def test_its_formulas_are_read_without_a_network(lesson):
     path, notebook = lesson
     texts = [re.sub(r"`[^`]*`", "", text) for text in sources(notebook, "markdown")]
     asked = sum(len(re.findall(r"\$\$.+?\$\$|\$[^$\n]+\$", text, re.S)) for text in texts)
-    page = lesson_page(path)
+    page = page_of(path)
     assert page.count('src="data:image/svg+xml;base64') == asked
     assert not re.search(r"\ssrc=.https?:|import .*https?:", page)
+
+
+class Images(HTMLParser):
+    """The attributes of all images of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "img":
+            self.found.append(dict(attrs))
+
+
+def test_on_its_page_every_figure_has_the_description_that_is_stored_with_it(lesson):
+    """Who cannot see a figure reads that; nbconvert's own page says "No description has been provided" instead."""
+    path, notebook = lesson
+    stored = [o["metadata"]["image/png"]["alt"] for o in outputs(notebook) if "image/png" in o.get("data", {})]
+    images = Images(page_of(path)).found
+    figures = [image["alt"] for image in images if image["src"].startswith("data:image/png")]
+    assert figures == stored and len(figures) > 5
+    assert all(
+        len(alt) >= 40 and re.search(r"\d|no guess", alt) for alt in figures
+    )  # what is there, and how much of it
+    assert all(image["alt"].strip() and "No description" not in image["alt"] for image in images)
 
 
 def test_what_needs_triton_says_so_and_nothing_else_may_raise(lesson):

@@ -81,6 +81,25 @@ def test_every_backend_rounds_the_columns_to_the_same_codes(bits, size, rows):
     assert len(codes) == 2 and all(torch.equal(one, codes[0]) for one in codes) and codes[0].unique().numel() > 2
 
 
+@pytest.mark.parametrize("size", [20, 32, 131])
+def test_every_backend_takes_the_grids_of_moving_groups_from_the_same_weights(size):
+    """On two batches of columns and a part of one: the codes, and the grids that were taken on the way."""
+    weight, inputs = random(9, 2 * size * -(-150 // size)), random(700, 2 * size * -(-150 // size), seed=2).double() + 1
+    upper, _ = inverse_cholesky(inputs.T @ inputs / 700, 0.01)
+    groups, found = weight.shape[1] // size, {}
+
+    def regrid(w, j):
+        return choose_scale(w[:, j : j + size].amin(1), w[:, j : j + size].amax(1), 3) if j % size == 0 else None
+
+    for kernel in rows_of("gptq_moving_columns"):
+        if not kernel.devices or "cpu" in kernel.devices:
+            scale, zero = torch.ones(9, groups), torch.zeros(9, groups)
+            args = (weight.double(), upper, torch.arange(weight.shape[1]) // size, scale, zero, 3)
+            found[kernel.backend] = ops.gptq_columns(*args, backend=kernel.backend, regrid=regrid), scale, zero
+    assert set(found) == {"numba", "torch"} and all(map(torch.equal, *found.values()))
+    assert (found["numba"][1] != 1).all() and found["numba"][0].unique().numel() == 8
+
+
 ODD = {
     "one row": random(1, 48),
     "17 x 33": random(17, 33),

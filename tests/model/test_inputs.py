@@ -40,6 +40,47 @@ def test_only_the_named_layers_are_listened_to(llama, ids):
     assert list(layer_inputs(llama, ids, [name])) == [name]
 
 
+def test_nothing_is_computed_behind_the_last_named_layer(model):
+    ids = torch.randint(2, 97, (5, 20), generator=torch.Generator().manual_seed(1))
+    whole = layer_inputs(model, ids)
+    ran = []
+    for name in whole:
+        model.get_submodule(name).register_forward_hook(lambda _m, x, _y, name=name: ran.append((name, len(x[0]))))
+    for place, name in enumerate(whole):
+        ran.clear()
+        found = layer_inputs(model, ids, [name])
+        assert list(found) == [name] and torch.equal(found[name], whole[name])
+        five = {name for name, sequences in ran if sequences == 5 or sequences == 5 * 20}
+        assert five <= set(list(whole)[: place + 1]), (name, five)
+    first, *_, last = whole
+    both = layer_inputs(model, ids, [last, first])
+    assert all(torch.equal(both[name], whole[name]) for name in (first, last))
+
+
+class Twice(nn.Module):
+    """A layer that runs twice, and one that runs only where some token is large."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.twice, self.expert = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, input_ids):
+        x = self.twice(self.twice(self.embed(input_ids)))
+        large = input_ids > 5
+        return x + self.expert(x[large]).sum() if large.any() else x
+
+
+def test_a_layer_that_runs_twice_gives_its_last_input_and_an_expert_is_waited_for():
+    torch.manual_seed(0)
+    model, ids = Twice().eval(), torch.tensor([[1, 2, 3], [4, 5, 6], [7, 2, 8]])
+    with torch.no_grad():
+        once = model.twice(model.embed(ids)).flatten(0, 1)
+        expected = model.twice(once)[(ids > 5).flatten()]
+    assert torch.equal(layer_inputs(model, ids, ["twice"])["twice"], once)
+    found = layer_inputs(model, ids, ["twice", "expert"])  # no token of the first sequence is the expert's
+    assert torch.equal(found["twice"], once) and torch.equal(found["expert"], expected)
+
+
 def test_a_quantized_model_can_be_listened_to(llama, ids):
     before = layer_inputs(llama, ids)
     qkit.quantize(llama, qkit.RTN(8))

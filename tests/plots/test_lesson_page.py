@@ -1,6 +1,7 @@
 """Lessons as pages: formulas become pictures, code does not, and nothing is fetched."""
 
 import base64
+import html
 import json
 import re
 
@@ -40,6 +41,20 @@ def test_a_shelf_becomes_pages_that_fetch_nothing(tmp_path, capsys):
     assert page == lesson_page(tmp_path / "one.ipynb") and "one.html" in capsys.readouterr().out
     assert "$$" not in page.split("<body")[1] and page.count('src="data:image/svg+xml;base64') == 1
     assert not re.search(r"<script[^>]*src=", page)
+
+
+def test_a_figure_keeps_its_description_whatever_signs_it_has(tmp_path):
+    said = "a < b & \"c\" > 'd', 100% | ŵ"
+    png = {"image/png": base64.b64encode(b"picture").decode(), "text/plain": "x"}
+    metadata = ({"image/png": {"alt": said, "width": 5}}, {})
+    shown = [{"output_type": "display_data", "data": png, "metadata": one} for one in metadata]
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "source": "", "execution_count": 1, "outputs": shown}
+    (tmp_path / "one.ipynb").write_text(
+        json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    )
+    images = re.findall(r"<img [^>]*>", lesson_page(tmp_path / "one.ipynb").split("<body")[1])
+    assert [html.unescape(re.search(r'alt="([^"]*)"', image)[1]) for image in images] == [said, ""]
+    assert all("base64,cGljdHVyZQ==" in image for image in images) and 'width="5"' in images[0]
 
 
 def test_a_page_of_markdown_is_one_of_them_and_links_lead_from_page_to_page(tmp_path):

@@ -145,6 +145,18 @@ def test_nan_logits_are_an_error_that_names_the_model(llama, ids):
         perplexity(broken, None, ids)
 
 
+def test_logits_whose_sum_leaves_float32_are_finite_still(llama, ids, monkeypatch):
+    """Their sum is looked at first, because it is quick."""
+    from qkit.study import evaluate as module
+
+    expected = module.log_probabilities(llama, ids, "llama")
+    logits = llama(input_ids=ids[:, :-1]).logits.detach() + 1e37
+    shifted = type("Output", (), {"logits": logits})
+    monkeypatch.setattr(module, "read", lambda *_: shifted)
+    assert logits.isfinite().all() and not logits.sum().isfinite()
+    assert module.log_probabilities(llama, ids, "llama").shape == expected.shape
+
+
 def test_a_ruined_model_has_an_infinite_perplexity_and_no_traceback(llama, ids):
     with torch.no_grad():
         llama.lm_head.weight *= 1e6

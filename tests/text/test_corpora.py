@@ -1,13 +1,20 @@
+import argparse
+import ast
+import dataclasses
+import gc
 import hashlib
 import os
 import re
 import subprocess
 import sys
+import typing
+from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
 
 from qkit import passages, texts
+from qkit.text import corpora
 
 
 def is_held_out(topic: str) -> bool:
@@ -125,3 +132,66 @@ def test_as_much_of_the_held_out_text_was_trained_on_as_the_docstring_says():
     runs = {tuple(seen[i : i + 13]) for i in range(len(seen) - 12)}
     repeated = {j for i in range(len(words) - 12) if tuple(words[i : i + 13]) in runs for j in range(i, i + 13)}
     assert len(repeated) / len(words) == pytest.approx(0.62, abs=0.01)
+
+
+SOURCE = """
+'module'
+import os
+if os:
+    def in_if(): 'in_if'
+else:
+    class InElse:
+        'InElse'
+        async def unseen(self):
+            'unseen'
+            def in_unseen(): 'in_unseen'
+        def method(self):
+            'method'
+            with os as x:
+                def in_with(): 'in_with'
+            return lambda: 'no docstring'
+try:
+    def in_try(): 'in_try'
+except OSError:
+    def in_except(): 'in_except'
+else:
+    def in_try_else(): 'in_try_else'
+finally:
+    def in_finally(): 'in_finally'
+for i in (x if x else y for x in os):
+    def in_for(): 'in_for'
+while os:
+    def in_while(): 'in_while'
+match os:
+    case 1:
+        def in_case(): 'in_case'
+    case _:
+        def without(): pass
+"""
+
+
+def test_docstrings_come_in_the_order_in_which_ast_walks():
+    """The text is what bookworm was trained on: another order would be another text."""
+    tree = ast.parse(SOURCE)
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+    expected = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds)]
+    assert list(corpora._docstrings(tree)) == expected and len(expected) == 14 and expected.count("") == 1
+    for module in (argparse, ast, dataclasses, typing):
+        tree = ast.parse(Path(module.__file__).read_bytes())
+        expected = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds)]
+        assert list(corpora._docstrings(tree)) == expected and len(expected) > 20
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_the_collector_is_left_as_it_was(collects):
+    before = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        with corpora._uncollected():
+            assert not gc.isenabled()
+        assert gc.isenabled() is collects
+        with pytest.raises(ZeroDivisionError), corpora._uncollected():
+            _ = 1 / 0
+        assert gc.isenabled() is collects
+    finally:
+        (gc.enable if before else gc.disable)()

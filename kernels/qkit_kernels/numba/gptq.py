@@ -28,7 +28,7 @@ def columns_rows(w, upper, group, scale, zero, q_max, codes, first, last):
     """Round all columns of some rows, in order.
 
     Args:
-        w: float64 [out, in], columns in the order of rounding; is used up.
+        w: float64 [out, in], columns in the order of rounding; where they lie their errors e stand in the end.
         upper: float64 [blocks, in, 32], the Cholesky factor in the same order: U[:, 32 b .. 32 b + 31] for each block b.
         group: int64 [in], the group of each column.
         scale, zero: float32 [out, groups].

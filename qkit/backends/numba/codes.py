@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qkit.backends import torch as plain
 from qkit.numerics.packing import packed_length
 from qkit.numerics.qtensor import QTensor
 from qkit_kernels.numba import dequantize as dequantizing
@@ -61,10 +62,29 @@ def count_magnitudes(x: Tensor, bins: int, shift: int, lowest: int) -> Tensor:
 
 def gptq_columns(w: Tensor, upper: Tensor, group: Tensor, scale: Tensor, zero: Tensor, q_max: int) -> Tensor:
     """`qkit.ops.gptq_columns` of float64 [out, in]."""
-    codes = torch.empty(w.shape, dtype=torch.uint8, device="cpu")
+    return _columns(w, upper, group, scale, zero, q_max)[0]
+
+
+def _columns(w: Tensor, upper: Tensor, group: Tensor, scale: Tensor, zero: Tensor, q_max: int) -> tuple[Tensor, Tensor]:
+    """Codes uint8 [out, in], and the errors e = (w_j - ŵ_j) / U_jj, float64 [out, in]."""
+    codes, errors = (
+        torch.empty(w.shape, dtype=torch.uint8, device="cpu"),
+        w.clone(memory_format=torch.contiguous_format),
+    )
     blocks = F.pad(upper, (0, -len(upper) % gptq.BLOCK)).reshape(len(upper), -1, gptq.BLOCK).transpose(0, 1)
-    arrays = (w.clone(memory_format=torch.contiguous_format), blocks.contiguous(), group)
-    grids = (scale.float().contiguous(), zero.float().contiguous())
-    args = (*(t.numpy() for t in (*arrays, *grids)), np.float32(q_max), codes.numpy())
+    arrays = (errors, blocks.contiguous(), group, scale.float().contiguous(), zero.float().contiguous())
+    args = (*(t.numpy() for t in arrays), np.float32(q_max), codes.numpy())
     threads.run(gptq.columns, gptq.columns_rows, args, len(w), gptq.TILE)
-    return codes
+    return codes, errors
+
+
+def gptq_moving_columns(
+    w: Tensor, upper: Tensor, group: Tensor, scale: Tensor, zero: Tensor, q_max: int, regrid: plain.Regrid
+) -> Tensor:
+    """`qkit.ops.gptq_columns` of groups whose grid is taken on the way: between batches as in torch, inside one by the kernel."""
+    return plain.gptq_columns(w, upper, group, scale, zero, q_max, regrid, round_block)
+
+
+def round_block(w: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, q_max: int) -> tuple[Tensor, Tensor]:
+    """`qkit.backends.torch.round_columns`: a batch is a layer whose every column has a grid of its own."""
+    return _columns(w, upper, torch.arange(w.shape[1]), scale, zero, q_max)
