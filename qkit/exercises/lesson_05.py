@@ -21,14 +21,14 @@ def salient_channels(x: torch.Tensor, k: int) -> list[int]:
 
 
 def awq_scale(x: torch.Tensor, alpha: float) -> torch.Tensor:
-    """s = mean|x|^α of each channel of x [tokens, in], divided by √(max s · min s): its extremes lie around 1."""
-    s = x.abs().mean(0) ** alpha
-    return s / (s.max() * s.min()).sqrt()
+    """f = mean|x|^α of each channel of x [tokens, in], divided by √(max f · min f): its extremes lie around 1."""
+    f = x.abs().mean(0) ** alpha
+    return f / (f.max() * f.min()).sqrt()
 
 
-def fold(gain: torch.Tensor, weight: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gain [in] of a norm and the weight [out, in] after it, with s [in] moved from the activations to the weight."""
-    return gain / s, weight * s
+def fold(gain: torch.Tensor, weight: torch.Tensor, f: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gain [in] of a norm and the weight [out, in] after it, with f [in] moved from the activations to the weight."""
+    return gain / f, weight * f
 
 
 def awq_search(weight: torch.Tensor, x: torch.Tensor, rounding: Callable) -> tuple[float, float]:
@@ -111,8 +111,8 @@ def _layer_to_search(d: Draw) -> tuple[Tensor, Tensor, _Rounding]:
     return d.normal(d.whole(1, 8), channels), x, _Rounding(d.one_of(1, 3, 7))
 
 
-def _balanced(s: torch.Tensor) -> torch.Tensor:
-    return s / (s.max() * s.min()).sqrt()
+def _balanced(f: torch.Tensor) -> torch.Tensor:
+    return f / (f.max() * f.min()).sqrt()
 
 
 _X = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 3, 0.5, 8, 1, 2, 0.2, 1.5])
@@ -192,7 +192,7 @@ EXERCISES = (
         difficulty="easy",
         hints=(
             "One number a channel, first: over which axis goes the mean, and what comes before it?",
-            "After dividing, max s times min s is 1: try that on yours.",
+            "After dividing, max f times min f is 1: try that on yours.",
         ),
         solution=awq_scale,
         cases=((_X, 0.5), (_X, 1.0), (_Y, 0.3), (_X, 0.0)),
@@ -206,7 +206,7 @@ EXERCISES = (
         mistakes=(
             (
                 lambda x, a: x.abs().mean(0) ** a,
-                "the last step is missing: divide by √(max s · min s), so that the scales lie around 1.",
+                "the last step is missing: divide by √(max f · min f), so that the scales lie around 1.",
             ),
             (
                 lambda x, a: _balanced(x.abs().mean(0) * a if a else torch.ones(x.shape[1])),
@@ -218,15 +218,15 @@ EXERCISES = (
             ),
             (
                 lambda x, a: x.abs().mean(0) ** a / (x.abs().mean(0) ** a).mean(),
-                "that divides by the mean of s; divide by √(max s · min s).",
+                "that divides by the mean of f; divide by √(max f · min f).",
             ),
             (
                 lambda x, a: x.abs().mean(0) ** a / (x.abs().mean(0) ** a).max(),
-                "that divides by the largest s; divide by √(max s · min s).",
+                "that divides by the largest f; divide by √(max f · min f).",
             ),
             (
                 lambda x, a: _balanced(x.abs().mean(0) ** -a),
-                "that is 1/s: channels with large activations must get the large scales.",
+                "that is 1/f: channels with large activations must get the large scales.",
             ),
             (
                 lambda x, a: _balanced(x.abs().mean(0) ** (1 - a)),
@@ -239,8 +239,8 @@ EXERCISES = (
         minutes=6,
         difficulty="easy",
         hints=(
-            "x · gain is what the layer sees. If it is divided by s, what must its columns be?",
-            "One of the two is divided by s, the other is multiplied; s runs along the inputs of the weight. Which axis is that?",
+            "x · gain is what the layer sees. If it is divided by f, what must its columns be?",
+            "One of the two is divided by f, the other is multiplied; f runs along the inputs of the weight. Which axis is that?",
         ),
         solution=fold,
         cases=((_GAIN, _W, _S), (torch.ones(4), _W[:2], _S), (_GAIN, _W, torch.ones(4))),
@@ -252,15 +252,15 @@ EXERCISES = (
         draw=_norm_and_weight,
         mistakes=(
             (
-                lambda g, w, s: (g * s, w / s),
-                "the function is kept, but the wrong way round: the weights are to become larger by s.",
+                lambda g, w, f: (g * f, w / f),
+                "the function is kept, but the wrong way round: the weights are to become larger by f.",
             ),
-            (lambda g, w, s: (g, w * s), "the gain is not divided: the function has changed."),
-            (lambda g, w, s: (g / s, w), "the weight is not multiplied: the function has changed."),
-            (lambda g, w, s: (g / s, w / s), "both are divided: one must undo the other."),
+            (lambda g, w, f: (g, w * f), "the gain is not divided: the function has changed."),
+            (lambda g, w, f: (g / f, w), "the weight is not multiplied: the function has changed."),
+            (lambda g, w, f: (g / f, w / f), "both are divided: one must undo the other."),
             (
-                lambda g, w, s: (g / s, w * s[: len(w), None]),
-                "s multiplies the columns of the weight, one for each input; yours multiplies rows.",
+                lambda g, w, f: (g / f, w * f[: len(w), None]),
+                "f multiplies the columns of the weight, one for each input; yours multiplies rows.",
             ),
         ),
     ),

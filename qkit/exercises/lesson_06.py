@@ -118,11 +118,11 @@ EXERCISES = (
             ),
             (
                 lambda x, w, a: x.abs().amax(0) ** a * w.abs().amax(0) ** (1 - a),
-                "divide by the part of the weights: they are multiplied by s, and large ones bear less.",
+                "divide by the part of the weights: they are multiplied by f, and large ones bear less.",
             ),
             (
                 lambda x, w, a: w.abs().amax(0) ** (1 - a) / x.abs().amax(0) ** a,
-                "that is 1/s: X is divided by s, so s must be large where X is.",
+                "that is 1/f: X is divided by f, so f must be large where X is.",
             ),
             (lambda x, w, a: x.abs().amax(0) ** a, "the weights are missing (eq. 4 divides by max|W|^(1-α))."),
             (

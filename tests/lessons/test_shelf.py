@@ -1,5 +1,6 @@
 """What every lesson on the shelf has in common. (That its cells run and print what is stored is nbval's to check.)"""
 
+import inspect
 import re
 from functools import cache
 from html.parser import HTMLParser
@@ -8,6 +9,7 @@ import pytest
 
 import shelf
 from qkit.exercises import ALL
+from qkit.exercises.kernels import KernelExercise
 from qkit.plots.lesson_page import lesson_page
 
 LESSONS = shelf.paths()
@@ -63,6 +65,23 @@ def test_it_has_a_prediction_a_widget_asserts_its_exercises_and_a_summary(lesson
     asked = re.findall(r'exercises\.check\("([\d.]+)"', code)
     assert asked == [name for name in ALL if name.startswith(path.stem[:2])] and len(asked) >= 3
     assert "## Summary" in "\n".join(sources(notebook, "markdown"))
+
+
+def test_a_grader_calls_the_arguments_what_the_cell_calls_them(lesson):
+    """Its sentences speak of them ("it changes `f`"), and so does the solution that it shows."""
+    for code in sources(lesson[1], "code"):
+        for name, function in re.findall(r'exercises\.check\("([\d.]+)", (\w+)\)', code):
+            if not isinstance(ALL[name], KernelExercise):  # whose cell has the kernel, and whose solution calls one
+                asked = re.search(rf"def {function}\(([^)]*)\)", code)[1].split(", ")
+                assert asked == list(inspect.signature(ALL[name].solution).parameters), name
+
+
+def test_a_task_asks_for_no_type_that_its_grader_does_not_look_at(lesson):
+    """Numbers may come in whatever holds them; bytes are asked for, and looked at (`qkit.exercises.compare.same`)."""
+    for text in sources(lesson[1], "markdown"):
+        for task in re.findall(r"^\*\*\d\d\.\d\*\*.+", text, re.M):
+            asked = re.search(r"[Rr]eturn(.+)", task)
+            assert not asked or not re.search(r"dtype|torch\.(?!uint8)\w*\d", asked[1]), task
 
 
 def test_it_was_run_from_top_to_bottom_and_every_figure_is_stored_with_its_description(lesson):
