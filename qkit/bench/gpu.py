@@ -177,6 +177,21 @@ def error(y: Tensor, expected: Tensor) -> float:
     return float((y.double() - expected).norm() / expected.norm())
 
 
+def right(y: Tensor, expected: Tensor, what: str) -> float:
+    """The error of y [tokens, out], 16 bits, against float64 of the same codes.
+
+    Raises:
+        ArithmeticError: it is above `LIMIT`, or NaN.
+    """
+    wrong = error(y, expected)
+    if not wrong < LIMIT[y.dtype]:
+        raise ArithmeticError(
+            f"{what} is off by {wrong:.1e} of what the same codes make in float64, for {len(y)} tokens of {y.dtype}, where "
+            f"rounding explains {LIMIT[y.dtype]:.0e}; a kernel is wrong on this card, please report it"
+        )
+    return wrong
+
+
 def poison(shape: Sequence[int], x: Tensor) -> None:
     """Leave NaN in the memory that the allocator gives to the next tensor of this shape, where x is and in its dtype."""
     torch.cuda.empty_cache()
@@ -192,13 +207,7 @@ def checked(layer: QLinear, x: Tensor) -> float:
     expected = layer(x.double())
     layer(x)  # lays the weight out, in memory that is not to be taken for the result's
     poison((len(x), layer.out_features), x)
-    wrong = error(layer(x), expected)
-    if not wrong < LIMIT[x.dtype]:
-        raise ArithmeticError(
-            f"{layer} is off by {wrong:.1e} of what the same codes make in float64, for {len(x)} tokens of {x.dtype}, where "
-            f"rounding explains {LIMIT[x.dtype]:.0e}; a kernel is wrong on this card, please report it"
-        )
-    return wrong
+    return right(layer(x), expected, str(layer))
 
 
 # ---- the table

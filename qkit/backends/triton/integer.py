@@ -57,9 +57,10 @@ def int8_linear(
 
 
 def launch(
-    x: Tensor, weight: Bytes, input_scale: Tensor | None, threshold: float, bias: Tensor | None, y: Tensor, card: tiles.Card
+    x: Tensor, weight: Bytes, input_scale: Tensor | None, threshold: float, bias: Tensor | None, y: Tensor, card: tiles.Card,
+    cut: integer_tiles.Integers | None = None,
 ) -> None:  # fmt: skip
-    """y [M, N] of x [M, K]."""
+    """y [M, N] of x [M, K]; cut so, or as the table says."""
     (tokens, features), (rows, filled) = x.shape, weight.codes.shape
     new, early = {"device": x.device}, card.early
     codes = torch.empty(tokens, filled, dtype=torch.int8, **new)
@@ -69,7 +70,7 @@ def launch(
     wild = columns = count = gathered = codes  # pointers that nobody reads
     width = min(triton.next_power_of_2(filled), WHOLE)
     turns, warps = triton.cdiv(filled, width), 16 if width > WHOLE // 2 else 8
-    few = tokens <= integer_tiles.few_tokens(card)
+    few = cut is None and tokens <= integer_tiles.few_tokens(card)
     if threshold:
         wild = torch.empty(tokens, features, dtype=x.dtype, **new)
         columns, count = (torch.empty(n, dtype=torch.int32, **new) for n in (features, 1))
@@ -100,16 +101,16 @@ def launch(
         )  # fmt: skip
     shift = weight.rows if bias is None else bias.contiguous()
     if few:
-        cut = integer_tiles.few(rows, filled // 64, card.units)
+        warps, turns = integer_tiles.few(rows, filled // 64, card.units)
         kernels.few_integers[(triton.cdiv(rows, 16),)](
             codes, scales, weight.codes, weight.rows, shift, wild, columns, count, y,
             tokens, rows, features, filled, y.stride(0),
-            WARPS=cut.warps, TOKENS=card.narrow if tokens <= card.narrow else 16, TURNS=cut.turns,
-            RAGGED=cut.warps * cut.turns * 64 != filled, BIAS=bias is not None, WILD=bool(threshold), EARLY=early,
-            num_warps=cut.warps, num_stages=1, **begins(early),
+            WARPS=warps, TOKENS=card.narrow if tokens <= card.narrow else 16, TURNS=turns,
+            RAGGED=warps * turns * 64 != filled, BIAS=bias is not None, WILD=bool(threshold), EARLY=early,
+            num_warps=warps, num_stages=1, **begins(early),
         )  # fmt: skip
         return
-    cut = integer_tiles.many(tokens, rows, filled, card, outliers=threshold > 0)
+    cut = cut or integer_tiles.many(tokens, rows, filled, card, outliers=threshold > 0)
     kernels.many_integers[(triton.cdiv(tokens, cut.bm) * triton.cdiv(rows, cut.bn),)](
         TensorDescriptor(codes, [tokens, filled], [filled, 1], [cut.bm, cut.bk]),
         TensorDescriptor(weight.codes, [rows, filled], [filled, 1], [cut.bn, cut.bk]),

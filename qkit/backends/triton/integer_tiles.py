@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from qkit.backends.triton.tiles import TOKENS, Card, Few, number_of_tiles, warps_of
+from qkit.backends.triton.tiles import TOKENS, Card, number_of_tiles, warps_of
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ def few_tokens(card: Card) -> int:
     return card.narrow if card.hopper else TOKENS
 
 
-def few(rows: int, blocks: int, units: int) -> Few:
-    """As `tiles.few`, in blocks of 64 columns."""
+def few(rows: int, blocks: int, units: int) -> tuple[int, int]:
+    """Warps of a program of `few_integers`, and blocks of 64 columns that each takes."""
     warps = warps_of(rows, units, blocks, 5.0)
-    return Few(warps, 1, -(-blocks // warps))
+    return warps, -(-blocks // warps)
 
 
 def many(tokens: int, rows: int, features: int, card: Card, outliers: bool) -> Integers:
@@ -33,7 +33,7 @@ def many(tokens: int, rows: int, features: int, card: Card, outliers: bool) -> I
     weight fills the tensor core; small products, small tiles.
     """
     if card.hopper:
-        return min(_HOPPER, key=lambda cut: _microseconds(cut, tokens, rows, features, card.units, outliers))[0]
+        return min(_HOPPER, key=lambda cut: microseconds(cut, tokens, rows, features, card.units, outliers))[0]
     if card.small_tiles:
         cut = next(cut for limit, cut in _SMALL_TILES if tokens <= limit)
     elif tokens > 32 and -(-rows // 128) * -(-tokens // 128) * 2 < card.units:
@@ -48,7 +48,7 @@ def many(tokens: int, rows: int, features: int, card: Card, outliers: bool) -> I
     return replace(cut, stages=stages)
 
 
-def _microseconds(priced: tuple, tokens: int, rows: int, features: int, units: int, outliers: bool) -> float:
+def microseconds(priced: tuple, tokens: int, rows: int, features: int, units: int, outliers: bool) -> float:
     """What a product takes: the multiprocessor that has most tiles, in rounds of as many as it works on at once."""
     cut, places, begin, end, alone, shared = priced
     tiles = -(-number_of_tiles(rows, tokens, (cut.bn, cut.bm)) // units)
