@@ -40,7 +40,7 @@ class CompensationPicture(Picture):
                 for name, label, line in (("RTN", "rounding", "--"), ("GPTQ", "GPTQ", "-"))
             ]
             self._dots = [self._axes.plot([], [], "o", color=METHOD_COLOURS[name], ms=7)[0] for name in ("RTN", "GPTQ")]
-            self._axes.set(xlabel="columns rounded", ylabel="output error, % of ||WX||²")
+            self._axes.set(xlabel="columns rounded", ylabel="output error, % of ||X Wᵀ||²")
             self._axes.legend(loc="upper left")
         self.show(steps, stop, title)
         self.freeze()

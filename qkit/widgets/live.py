@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets
+from traitlets import Unicode
 
 from qkit.plots import Picture
 
@@ -30,12 +31,21 @@ def on_offer(name: str, value: Any, options: Iterable[Any]) -> Any:
     return value
 
 
+class DescribedImage(ipywidgets.Image):
+    """An image whose tooltip is its name for those who cannot see it; it has no other description.
+
+    What shows it (8.1.9) sets a tooltip only on what has a `description`, and breaks where there is none: this one is empty.
+    """
+
+    description = Unicode("").tag(sync=True)
+
+
 class LivePicture(ipywidgets.VBox):
     """Named controls over one picture; when a control moves, `update` gives the picture new data, and it is sent anew.
 
     Attributes:
         picture: what is seen, with its `data` and its `alt`.
-        image: the widget that shows it, a PNG.
+        image: the widget that shows it, a PNG, with the picture's `alt`.
     """
 
     def __init__(
@@ -51,9 +61,10 @@ class LivePicture(ipywidgets.VBox):
             rows: the names that stand beside each other; None: all in one row.
         """
         self._controls, self._update, self.picture = dict(controls), update, picture
-        self.image = ipywidgets.Image(
+        self.image = DescribedImage(
             format="png",
             value=picture.png(compress_level=1),
+            tooltip=picture.alt,
             layout={"align_self": "flex-start"},  # its own size: stretched, it blurs
         )
         boxes = [ipywidgets.HBox([self._controls[name] for name in row]) for row in rows or [list(controls)]]
@@ -63,7 +74,8 @@ class LivePicture(ipywidgets.VBox):
 
     def _redraw(self, _change: Any = None) -> None:
         self._update()
-        self.image.value = self.picture.png(compress_level=1)
+        with self.image.hold_sync():  # one message
+            self.image.value, self.image.tooltip = self.picture.png(compress_level=1), self.picture.alt
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={control.value!r}" for name, control in self._controls.items())

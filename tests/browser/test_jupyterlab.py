@@ -17,16 +17,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCREENSHOTS = Path(__file__).parent / "screenshots"
-CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 # Notes when a key goes down, and when an image in an output has been decoded after it.
 WATCH = """
 window.qkit = {pressed: 0, painted: []};
@@ -36,6 +26,12 @@ document.addEventListener('load', event => {
     window.qkit.painted.push(performance.now());
 }, true);
 """
+# A lesson's kernel holds a gigabyte or two, which the next lesson may want.
+END_KERNELS = """async () => {
+    const headers = {'X-XSRFToken': (document.cookie.match(/_xsrf=([^;]+)/) || [])[1]};
+    for (const session of await (await fetch('/api/sessions')).json())
+        await fetch(`/api/sessions/${session.id}`, {method: 'DELETE', headers});
+}"""
 pytestmark = pytest.mark.browser
 
 
@@ -73,18 +69,6 @@ def lab(tmp_path_factory):
         server.wait(timeout=30)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    assert path, "no chromium: apt-get install chromium, or set CHROMIUM to a Chrome or Chromium"
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def open_lesson(lab, browser):
     pages = []
@@ -102,6 +86,7 @@ def open_lesson(lab, browser):
 
     yield open_
     for page in pages:
+        page.evaluate(END_KERNELS)
         page.close()
 
 
@@ -123,6 +108,24 @@ def run_all(page, widget_line):
     return cell
 
 
+def settle(page):
+    """Wait until no picture has come for a second."""
+    page.evaluate("window.qkit.painted = [performance.now()]")
+    page.wait_for_function("performance.now() - window.qkit.painted.at(-1) > 1000", timeout=60_000)
+
+
+def picture_of(image):
+    """What is drawn, pixel by pixel, as text."""
+    return image.evaluate(
+        """image => {
+            const canvas = document.createElement('canvas');
+            [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+            canvas.getContext('2d').drawImage(image, 0, 0);
+            return canvas.toDataURL();
+        }"""
+    )
+
+
 @pytest.mark.parametrize(
     ("lesson", "widget"),
     [
@@ -140,12 +143,11 @@ def run_all(page, widget_line):
         ("10_five_minutes_and_beyond", "FileExplorer("),
     ],
 )
-def test_the_picture_follows_the_slider(open_lesson, lesson, widget):
+def test_the_picture_follows_the_slider(open_lesson, screenshots, lesson, widget):
     page = open_lesson(lesson)
     cell = run_all(page, widget)
     image, slider = cell.locator("img").first, cell.locator(".noUi-handle").first
-    SCREENSHOTS.mkdir(exist_ok=True)
-    cell.screenshot(path=SCREENSHOTS / f"{lesson}_{widget[:-1]}_before.png")
+    cell.screenshot(path=screenshots / f"{lesson}_{widget[:-1]}_before.png")
 
     slider.focus()
     seen, latencies = {image.get_attribute("src")}, []
@@ -170,9 +172,16 @@ def test_the_picture_follows_the_slider(open_lesson, lesson, widget):
     seconds = time.time() - started
     updates = page.evaluate("window.qkit.painted.length")
     page.mouse.up()
-    page.wait_for_timeout(500)
-    cell.screenshot(path=SCREENSHOTS / f"{lesson}_{widget[:-1]}_after.png")
+    settle(page)
+    cell.screenshot(path=screenshots / f"{lesson}_{widget[:-1]}_after.png")
     assert updates >= 3, "the picture does not follow a drag"
+    described, shown = image.get_attribute("title"), picture_of(image)
+    for key in ("ArrowRight", "ArrowLeft"):  # the drag ended left of its middle: there is room on the right
+        slider.press(key)
+        settle(page)
+    assert picture_of(image) == shown, "after a drag the picture is not that of where the slider stands"
+    assert image.get_attribute("title") == described and len(described) > 40
+    assert described[:30] in cell.aria_snapshot(), "the picture has no name for those who cannot see it"
 
     latencies.sort()
     print(
@@ -190,7 +199,7 @@ def test_before_anything_is_run_the_stored_picture_of_the_widget_is_there(open_l
     assert image.is_visible() and image.bounding_box()["width"] > 300
 
 
-def test_formulas_are_set_without_a_network(open_lesson):
+def test_formulas_are_set_without_a_network(open_lesson, screenshots):
     """MathJax is JupyterLab's own; nothing is asked of any other machine."""
     page = open_lesson("09_inside_a_gpu_kernel")
     page.route("**/*", lambda route: route.continue_() if "127.0.0.1" in route.request.url else route.abort())
@@ -200,8 +209,7 @@ def test_formulas_are_set_without_a_network(open_lesson):
     cell.scroll_into_view_if_needed()
     page.wait_for_timeout(1000)
     assert cell.locator("mjx-container").count() == 1 and "$" not in cell.inner_text()
-    SCREENSHOTS.mkdir(exist_ok=True)
-    cell.screenshot(path=SCREENSHOTS / "09_formula.png")
+    cell.screenshot(path=screenshots / "09_formula.png")
 
 
 def test_an_exercise_answered_in_the_notebook_is_checked(open_lesson):

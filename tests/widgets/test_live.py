@@ -109,6 +109,7 @@ def test_a_move_draws_once_makes_no_figure_and_lays_nothing_out_anew(make, name,
     """What makes it follow the hand. How quickly it does hangs on the machine, and is printed by the browser test."""
     explorer = make(name)
     control, values = MOVES[name]
+    assert explorer.image.tooltip == explorer.picture.alt
 
     def no_work(*_args, **_kwargs):
         raise AssertionError("this is not for a slider")
@@ -123,6 +124,7 @@ def test_a_move_draws_once_makes_no_figure_and_lays_nothing_out_anew(make, name,
     places = [axes.get_position().bounds for axes in explorer.picture.axes]
     for value in values:
         getattr(explorer, control).value = value
+        assert explorer.image.tooltip == explorer.picture.alt  # who cannot see it is told what is there now
     assert len(drawn) == len(values)
     assert [axes.get_position().bounds for axes in explorer.picture.axes] == places
     assert artists <= {id(artist) for artist in explorer.picture.findobj(lambda artist: hasattr(artist, "set_data"))}
