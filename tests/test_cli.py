@@ -130,7 +130,7 @@ def test_convert_does_not_write_over_the_one_file_that_it_reads(run, tmp_path):
         (["quantize", "bookworm-14m", "out", "--scheme", "nf4", "--calibration", "nothing"], "is no file and none of"),
         (["compare", "--scheme", "w8", "--planted", "-1"], "factor=-1"),
         (["convert", "bookworm-14m", "out", "--format", "gptx"], "format='gptx' is not one of gptq"),
-        (["convert", "bookworm-14m", "out", "--format", "awq"], "no layer of this one is; quantize it first"),
+        (["convert", "bookworm-14m", "out", "--format", "awq"], "no layer of this one is: quantize it first"),
         (["bench", "gpu", "--shape", "4096"], "shape '4096' is not understood"),
         (["bench", "gpu", "--batch", "16"], "--batch belongs to a model; add --model"),
         (["bench", "gpu", "--model", "--tokens", "16"], "--tokens belongs to a layer; leave out --model"),

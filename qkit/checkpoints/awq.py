@@ -19,7 +19,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from qkit.checkpoints.folder import FolderFormat, check_no_conv1d
+from qkit.checkpoints.folder import FolderFormat, check_no_conv1d, check_replaced
 from qkit.checkpoints.steps import (
     FLOATS,
     check_group,
@@ -31,6 +31,7 @@ from qkit.checkpoints.steps import (
     wide_scales,
 )
 from qkit.checkpoints.words import pack_words, require_part, unpack_words
+from qkit.model.roles import output_heads
 from qkit.nn.qlinear import QLinear
 from qkit.nn.steps import spread, steps, why_not_steps
 from qkit.numerics.packing import pack
@@ -52,19 +53,20 @@ class AWQFormat(FolderFormat):
         return why_not_steps(layer, (4,)) or wide_scales(layer)
 
     def check(self, model: nn.Module, layers: dict[str, QLinear]) -> None:
-        """One group size, eight codes a word."""
+        """One group size, eight codes a word; the head in floats."""
         check_group(layers, self.name)
         check_no_conv1d(model, layers, self)
+        heads = output_heads(model)
+        check_replaced(layers, [name for name, layer in layers.items() if layer in heads], self)
         if (kind := cast(Any, model).config.model_type) in SCALED:
             raise ValueError(
-                f"format 'awq' keeps scales of an activation in models of type {kind!r}, which qkit's have not; these can: gptq, "
-                f"bitsandbytes, and qkit's own (leave format out)"
+                f"format 'awq' keeps scales of an activation in models of type {kind!r}, which qkit's have not"
             )
         for name, layer in layers.items():
             if layer.out_features % 8:
                 raise ValueError(
-                    f"format 'awq' packs 8 outputs in a word and {name} has out_features={layer.out_features}; "
-                    f"leave format out, or exclude the layer"
+                    f"format 'awq' packs 8 outputs in a word and {name} has out_features={layer.out_features}: "
+                    f"exclude the layer, or take another format"
                 )
 
     def lost(self, layers: dict[str, QLinear]) -> tuple[str, ...]:

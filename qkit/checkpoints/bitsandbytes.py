@@ -67,7 +67,7 @@ class BitsAndBytesFormat(FolderFormat):
             if other != kind:
                 raise ValueError(
                     f"format 'bitsandbytes' has one kind of layer a model; {first} is {_words(kind)} and {name} {_words(other)}: "
-                    f"leave format out"
+                    f"quantize them alike"
                 )
 
     def lost(self, layers: dict[str, QLinear]) -> tuple[str, ...]:

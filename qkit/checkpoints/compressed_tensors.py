@@ -67,7 +67,7 @@ class CompressedTensorsFormat(FolderFormat):
             other = next(name for name in layers if name not in integers)
             raise ValueError(
                 f"format {self.name!r} holds layers with INT8 inputs or layers without, and {integers[0]} has them and {other} "
-                f"has not: quantize them alike, or leave format out for qkit's own"
+                f"has not: quantize them alike"
             )
         check_no_conv1d(model, layers, self)
 

@@ -29,6 +29,7 @@ from qkit.checkpoints.names import HARMLESS, some
 from qkit.checkpoints.skeleton import parameters_without_memory
 from qkit.checkpoints.tensors import apart, narrowest
 from qkit.checkpoints.tokenizer import has_tokenizer, load_tokenizer
+from qkit.model.facts import ties_its_head
 from qkit.model.linear import is_linear
 from qkit.model.roles import output_heads
 from qkit.model.surgery import swap
@@ -105,6 +106,7 @@ class FolderFormat(Format):
         network = cast(Any, model)
         config = {
             **network.config.to_dict(),
+            "tie_word_embeddings": ties_its_head(model),  # one who ties a head of codes breaks, or drops its numbers
             "architectures": [type(model).__name__],
             "dtype": str(network.dtype).removeprefix("torch."),
             "quantization_config": quantization,
@@ -408,6 +410,10 @@ def fill(folder: Path, model: nn.Module, state: dict[str, Tensor], layers: dict[
     given = {name: state[name] for name in wanted if name in state}
     floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
     model.load_state_dict(floats, strict=False, assign=True)
+    ties = dict(network.all_tied_weights_keys) if tied else {}
+    if any(a in given and b in given and not torch.equal(given[a], given[b]) for a, b in ties.items()):
+        network.config.tie_word_embeddings = False  # as transformers: the file has two tables, whatever the config says
+        network.all_tied_weights_keys = {}
     network.tie_weights()
     check_numbers(str(folder), model)
     if empty := sorted(name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta):
@@ -454,8 +460,24 @@ def check_no_conv1d(model: nn.Module, layers: dict[str, QLinear], form: Format) 
         if not isinstance(plain.get_submodule(name), nn.Linear):
             raise ValueError(
                 f"format {form.name!r} is read into Linear layers, and {name} of a {type(model).__name__} is a Conv1D, which "
-                f"transformers leaves alone there; bitsandbytes and gptq hold those, and so does qkit's own (leave format out)"
+                f"transformers leaves alone there"
             )
+
+
+def check_replaced(layers: dict[str, QLinear], alone: list[str], form: Format) -> None:
+    """Refuse quantized layers that the other side's loader leaves alone: finding no floats for them it makes numbers up.
+
+    Args:
+        alone: names of those.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    if wrong := [name for name in layers if name in alone]:
+        raise ValueError(
+            f"format {form.name!r} is read into the layers of a model's blocks, and {wrong[0]} is none of them: transformers "
+            f"would fill it with random numbers; leave it in floats (exclude={wrong[0]!r})"
+        )
 
 
 def check_free(folder: Path, method: str | None = None) -> None:

@@ -60,6 +60,7 @@ class Format(ABC):
         permutes: it holds columns that are sorted by group (`qkit.nn.permuted_linear`); all others are refused those before
             they are asked.
         floats: it holds models of which no layer is quantized.
+        reads: what is written is read again, too.
     """
 
     name: ClassVar[str]
@@ -67,6 +68,7 @@ class Format(ABC):
     holds: ClassVar[str]
     permutes: ClassVar[bool] = False
     floats: ClassVar[bool] = False
+    reads: ClassVar[bool] = True
 
     @abstractmethod
     def recognizes(self, path: Path) -> bool:
@@ -90,7 +92,7 @@ class Format(ABC):
         architecture that the format does not know. Each layer has passed `why_not`.
 
         Raises:
-            ValueError: in one sentence.
+            ValueError: the beginning of a sentence, which goes on with the formats that can.
         """
 
     @abstractmethod

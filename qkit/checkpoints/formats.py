@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from torch import nn
+
 from qkit.checkpoints.awq import AWQFormat
 from qkit.checkpoints.bitsandbytes import BitsAndBytesFormat
 from qkit.checkpoints.compressed_tensors import CompressedTensorsFormat
@@ -42,26 +44,42 @@ def format_of(path: Path) -> Format | None:
     return next((form for form in FORMATS.values() if form.recognizes(path)), None)
 
 
-def check_layers(form: Format, layers: dict[str, QLinear]) -> None:
-    """Refuse a model with a layer that a format cannot hold, naming the layer, the reason, and the formats that can.
+def check_model(form: Format, model: nn.Module, layers: dict[str, QLinear]) -> None:
+    """Refuse a model that a format cannot hold, naming the value, the reason, and the formats that can.
 
     Raises:
         ValueError: in one sentence.
+        ImportError: the format is written with a package that is not installed.
     """
+    if (why := _why_not(form, model, layers)) is None:
+        return
+    able = [name for name, other in FORMATS.items() if other is not form and _holds(other, model, layers)]
+    others = f"these can: {', '.join(able)}, and" if able else "only"
+    raise ValueError(f"{why}; {others} qkit's own (leave format out)")
+
+
+def _holds(form: Format, model: nn.Module, layers: dict[str, QLinear]) -> bool:
+    try:
+        return _why_not(form, model, layers) is None
+    except ImportError:  # it does, when its package is there
+        return True
+
+
+def _why_not(form: Format, model: nn.Module, layers: dict[str, QLinear]) -> str | None:
+    """Why a format cannot hold a model, as the beginning of a sentence; None: it can."""
     if not layers and not form.floats:
-        raise ValueError(
-            f"format {form.name!r} holds quantized models, and no layer of this one is; quantize it first, or leave format out"
-        )
+        return f"format {form.name!r} holds quantized models, and no layer of this one is: quantize it first"
     for name, layer in layers.items():
-        if (why := _why_not(form, layer)) is not None:
-            able = [n for n, other in FORMATS.items() if all(_why_not(other, one) is None for one in layers.values())]
-            others = f"these can: {', '.join(able)}, and" if able else "only"
-            raise ValueError(
-                f"format {form.name!r} holds {form.holds}, and {name} {why}; {others} qkit's own (leave format out)"
-            )
+        if (why := _why_not_layer(form, layer)) is not None:
+            return f"format {form.name!r} holds {form.holds}, and {name} {why}"
+    try:
+        form.check(model, layers)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
-def _why_not(form: Format, layer: QLinear) -> str | None:
+def _why_not_layer(form: Format, layer: QLinear) -> str | None:
     if "order" in layer._buffers and not form.permutes:
         return "has its columns sorted by group (act-order)"
     return form.why_not(layer)

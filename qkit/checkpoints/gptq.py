@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from qkit.checkpoints.act_order import group_of_each, in_order, sorted_by_group
-from qkit.checkpoints.folder import FolderFormat
+from qkit.checkpoints.folder import FolderFormat, check_replaced
 from qkit.checkpoints.steps import (
     FLOATS,
     check_alike,
@@ -37,12 +37,14 @@ from qkit.checkpoints.steps import (
     wide_scales,
 )
 from qkit.checkpoints.words import pack_words, require_part, unpack_words, word_count, words
+from qkit.model.blocks import find_blocks
 from qkit.nn.permuted_linear import PermutedLinear
 from qkit.nn.qlinear import QLinear
 from qkit.nn.steps import spread, steps, why_not_steps
 
 BITS = (2, 3, 4, 8)
 PARTS = {"qweight", "qzeros", "scales"}
+VERSION_FIELDS = ("checkpoint_format", "format")
 
 
 class GPTQFormat(FolderFormat):
@@ -57,15 +59,17 @@ class GPTQFormat(FolderFormat):
         return why_not_steps(layer, BITS) or wide_scales(layer)
 
     def check(self, model: nn.Module, layers: dict[str, QLinear]) -> None:
-        """One width and one group size, whole words."""
+        """One width and one group size, whole words; in the blocks alone, for optimum looks nowhere else."""
         check_alike(layers, self.name)
         check_group(layers, self.name)
+        blocks = tuple(f"{name}." for name, _ in find_blocks(model))
+        check_replaced(layers, [name for name in layers if not name.startswith(blocks)], self)
         for name, layer in layers.items():
             for what, length in (("in_features", layer.in_features), ("out_features", layer.out_features)):
                 if length * layer.bits % 32:
                     raise ValueError(
                         f"format 'gptq' packs whole words of 32 bits and {name} has {what}={length}, which in {layer.bits} bits "
-                        f"fill none; leave format out, or exclude the layer"
+                        f"fill none: exclude the layer, or take another format"
                     )
 
     def lost(self, layers: dict[str, QLinear]) -> tuple[str, ...]:
@@ -95,7 +99,7 @@ class GPTQFormat(FolderFormat):
             "checkpoint_format": version,
             "format": version,
             "pack_dtype": "int32",
-            "lm_head": False,
+            "lm_head": False,  # `check` sees to it
             **skipped,
         }
 
@@ -124,9 +128,16 @@ class GPTQFormat(FolderFormat):
         if config.get("bits") not in BITS or isinstance(config["bits"], bool | float):
             raise ValueError(f"says bits={config.get('bits')!r}, and GPTQ's files have {', '.join(map(str, BITS))}")
         check_size(config.get("group_size", 128), "GPTQ")
-        if _version(config) not in ("gptq", "gptq_v2"):
+        for field in VERSION_FIELDS:
+            if config.get(field) and config[field] not in ("gptq", "gptq_v2"):
+                raise ValueError(
+                    f"says {field}={config[field]!r}; qkit reads 'gptq' and 'gptq_v2': convert it with GPTQModel"
+                )
+        first, second = (config.get(field) or _version(config) for field in VERSION_FIELDS)
+        if first != second:
             raise ValueError(
-                f"says format={_version(config)!r}; qkit reads 'gptq' and 'gptq_v2': convert it with GPTQModel"
+                f"says checkpoint_format={first!r} and format={second!r}, and zero points are read by the version; take out the "
+                f"field that is wrong"
             )
 
     def parts(self, present: set[str]) -> bool:
@@ -150,6 +161,8 @@ class GPTQFormat(FolderFormat):
         packed_zeros = require_part("qzeros", parts, (groups, word_count(rows, bits)), torch.int32)
         scales = require_part("scales", parts, (groups, rows), *FLOATS).T
         zeros = _zeros(packed_zeros, bits, rows, config).T
+        if config.get("desc_act") and groups > 1 and "g_idx" not in parts:
+            raise ValueError("lacks g_idx, which desc_act=true promises")
         index = group_of_each("g_idx", parts, columns, size, torch.int32)
         packed, index, order = sorted_by_group(weight.T, bits, index)
         return in_order(grouped(packed, scales, zeros, index, bits, shape), bias, order)
@@ -157,7 +170,7 @@ class GPTQFormat(FolderFormat):
 
 def _version(config: dict[str, Any]) -> Any:
     """ "gptq" or "gptq_v2": the field has two names, and was left out before there was a version 2."""
-    return config.get("checkpoint_format") or config.get("format") or "gptq"
+    return next((config[field] for field in VERSION_FIELDS if config.get(field)), "gptq")
 
 
 def _zeros(packed: Tensor, bits: int, rows: int, config: dict[str, Any]) -> Tensor:

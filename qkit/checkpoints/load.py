@@ -59,8 +59,9 @@ def load(name_or_path: str | os.PathLike) -> tuple[nn.Module, Any]:
         if (method := method_of(folder)) == METHOD:
             return _from_transformers(folder, "auto")  # which asks qkit.integrations.transformers
         if method is not None:
+            known = ", ".join(name for name, form in FORMATS.items() if form.reads)
             raise ValueError(
-                f"folder {name!r} holds a model that was quantized by {method!r}; qkit reads {', '.join(FORMATS)}: load it "
+                f"folder {name!r} holds a model that was quantized by {method!r}; qkit reads {known}: load it "
                 f"with the library that wrote it, and hand it over in float"
             )
         return _from_transformers(folder)

@@ -78,7 +78,8 @@ def save(model: nn.Module, folder: str | os.PathLike, tokenizer=None) -> Path:
         mark = "" if alone(draft) else f"-{draft.name.removeprefix(DRAFT)}"
         placed: set[str] = set()
         try:
-            weights = _place_weights(tensors, description, draft, mark, placed)
+            twice = _untied_for_others(again, description["tied"])
+            weights = _place_weights(tensors, description, twice, draft, mark, placed)
             words = None if tokenizer is None else _place_tokenizer(tokenizer, model.config, draft, mark, placed)
             manifest = seal({**description, "weights": weights, "tokenizer": words})
             (draft / NAME).write_text(json.dumps(manifest, indent=0), encoding="utf-8")
@@ -188,14 +189,42 @@ def _memory(tensor: Tensor) -> Any:
     return (*view, isinstance(tensor, nn.Parameter))
 
 
+def _untied_for_others(again: nn.Module, tied: dict[str, str]) -> set[str]:
+    """Of the names that share another's numbers those of which transformers does not know it (a head that was tied by hand):
+    it would make up what it does not find under its own name.
+
+    Args:
+        again: the model as its config makes it.
+    """
+    known = getattr(again, "all_tied_weights_keys", {})
+
+    def owner(name: str) -> nn.Module:
+        return again.get_submodule(name.rpartition(".")[0])
+
+    return {
+        alias
+        for alias, name in tied.items()
+        if owner(alias) is not owner(name) and known.get(alias) != name and known.get(name) != alias
+    }
+
+
 def _place_weights(
-    tensors: dict[str, Tensor], description: dict[str, Any], draft: Path, mark: str, placed: set[str]
+    tensors: dict[str, Tensor],
+    description: dict[str, Any],
+    twice: set[str],
+    draft: Path,
+    mark: str,
+    placed: set[str],
 ) -> dict[str, Any]:
-    """Write the weights file into the folder of the draft; note in `description` what it narrows; return its record."""
+    """Write the weights file into the folder of the draft; note in `description` what it narrows; return its record.
+
+    Args:
+        twice: names that are written though their numbers are there under another.
+    """
     codes = {f"{name}.{part}" for name, layer in description["layers"].items() for part in layer["parts"]}
     stored = {}
     for name, tensor in tensors.items():
-        if name in description["tied"]:
+        if name in description["tied"] and name not in twice:
             continue
         stored[name] = tensor.detach() if name in codes else narrowest(tensor.detach())
         if stored[name].dtype != tensor.dtype:

@@ -35,6 +35,7 @@ class ONNXFormat(Format):
     name: ClassVar[str] = "onnx"
     holds: ClassVar[str] = "steps of 2, 4 or 8 bits in groups that 16 divides, or one a row"
     floats: ClassVar[bool] = True
+    reads: ClassVar[bool] = False
 
     def recognizes(self, path: Path) -> bool:
         """A graph, or a folder of what `write` writes."""

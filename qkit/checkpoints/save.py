@@ -8,7 +8,7 @@ from torch import nn
 
 from qkit.checkpoints import native
 from qkit.checkpoints.format import SaveReport
-from qkit.checkpoints.formats import FORMATS, check_layers, format_named
+from qkit.checkpoints.formats import FORMATS, check_model, format_named
 from qkit.nn.layers import quantized_layers
 from qkit.text.resources import expanded
 
@@ -41,7 +41,7 @@ def save(
         The folder; with a format a `SaveReport`, which is a path as well.
 
     Raises:
-        ValueError: no such format; one that cannot hold a layer of the model (the sentence says which can); a model that
+        ValueError: no such format; one that cannot hold the model or a layer of it (the sentence says which can); a model that
             `load` could not build again. Nothing is written then.
         OSError: the folder cannot be made or written.
     """
@@ -56,7 +56,6 @@ def save(
     form = format_named(format)
     native.check_savable(model, tokenizer)
     layers = quantized_layers(model)
-    check_layers(form, layers)
-    form.check(model, layers)
+    check_model(form, model, layers)
     path = form.write(model, expanded(folder), tokenizer)
     return SaveReport(path, form.name, len(layers), form.lost(layers))

@@ -34,8 +34,7 @@ def check_alike(layers: dict[str, QLinear], format: str) -> None:
     for name, layer in others:
         if layer.bits != first[1].bits:
             raise ValueError(
-                f"format {format!r} has one width for all layers; {first[0]} has {first[1].bits} bits and {name} {layer.bits}: "
-                f"compressed-tensors holds several, and so does qkit's own (leave format out)"
+                f"format {format!r} has one width for all layers; {first[0]} has {first[1].bits} bits and {name} {layer.bits}"
             )
 
 
@@ -58,7 +57,7 @@ def check_group(layers: dict[str, QLinear], format: str) -> None:
         sizes = sorted({steps(layer).shape[1] // steps(layer).row_groups for layer in layers.values()})
         raise ValueError(
             f"format {format!r} has one group size for all layers, and {', '.join(map(str, sizes))} have none in common; "
-            f"quantize them alike, or leave format out for qkit's own"
+            f"quantize them alike"
         )
 
 

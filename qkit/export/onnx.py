@@ -38,10 +38,7 @@ def check_model(model: nn.Module) -> None:
     """
     config = cast(Any, model).config
     if config.model_type not in FAMILIES:
-        raise ValueError(
-            f"the ONNX graph is that of {', '.join(FAMILIES)}, and this model is a {config.model_type}; "
-            f"save it in another format"
-        )
+        raise ValueError(f"the ONNX graph is that of {', '.join(FAMILIES)}, and this model is a {config.model_type}")
     turn = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     head = cast(Any, model).model.layers[0].self_attn.head_dim
     asked = {
@@ -51,10 +48,7 @@ def check_model(model: nn.Module) -> None:
         f"heads of {head} numbers (multiples of 16 are known)": head % 16 != 0,
     }
     if wrong := [what for what, wanted in asked.items() if wanted]:
-        raise ValueError(
-            f"the ONNX graph has no place for {' and '.join(wrong)}, which this model's config asks for; "
-            "save it in another format"
-        )
+        raise ValueError(f"the ONNX graph has no place for {' and '.join(wrong)}, which this model's config asks for")
 
 
 def _window(config: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qkit.nn.layers import is_quantized
 from qkit.text.tokens import CHUNK_LENGTH
 
 # As configs of transformers and of code on the Hub call the longest input; the first that is there is taken. T5, BLOOM and
@@ -110,6 +111,22 @@ def _input_embedding(model: nn.Module) -> nn.Module | None:
 def output_embedding(model: nn.Module) -> nn.Module | None:
     """The layer that puts out the logits of the next token, where the model says which one it is."""
     return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+
+def ties_its_head(model: nn.Module) -> bool:
+    """Whether the output head multiplies with the embedding's own numbers. What the config says of it may be otherwise: a head
+    was quantized, replaced, or tied by hand.
+    """
+    head, embedding = output_embedding(model), _input_embedding(model)
+    if head is None or embedding is None or is_quantized(head):
+        return False
+    mine, its = getattr(head, "weight", None), getattr(embedding, "weight", None)
+    if not isinstance(mine, Tensor) or not isinstance(its, Tensor):
+        return False
+    same_memory = (
+        not mine.is_meta and mine.numel() > 0 and mine.data_ptr() == its.data_ptr() and mine.shape == its.shape
+    )
+    return mine is its or same_memory
 
 
 def text_decoder(model: nn.Module) -> tuple[str, nn.Module]:

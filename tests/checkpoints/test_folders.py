@@ -397,7 +397,7 @@ def put(name, make_tensor):
         ("gptq", lambda _: None, {"bits": 4}, r"has qweight int32 \(4, 64\) where .* give int32 \(8, 64\)"),
         ("gptq", lambda _: None, {"bits": 5}, "says bits=5"),
         ("gptq", lambda _: None, {"bits": True}, "says bits=True"),
-        ("gptq", lambda _: None, {"checkpoint_format": "marlin"}, "says format='marlin'"),
+        ("gptq", lambda _: None, {"checkpoint_format": "marlin"}, "says checkpoint_format='marlin'"),
         ("gptq", lambda _: None, {"quant_method": "aqlm"}, "quantized by 'aqlm'; qkit reads gptq, awq"),
         ("gptq", put(f"{Q}.scales", lambda t: t * torch.nan), {}, "scales with NaN or infinity"),
         ("gptq", put(f"{Q}.g_idx", lambda t: t + 1), {}, "g_idx 1 .. 2 where there are 2 groups"),

@@ -18,8 +18,14 @@ def whole_words(make_model, kind="llama"):
         "llama": {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16},
         "gpt2": {"n_embd": 64, "n_inner": 96},
         "opt": {"hidden_size": 64, "ffn_dim": 96, "word_embed_proj_dim": 64},
+        "opt-350m": {
+            "hidden_size": 64,
+            "ffn_dim": 96,
+            "word_embed_proj_dim": 32,
+        },  # layers before and behind the blocks
+        "odd": {"hidden_size": 64, "intermediate_size": 100, "head_dim": 16},
     }
-    return make_model(kind, **sizes[kind])
+    return make_model({"opt-350m": "opt", "odd": "llama"}.get(kind, kind), **sizes[kind])
 
 
 @pytest.fixture
@@ -30,7 +36,7 @@ def words_model(make_model):
 def test_an_unknown_format_and_what_is_not_quantized_are_refused(words_model, tmp_path):
     with pytest.raises(ValueError, match=r"format='gptx' is not one of gptq.*leave it out for qkit's own"):
         qkit.save(words_model, tmp_path / "out", format="gptx")
-    with pytest.raises(ValueError, match="no layer of this one is; quantize it first"):
+    with pytest.raises(ValueError, match="no layer of this one is: quantize it first; these can: gguf, onnx"):
         qkit.save(words_model, tmp_path / "out", format="gptq")
     assert not list(tmp_path.iterdir())
 
@@ -41,6 +47,50 @@ def test_a_scheme_that_a_format_does_not_hold_is_refused_with_those_that_do(word
     with pytest.raises(ValueError, match=match):
         qkit.save(words_model, tmp_path / "out", format="gptq")
     assert not list(tmp_path.iterdir())
+
+
+W4 = qkit.RTN(4, 32, symmetric=True)
+
+
+@pytest.mark.parametrize(
+    ("form", "kind", "scheme", "include", "match"),
+    [
+        ("gptq", "llama", W4, "*", "lm_head is none of them: transformers would fill it with random numbers"),
+        ("awq", "llama", W4, "*", "lm_head is none of them"),
+        ("gptq", "opt-350m", W4, None, r"project_(in|out) is none of them"),
+        ("gptq", "odd", qkit.RTN(4, symmetric=True), None, "gate_proj has out_features=100, which in 4 bits fill none"),
+        ("awq", "odd", qkit.RTN(4, symmetric=True), None, "gate_proj has out_features=100"),
+        ("gptq", "llama", {"*.0.*": qkit.RTN(8, 32, symmetric=True), "*": W4}, None, "has 8 bits and .* 4"),
+        ("gptq", "llama", {"*.q_proj": qkit.RTN(4, 32), "*": qkit.RTN(4, 48)}, "*.[qd]*_proj", "have none in common"),
+        ("awq", "llama", {"*.q_proj": qkit.RTN(4, 32), "*": qkit.RTN(4, 48)}, "*.[qd]*_proj", "have none in common"),
+        ("bitsandbytes", "llama", {"*.0.*": qkit.NF4(), "*": qkit.FP4()}, None, "one kind of layer a model"),
+        ("compressed-tensors", "llama", {"*.0.*": qkit.W8A8(), "*": W4}, None, "INT8 inputs or layers without"),
+        ("compressed-tensors", "gpt2", W4, None, "is a Conv1D"),
+        ("gguf", "opt", W4, None, "OPTForCausalLM has no counterpart"),
+        ("onnx", "opt", W4, None, "this model is a opt"),
+    ],
+    ids=str,
+)
+def test_a_model_that_a_format_does_not_hold_is_refused_with_those_that_do(
+    form, kind, scheme, include, match, make_model, tmp_path
+):
+    """Also where no single layer shows it. What the sentence advises is tried."""
+    model = whole_words(make_model, kind)
+    qkit.quantize(model, scheme, include=include)
+    with pytest.raises(ValueError, match=match) as caught:
+        qkit.save(model, tmp_path / "out", format=form)
+    said = re.search(r"; (?:these can: (.+), and|only) qkit's own \(leave format out\)$", str(caught.value))
+    assert said, caught.value
+    able = said[1].split(", ") if said[1] else []
+    for name in FORMATS:
+        try:
+            qkit.save(model, tmp_path / name, format=name)
+        except ValueError:
+            assert name not in able
+        else:
+            assert name in able
+    qkit.save(model, tmp_path / "own")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_another_model_is_not_mixed_with_this_one(words_model, tmp_path):
@@ -73,7 +123,7 @@ def test_a_format_that_nobody_here_reads_is_named(words_model, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"]["quant_method"] = "hqq"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    refused(tmp_path, "quantized by 'hqq'; qkit reads gptq")
+    refused(tmp_path, "quantized by 'hqq'; qkit reads gptq, awq, bitsandbytes, compressed-tensors, gguf: load it")
 
 
 def test_a_save_that_is_interrupted_leaves_no_folder_that_looks_whole(words_model, tmp_path, monkeypatch):

@@ -175,6 +175,33 @@ def test_version_1_that_says_it_is_version_2_is_found_out_where_all_is_symmetric
     assert torch.equal(logits(qkit.load(folder)[0], ids % 64), logits(expected, ids % 64))
 
 
+@pytest.mark.parametrize("folder", ["gptq-4-asymmetric-v2", "gptq-4-asymmetric-v1"], indirect=True)
+@pytest.mark.parametrize("field", ["checkpoint_format", "format"])
+def test_two_versions_in_one_config_are_refused(folder, field):
+    """Of zero points of two kinds one is wrong, and the file does not show which."""
+    said = config_of(folder)["quantization_config"]
+    other = "gptq" if said[field] == "gptq_v2" else "gptq_v2"
+    say(folder, quantization_config=said | {field: other})
+    refused(folder, r"says checkpoint_format='gptq.*' and format='gptq.*take out the field that is wrong")
+
+
+@pytest.mark.parametrize("folder", ["gptq-4-act-order"], indirect=True)
+def test_an_order_that_is_promised_and_not_there_is_refused(folder):
+    state = load_file(folder / "model.safetensors")
+    save_file({name: state[name] for name in state if not name.endswith("g_idx")}, folder / "model.safetensors")
+    refused(folder, "lacks g_idx, which desc_act=true promises")
+
+
+@pytest.mark.parametrize("floats", [False, True])
+def test_a_head_of_its_own_is_not_tied_whatever_the_config_says(folder, floats, ids, logits):
+    """transformers does not tie it either, and tells."""
+    if floats:
+        as_floats(folder)
+    expected = logits(qkit.load(folder)[0], ids % 64)
+    say(folder, tie_word_embeddings=True)
+    assert torch.equal(logits(qkit.load(folder)[0], ids % 64), expected)
+
+
 def test_more_columns_in_a_group_than_its_size_is_refused(folder):
     put(folder, **{f"{Q}.g_idx": torch.zeros(64, dtype=torch.int32)})
     refused(folder, "q_proj of .* has g_idx with 64 columns in a group where group_size=32")

@@ -269,9 +269,7 @@ def check_writable(model: Any) -> str:
     """
     name, config = type(model).__name__, cast(Any, getattr(model, "config", None))
     if name not in ARCHITECTURE_OF:
-        raise ValueError(
-            f"{name} has no counterpart here, qkit writes GGUF of {', '.join(ARCHITECTURE_OF)}; leave format out for qkit's own"
-        )
+        raise ValueError(f"{name} has no counterpart here, qkit writes GGUF of {', '.join(ARCHITECTURE_OF)}")
     rope = config.rope_parameters
     kind = rope.get("rope_type", "default")
     own = {key: rope.get(key) for key in LLAMA3}
@@ -288,5 +286,5 @@ def check_writable(model: Any) -> str:
         (kind == "llama3" and own != LLAMA3, f"rope parameters {own}", f"those of Llama 3 are {LLAMA3}"),
     ):
         if wrong:
-            raise ValueError(f"{name} has {what}, and in GGUF {rule}; leave format out for qkit's own")
+            raise ValueError(f"{name} has {what}, and in GGUF {rule}")
     return ARCHITECTURE_OF[name]

@@ -20,6 +20,7 @@ from qkit.checkpoints.gguf.architecture import (
 )
 from qkit.checkpoints.gguf.blocks import TO, block_type
 from qkit.checkpoints.gguf.tokenizer import entries_of
+from qkit.model.facts import ties_its_head
 from qkit.nn.layers import quantized_layers
 from qkit.numerics.mapping import check_finite
 
@@ -97,7 +98,7 @@ def _tensors(model: nn.Module) -> dict[str, Written]:
         q: Any = layer.qtensor
         raw = TO[block_type(q)](q.to("cpu"))
         tensors[_name(f"{name}.weight", model)] = Written(block_type(q), _in_order(raw, f"{name}.weight", config))
-    tied = config.tie_word_embeddings and "lm_head" not in layers
+    tied = ties_its_head(model)
     for name, parameter in model.state_dict().items():
         if name not in own and not (name == "lm_head.weight" and tied):
             written = _float(parameter, name)
