@@ -14,6 +14,7 @@ from qkit.numerics.arithmetic import divided
 from qkit.numerics.mapping import check_finite
 
 SAMPLE = 1024  # tokens
+STRIP = 128  # rows of x xᵀ that are summed at a time, at the least: with fewer products of matrices are slow
 WANTS = frozenset({"square", "drift", "magnitudes", "sample"})  # what costs time or memory to gather
 BINS_PER_OCTAVE, OCTAVES = 64, 24  # of the histogram of |x|, which reaches from 2^-24 to 2^24
 UNUSED_BITS = 23 - 6  # of a float's mantissa: the first six say which of the 64 bins of an octave
@@ -106,7 +107,7 @@ class InputStatistics:
         self.absmax = torch.maximum(self.absmax, magnitude.amax(0))
         self.abssum += magnitude.sum(0)
         if self.square is not None:
-            self.square.addmm_(x.T, x)
+            _add_square(self.square, x)
         if self.drift is not None and original is not None:
             self.drift.addmm_((original.float() - x).T, x)
         if self.magnitudes is not None:
@@ -142,3 +143,22 @@ class InputStatistics:
         for what, part in parts.items():
             if part is not None:
                 check_finite(part, f"the calibration statistics of {name} ({what})")
+
+
+def _add_square(square: Tensor, x: Tensor) -> None:
+    """square [in, in] += xᵀ x for x [tokens, in].
+
+    x xᵀ is symmetric: on a CPU, where the products are what takes the time, rows are summed in up to four strips, each from
+    the diagonal on, and what lies below is copied: 5/8 of the products. (With MKL every sum was that of one product to the last
+    bit, but for a strip of one row.)
+    """
+    width = x.shape[1]
+    if x.device.type != "cpu":
+        square.addmm_(x.T, x)
+        return
+    size = max(STRIP, -(-width // 4))
+    for first in range(0, width, size):
+        last = min(first + size, width)
+        strip = square[first:last, first:]
+        strip.addmm_(x[:, first:last].T, x[:, first:])
+        square[last:, first:last] = strip[:, last - first :].T

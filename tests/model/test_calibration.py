@@ -279,3 +279,13 @@ def test_calibration_that_cannot_be_used_is_refused(words, calibration, match):
 def test_a_text_needs_a_tokenizer(llama):
     with pytest.raises(ValueError, match="a text needs a tokenizer; give tokenizer="):
         search_scales(llama, AWQ(4, 4), calibration="some text")
+
+
+@pytest.mark.parametrize("width", [1, 127, 128, 129, 300, 513, 700])
+def test_the_square_is_summed_by_strips_and_is_whole(width):
+    """Whole numbers: exact, in whatever order they are added; two batches, the second of one token."""
+    x = torch.randint(-9, 10, (201, width), generator=torch.Generator().manual_seed(width)).float()
+    statistics = InputStatistics.empty(width, wants=frozenset({"square"}))
+    for batch in (x[:200], x[200:]):
+        statistics.add(batch)
+    assert torch.equal(statistics.known("square").double(), x.double().T @ x.double())
