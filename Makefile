@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 BY_TRANSFORMERS := tests/peers/test_formats.py tests/peers/test_embedded.py tests/peers/test_goldens.py
 
-.PHONY: demo test test-all test-exhaustive test-oldest test-browser test-peers test-judges test-vllm judges test-compiled test-gpu bench lab lessons html claims docs lint clean
+.PHONY: demo test test-all test-exhaustive test-oldest test-browser test-peers test-judges test-vllm judges test-arm test-compiled test-gpu bench lab lessons html claims docs lint clean
 
 demo: .venv/installed
 	$(BIN)/qkit compare bookworm-14m --out out
@@ -73,6 +73,10 @@ judges: .venv-judges/installed .venv-vllm/installed .venv/installed-peers
 	.venv-judges/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-judges/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[judges]"
 	touch $@
+
+# The CPU kernels for a 64-bit Arm, run in an emulator: for root on Debian and its like.
+test-arm:
+	PYTHON=$(PYTHON) .ci/arm
 
 # Every Triton kernel for every card, ahead of time; the exhaustive tests have a part of it.
 test-compiled: .venv/installed-dev
@@ -135,4 +139,4 @@ lint: .venv/installed-dev
 	touch $@ .venv/installed
 
 clean:
-	rm -rf .venv .venv-oldest .venv-judges .venv-vllm out build *.egg-info .coverage*
+	rm -rf .venv .venv-oldest .venv-judges .venv-vllm .arm out build *.egg-info .coverage*

@@ -31,7 +31,11 @@ X86 = {
     "avxvnni": "32 INT8 products at once, where there is no avx512vnni",
     "amx-int8": "no kernel uses it",
 }
-ARM = {"neon": "vectors of 4 floats", "dotprod": "no kernel uses it"}
+ARM = {
+    "neon": "vectors of 4 floats",
+    "dotprod": "16 INT8 products at once",
+    "i8mm": "16 INT8 products at once, of weights of 8 bits too",
+}
 
 
 @dataclass(frozen=True)

@@ -295,6 +295,19 @@ def test_a_few_tokens_of_bytes_are_multiplied_and_summed_each_for_itself(count):
     assert found.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("bits", [4, 7, 8])
+def test_codes_and_bytes_at_an_end_are_multiplied_exactly(bits):
+    """Sums of a few products are then as large as they can be, and each four of a lane has signs of its own."""
+    signs = np.array([(1, 1, 1, 1), (-1, -1, -1, -1), (1, 1, -1, -1), (-1, 1, 1, -1)] * 4)
+    found = np.zeros(2, np.int32)
+    for code in (0, 1, 2 ** (bits - 1), 2**bits - 1):
+        for size in (127, 128):
+            x, w = np.clip(size * signs, -128, 127).reshape(1, 64), np.full(64, code, np.uint8)
+            for one in (x, x - signs.reshape(1, 64), x[:, ::-1], np.full_like(x, size - 1), np.full_like(x, -size)):
+                bytes_of_a_few(w, np.ascontiguousarray(one, np.int8), ONE, Static(bits), found)
+                assert found[1] == one[0].sum() * code, (code, size)
+
+
 @njit
 def by_bytes(codes, table, x, count, out):
     totals = dots_by_bytes(load_i32(pointer(codes), 0), load_f32(pointer(table), 0), pointer(x), 3, count)
@@ -302,7 +315,7 @@ def by_bytes(codes, table, x, count, out):
         store_f32(pointer(out), 16 * token, totals[token])
 
 
-@pytest.mark.skipif(not has("avx2"), reason="instructions of AVX2")
+@pytest.mark.skipif(not (has("avx2") or has("neon")), reason="instructions of AVX2 and Arm")
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_numbers_of_a_table_are_found_by_their_bytes(count):
     """All but one of the eight x of a lane are 0, so that the sum is an entry of the table, to the last bit."""
@@ -318,7 +331,7 @@ def test_numbers_of_a_table_are_found_by_their_bytes(count):
             np.testing.assert_array_equal(found, table[lanes[:, j]] * x[j])
 
 
-@pytest.mark.skipif(not has("avx2"), reason="instructions of AVX2")
+@pytest.mark.skipif(not (has("avx2") or has("neon")), reason="instructions of AVX2 and Arm")
 def test_products_with_numbers_of_a_table_are_added_up():
     """Small whole numbers: exact."""
     table, codes, found = (

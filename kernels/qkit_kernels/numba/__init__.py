@@ -1,5 +1,6 @@
 """Kernels for CPUs. Files that hold an operation have jit functions on plain arrays, with the arithmetic in
-words; `vector`, `tiles`, `streams`, `grid` and `threads` are what they are written in, `steps` the way to them (lesson 08).
+words; `vector` (with `arm` and `processor`), `tiles`, `streams`, `grid` and `threads` are what they are written in, `steps` the
+way to them (lesson 08).
 
 Checks, allocation and the choice of a backend stand in `qkit.ops`; nothing here imports qkit, and nothing looks for
 hardware when it is imported.

@@ -199,10 +199,14 @@ def codes_of(x, features, keep, keep_count, fixed, row, codes):
 
 @njit
 def sum_of_codes(codes, group, size):
-    """The sum of the codes of one group."""
+    """The sum of the codes of one group.
+
+    In 32 bits, which `total += ...` would not be in Numba. Of bytes that are summed in 64 LLVM 22 makes wrong code for an Arm
+    whose SVE is wider than 128 bits: `sunpkhi` of a vector that fills the lower 128, so that lanes 2 and 3 of four are lost.
+    """
     total = np.int32(0)
     for k in range(group * size, (group + 1) * size):
-        total += np.int32(codes[k])
+        total = np.int32(total + np.int32(codes[k]))
     return np.float32(total)
 
 

@@ -5,22 +5,24 @@ multiplies 64 bytes at once. So these are Numba types, `F32` (16 float32), `I32`
 (8 float64), and the few operations that the kernels need. Most become one instruction where the CPU has it:
 
     AVX-512              what stands in an inner loop is one or two instructions on a 512-bit register
-    other (AVX2, Arm)    the same operations in LLVM's portable vectors, which it cuts into what the CPU has
+    other (AVX2, Arm)    the same operations in LLVM's portable vectors, which it cuts into what the CPU has; by name only
+                         what it does not find (products of bytes, look-ups), on parts of a vector
 
-What the CPU has is asked when a kernel is compiled, that is when it is first used, and of Numba's own target: LLVM ends the
-process when it is asked for an instruction that the target lacks. Numba's cache on disk is kept apart by CPU, too.
+What the CPU has, `processor.has` says; Arm's own instructions are in `arm`.
 """
 
 import operator
 from functools import partial
 
-from llvmlite import binding, ir
-from numba import config, types
+from llvmlite import ir
+from numba import types
 from numba.core import cgutils
 from numba.core.errors import TypingError
-from numba.core.registry import cpu_target
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from qkit_kernels.numba import arm
+from qkit_kernels.numba.processor import has
 
 LANES = 16
 BYTES = CODES_AT_ONCE = 64  # of one vector; that are unpacked together
@@ -28,17 +30,6 @@ _I8, _I16, _I32, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatT
 _V16I32, _V16F32, _V64I8 = ir.VectorType(_I32, 16), ir.VectorType(_F32, 16), ir.VectorType(_I8, 64)
 _V8F64 = ir.VectorType(ir.DoubleType(), 8)
 _ZERO = ir.Constant(ir.IntType(types.intp.bitwidth), 0)
-
-
-def has(*features: str) -> bool:
-    """Whether the CPU that Numba compiles for has all of these instruction sets ("avx512f", "avx512vnni", ...).
-
-    Where a user makes Numba compile for another CPU (NUMBA_CPU_NAME), only what NUMBA_CPU_FEATURES names counts.
-    """
-    if config.CPU_NAME not in (None, binding.get_host_cpu_name()) and config.CPU_FEATURES is None:
-        return False
-    _, _, known = cpu_target.target_context.codegen().magic_tuple()
-    return {f"+{feature}" for feature in features} <= set(known.split(","))
 
 
 # ---- types
@@ -332,6 +323,9 @@ def lookup(_context, table, index):
             return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [table, index])
         if has("avx2"):
             return _lookup_avx2(builder, table, index)
+        if has("neon"):
+            quarters = [_shuffle(builder, table, range(first, first + 4)) for first in range(0, LANES, 4)]
+            return _by_parts(builder, 4, lambda b, places: arm.floats_of(b, quarters, places), index)
         memory = builder.bitcast(cgutils.alloca_once_value(builder, table), _F32.as_pointer())
         index = builder.and_(index, ir.Constant(_V16I32, [15] * LANES))
         found = ir.Constant(_V16F32, ir.Undefined)
@@ -355,15 +349,18 @@ def _lookup_avx2(builder, table, index):
         sign = builder.bitcast(builder.shl(places, ir.Constant(places.type, [28] * 8)), lower.type)
         found = [_x86(builder, "avx2.permps", half.type, half, places) for half in (lower, upper)]
         halves.append(_x86(builder, "avx.blendv.ps.256", lower.type, *found, sign))
-    return _joined(builder, *halves)
+    return _joined(builder, halves)
 
 
 # ---- several vectors: tokens, and a tile of rows and tokens
 
 
 def tile_rows() -> int:
-    """Rows of a tile: as many as leave registers for x and w beside two vectors of sums a row (AVX-512), or one."""
-    return 12 if has("avx512f") else 6 if has("avx2") else 4
+    """Rows of a tile: as many as leave registers for x and w beside two vectors of sums a row (AVX-512), or one.
+
+    Arm's are 32 of 16 bytes: 24 for the sums, four for x, and four.
+    """
+    return 12 if has("avx512f") else 6 if has("avx2") or has("neon") else 4
 
 
 def _each(build):
@@ -526,7 +523,7 @@ def widen_each(_context, pairs, totals):
 
     def build(builder, args):
         both = zip(*(cgutils.unpack_tuple(builder, pack) for pack in args), strict=True)
-        return [_by_halves(builder, _widened, pair, total) for pair, total in both]
+        return [_by_parts(builder, 2, _widened, pair, total) for pair, total in both]
 
     return totals(pairs, totals), _each(build)
 
@@ -619,7 +616,9 @@ def _dot4(builder, total, a, b, bits):
     if has("avx512vnni"):
         return _x86(builder, "avx512.vpdpbusd.512", _V16I32, total, a, b)
     if has("avxvnni") or has("avx2"):
-        return _by_halves(builder, partial(_dot4_vnni if has("avxvnni") else _dot4_avx2, bits=bits), total, a, b)
+        return _by_parts(builder, 2, partial(_dot4_vnni if has("avxvnni") else _dot4_avx2, bits=bits), total, a, b)
+    if has("neon"):
+        return _by_parts(builder, 4, partial(arm.dot4, bits=bits), total, a, b)
     # Byte j of all lanes at once, widened in its lane by shifts; products of 16-bit numbers, so that pmaddwd will do.
     for j in range(4):
         left, down = (ir.Constant(_V16I32, [count] * 16) for count in (24 - 8 * j, 24))
@@ -633,10 +632,13 @@ _V8I32, _V16I16, _V32I16 = ir.VectorType(_I32, 8), ir.VectorType(_I16, 16), ir.V
 _V32I8 = ir.VectorType(_I8, 32)
 
 
-def _by_halves(builder, step, *vectors):
-    """What `step` makes of registers of 32 bytes, for 64."""
-    halves = [step(builder, *(_shuffle(builder, v, range(at, at + 8)) for v in vectors)) for at in (0, 8)]
-    return _joined(builder, *halves)
+def _by_parts(builder, count, step, *vectors):
+    """What `step` makes of `count`th parts of vectors, for whole ones: of registers of 32 or 16 bytes."""
+    size = LANES // count
+    return _joined(
+        builder,
+        [step(builder, *(_shuffle(builder, v, range(at, at + size)) for v in vectors)) for at in range(0, LANES, size)],
+    )
 
 
 def _dot4_vnni(builder, total, a, b, bits):
@@ -665,7 +667,7 @@ def _pairs(builder, a, b):
 
 def _add_pairs(builder, a, b, totals):
     """totals + `_pairs`, for 64 bytes."""
-    pairs = _by_halves(builder, _pairs, a, b)
+    pairs = _by_parts(builder, 2, _pairs, a, b)
     return builder.bitcast(builder.add(*(builder.bitcast(v, _V32I16) for v in (totals, pairs))), _V16I32)
 
 
@@ -768,15 +770,18 @@ def load_lanes(_context, p, i, bits):
             near = [4 * width * lane // 8 + byte for lane in range(4) for byte in range(4)]
             lanes = _shuffle(builder, _load(builder, args[0], at, ir.VectorType(_I8, 8)), near)
             quarters.append(builder.bitcast(lanes, ir.VectorType(_I32, 4)))
-        codes = _joined(builder, _joined(builder, *quarters[:2]), _joined(builder, *quarters[2:]))
+        codes = _joined(builder, quarters)
         return builder.lshr(codes, ir.Constant(_V16I32, [4 * width * lane % 8 for lane in range(LANES)]))
 
     return I32(p, types.intp, bits), codegen
 
 
-def _joined(builder, low, high):
-    both = list(range(2 * low.type.count))
-    return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(_I32, len(both)), both))
+def _joined(builder, parts):
+    """Two or four vectors, one behind the other."""
+    if len(parts) > 2:
+        parts = [_joined(builder, parts[:2]), _joined(builder, parts[2:])]
+    both = list(range(2 * parts[0].type.count))
+    return builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(_I32, len(both)), both))
 
 
 def in_place(bits: int, unit: int) -> list[int]:
@@ -813,59 +818,75 @@ def dots_in_place(_context, codes, x, first, together, bits):
     return types.UniTuple(F32, n)(codes, x, types.intp, together, bits), _each(build)
 
 
+def looks_bytes_up() -> bool:
+    """Whether the numbers of a codebook are found byte by byte, `dots_by_bytes`."""
+    return (has("avx2") and not has("avx512f")) or has("neon")
+
+
 @intrinsic
 def dots_by_bytes(_context, codes, table, x, first, together):
     """sum_j table[code_j] x_j, lane by lane for each token, of 4-bit codes: x_j are the sixteen at x[first + 16 (j n + token)].
 
-    AVX2 looks nothing up in 16 floats. But `vpshufb` looks 32 codes up in 16 bytes: four of them find the four bytes of 32
-    floats, and eight `vpunpck` put those together. The codes' bytes are turned first, 4 by 4 in each 128 bits, so that the
-    floats of one register are one code each of the lanes, as everywhere. together: a `Static`.
+    AVX2 looks nothing up in 16 floats, and Arm 4 at a time. But `vpshufb` looks 32 codes up in 16 bytes, and `tbl` 16: four of
+    them find the four bytes of as many floats, and eight `vpunpck` (`zip`) put those together. The codes' bytes are turned
+    first, 4 by 4 in each 128 bits, so that the floats of one register are one code each of the lanes, as everywhere. together:
+    a `Static`.
     """
-    n, unit, half = together.count, 8, LANES // 2
-    turned = [16 * part + 4 * lane + byte for part in range(2) for byte in range(4) for lane in range(4)]
-    v8f32 = ir.VectorType(_F32, half)
+    n, unit, size = together.count, 8, 16 if has("neon") else 32  # of a register, in bytes
+    lanes = size // 4
+    turned = [16 * part + 4 * lane + byte for part in range(size // 16) for byte in range(4) for lane in range(4)]
+    octet, word, number = (ir.VectorType(kind, size // width) for kind, width in ((_I8, 1), (_I16, 2), (_F32, 4)))
 
     def build(builder, args):
         codes, table, x, first, _ = args
-        table, mask = builder.bitcast(table, _V64I8), ir.Constant(_V32I8, [0x0F] * 32)
-        planes = [_shuffle(builder, table, [4 * (code % 16) + byte for code in range(32)]) for byte in range(4)]
-        halves = []
-        for lane in (0, half):
-            octets = builder.bitcast(_shuffle(builder, codes, range(lane, lane + half)), _V32I8)
+        table, mask = builder.bitcast(table, _V64I8), ir.Constant(octet, [0x0F] * size)
+        planes = [_shuffle(builder, table, [4 * (code % 16) + byte for code in range(size)]) for byte in range(4)]
+        parts = []
+        for lane in range(0, LANES, lanes):
+            octets = builder.bitcast(_shuffle(builder, codes, range(lane, lane + lanes)), octet)
             octets = _shuffle(builder, octets, turned)
-            words = builder.lshr(builder.bitcast(octets, _V16I16), ir.Constant(_V16I16, [4] * 16))
-            nibbles = (builder.and_(v, mask) for v in (octets, builder.bitcast(words, _V32I8)))
+            words = builder.lshr(builder.bitcast(octets, word), ir.Constant(word, [4] * (size // 2)))
+            nibbles = (builder.and_(v, mask) for v in (octets, builder.bitcast(words, octet)))
             low, high = (_floats_of(builder, planes, part) for part in nibbles)
-            totals = [ir.Constant(v8f32, [0.0] * half)] * n
+            totals = [ir.Constant(number, [0.0] * lanes)] * n
             for j in range(unit):
-                number = (low, high)[j % 2][j // 2]
+                found = (low, high)[j % 2][j // 2]
                 for t in range(n):
                     place = builder.add(first, ir.Constant(first.type, LANES * (j * n + t) + lane))
-                    totals[t] = _fma(builder, number, _load(builder, x, place, v8f32), totals[t])
-            halves.append(totals)
-        return [_joined(builder, *pair) for pair in zip(*halves, strict=True)]
+                    totals[t] = _fma(builder, found, _load(builder, x, place, number), totals[t])
+            parts.append(totals)
+        return [_joined(builder, of_token) for of_token in zip(*parts, strict=True)]
 
     return types.UniTuple(F32, n)(codes, table, x, types.intp, together), _each(build)
 
 
 def _floats_of(builder, planes, codes):
-    """32 codes as four registers of 8 floats: the four bytes of each, from 16 bytes a plane, dealt together."""
-    first, second, third, fourth = (_x86(builder, "avx2.pshuf.b", _V32I8, plane, codes) for plane in planes)
-    lower, upper = _dealt(builder, first, second, _V16I16), _dealt(builder, third, fourth, _V16I16)
-    v8f32 = ir.VectorType(_F32, 8)
-    return [v for pair in zip(lower, upper, strict=True) for v in _dealt(builder, *pair, v8f32)]
+    """As many codes as a register has bytes, as four registers of floats: the bytes of each, found in four planes."""
+    first, second, third, fourth = (_looked_up(builder, plane, codes) for plane in planes)
+    lower, upper = _dealt(builder, first, second, _I16), _dealt(builder, third, fourth, _I16)
+    return [v for pair in zip(lower, upper, strict=True) for v in _dealt(builder, *pair, _F32)]
+
+
+def _looked_up(builder, plane, codes):
+    """The byte of each code, from the 16 of a plane."""
+    return arm.bytes_of(builder, plane, codes) if has("neon") else _x86(builder, "avx2.pshuf.b", _V32I8, plane, codes)
 
 
 def _dealt(builder, a, b, kind):
-    """a and b dealt into each other as cards are, in each 128 bits the lower halves and then the upper ones: `vpunpck`."""
-    count = a.type.count
-    return [
-        builder.bitcast(builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, count), places)), kind)
-        for places in (
-            [part + i + card for part in (at, at + count // 2) for i in range(count // 4) for card in (0, count)]
-            for at in (0, count // 4)
-        )
-    ]
+    """a and b dealt into each other as cards are, in each 128 bits the lower halves and then the upper ones: `vpunpck`, `zip`.
+
+    The cards of twice the width are seen as `kind`.
+    """
+    count, width = a.type.count, a.type.element.width
+    half = 64 // width
+    dealt = []
+    for at in (0, half):
+        places = [
+            part + at + i + card for part in range(0, count, 2 * half) for i in range(half) for card in (0, count)
+        ]
+        cards = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, count), places))
+        dealt.append(builder.bitcast(cards, ir.VectorType(kind, count // 2)))
+    return dealt
 
 
 @intrinsic
@@ -928,8 +949,8 @@ def table_of(_context, p, bits):
 
 
 def _half(builder, bits):
-    """float16 to float32; without F16C by hand, because LLVM would call a function that is not there."""
-    if has("f16c"):
+    """float16 to float32; on an x86 without F16C by hand, because LLVM would call a function that is not there."""
+    if has("f16c") or has("neon"):
         return builder.fpext(builder.bitcast(bits, ir.HalfType()), _F32)
     wide = builder.zext(bits, _I32)
     magnitude = builder.shl(builder.and_(wide, ir.Constant(_I32, 0x7FFF)), ir.Constant(_I32, 13))

@@ -6,9 +6,9 @@ codes take three instructions of AVX-512, a shift, a look-up and a multiply-add,
     total[l] += s_l  sum_j  table[code_lj] x'[j, l]         for each block of 16 lanes l (`qkit_kernels.numba.streams`)
     y = sum_l total[l] + sum_g c_g sum_{k in g} x_k          the shifts c, of zero points, once a group
 
-The table holds 0 .. 15 less 8, or NF4's numbers: a codebook costs no more than integers. (AVX2 has no such look-up: integers are
-multiplied where they lie, `vector.dots_in_place`, a codebook's numbers found byte by byte, `vector.dots_by_bytes`.) Scales come
-in after each block, a lane its own, so that any group that is whole lanes will do.
+The table holds 0 .. 15 less 8, or NF4's numbers: a codebook costs no more than integers. (AVX2 and Arm have no such look-up:
+integers are multiplied where they lie, `vector.dots_in_place`, a codebook's numbers found byte by byte, `vector.dots_by_bytes`.)
+Scales come in after each block, a lane its own, so that any group that is whole lanes will do.
 
 What is read next is asked for early (`AHEAD`): the processor looks a few hundred instructions ahead by itself, and a kernel
 that does two dozen with each 64 bytes has too few of them on their way.
@@ -43,6 +43,7 @@ from qkit_kernels.numba.vector import (
     load_f32,
     load_i32,
     load_lanes,
+    looks_bytes_up,
     lookup,
     nth_signed,
     offset,
@@ -172,7 +173,7 @@ def block_dots(packed, at, x, first, table, bits, together):
 @overload(block_dots, jit_options=INLINE)
 def _block_dots(packed, at, x, first, table, bits, together):
     unit, step = UNIT[bits.count], bits.count
-    if table is not types.none and step == 4 and has("avx2") and not has("avx512f"):
+    if table is not types.none and step == 4 and looks_bytes_up():
 
         def dots(packed, at, x, first, table, bits, together):
             return dots_by_bytes(load_i32(packed, at), table_of(table, bits), x, first, together)
