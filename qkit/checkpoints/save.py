@@ -45,15 +45,16 @@ def save(
             `load` could not build again. Nothing is written then.
         OSError: the folder cannot be made or written.
     """
-    if format is None:
-        for form in FORMATS.values():
-            if form.suffix and os.fspath(folder).endswith(form.suffix):
-                raise ValueError(
-                    f"{os.fspath(folder)!r} is the name of a {form.name} file and qkit's own format is a folder; "
-                    f"add format={form.name!r}, or give another name"
-                )
+    form = None if format is None else format_named(format)
+    for other in FORMATS.values():
+        if other is not form and other.suffix and os.fspath(folder).endswith(other.suffix):
+            mine = "qkit's own format" if form is None else f"format {form.name!r}"
+            raise ValueError(
+                f"{os.fspath(folder)!r} is the name of a {other.name} file and {mine} is a folder; "
+                f"set format={other.name!r}, or give another name"
+            )
+    if form is None:
         return native.save(model, folder, tokenizer)
-    form = format_named(format)
     native.check_savable(model, tokenizer)
     layers = quantized_layers(model)
     check_model(form, model, layers)

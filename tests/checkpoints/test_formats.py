@@ -93,6 +93,16 @@ def test_a_model_that_a_format_does_not_hold_is_refused_with_those_that_do(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("form", [None, "gptq", "onnx"])
+def test_a_folder_is_not_given_the_name_of_a_file(form, words_model, tmp_path):
+    qkit.quantize(words_model, W4)
+    with pytest.raises(
+        ValueError, match=r"is the name of a gguf file and .* is a folder; set format='gguf', or give an"
+    ):
+        qkit.save(words_model, tmp_path / "a.gguf", format=form)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_of_another_model_is_not_mixed_with_this_one(words_model, tmp_path):
     qkit.quantize(words_model, qkit.RTN(4, 32, symmetric=True))
     qkit.save(words_model, tmp_path)

@@ -259,7 +259,7 @@ def test_a_file_is_known_by_its_name_its_beginning_or_its_folder(make_model, tmp
     (tmp_path / "text.gguf").write_text("no model")
     with pytest.raises(ValueError, match="does not begin with the letters GGUF"):
         load(tmp_path / "text.gguf")
-    with pytest.raises(ValueError, match="add format='gguf'"):
+    with pytest.raises(ValueError, match="set format='gguf'"):
         save(model, tmp_path / "model.gguf")
     with pytest.raises(ValueError, match=r"format 'gguf' holds 4 bits.*down_proj has codes that are places in a table"):
         mixed = make_model("llama", **SIZES)
