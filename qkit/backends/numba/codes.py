@@ -87,4 +87,4 @@ def gptq_moving_columns(
 
 def round_block(w: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, q_max: int) -> tuple[Tensor, Tensor]:
     """`qkit.backends.torch.round_columns`: a batch is a layer whose every column has a grid of its own."""
-    return _columns(w, upper, torch.arange(w.shape[1]), scale, zero, q_max)
+    return _columns(w, upper, torch.arange(w.shape[1], device="cpu"), scale, zero, q_max)
