@@ -48,6 +48,14 @@ def test_a_head_comes_back_as_it_was(form, head, make_model, ids, logits, tmp_pa
         assert said["tie_word_embeddings"] == head.startswith("tied")
 
 
+def check_transformers_finds_all(model, folder, ids, logits):
+    """Saves the model, which transformers reads with nothing missing and the same logits."""
+    qkit.save(model, folder)
+    loaded, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not found["missing_keys"]
+    assert torch.equal(logits(loaded, ids), logits(model, ids))
+
+
 @pytest.mark.parametrize("scheme", [None, W4, qkit.NF4()])
 def test_transformers_makes_up_nothing_that_was_shared_by_hand(make_model, scheme, ids, logits, tmp_path):
     """Wherever it is: a module of two names, a parameter in two layers."""
@@ -57,10 +65,7 @@ def test_transformers_makes_up_nothing_that_was_shared_by_hand(make_model, schem
     second.self_attn.q_proj.weight = first.self_attn.q_proj.weight
     if scheme:
         qkit.quantize(model, scheme)
-    qkit.save(model, tmp_path)
-    loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not found["missing_keys"]
-    assert torch.equal(logits(loaded, ids), logits(model, ids))
+    check_transformers_finds_all(model, tmp_path, ids, logits)
     again, _ = qkit.load(tmp_path)
     assert torch.equal(logits(again, ids), logits(model, ids))
 
@@ -72,8 +77,5 @@ def test_transformers_makes_up_no_head(head, quantized, make_model, ids, logits,
     model = with_head(make_model, head)
     if quantized:
         qkit.quantize(model, W4)
-    qkit.save(model, tmp_path)
-    loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not found["missing_keys"]
-    assert torch.equal(logits(loaded, ids), logits(model, ids))
+    check_transformers_finds_all(model, tmp_path, ids, logits)
     assert ties_its_head(qkit.load(tmp_path)[0]) == ties_its_head(model)

@@ -36,9 +36,9 @@ def many(tokens: int, rows: int, features: int, card: Card, outliers: bool) -> I
         return min(_HOPPER, key=lambda cut: microseconds(cut, tokens, rows, features, card.units, outliers))[0]
     if card.small_tiles:
         cut = next(cut for limit, cut in _SMALL_TILES if tokens <= limit)
-    elif tokens > 32 and -(-rows // 128) * -(-tokens // 128) * 2 < card.units:
+    elif tokens > 32 and 2 * number_of_tiles(rows, tokens, (128, 128)) < card.units:
         cut = _SMALL
-    elif tokens > 128 and (card.major == 10 or -(-rows // 256) * -(-tokens // 128) < 0.75 * card.units):
+    elif tokens > 128 and (card.major == 10 or number_of_tiles(rows, tokens, (256, 128)) < 0.75 * card.units):
         cut = _MEDIUM  # sm_100: INT8 is `mma.sync` there, and the largest tile spills beside outliers
     else:
         cut = next(cut for limit, cut in _LARGE if tokens <= limit)
