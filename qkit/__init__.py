@@ -24,6 +24,7 @@ from qkit.methods.llm_int8 import LLMInt8
 from qkit.methods.rtn import RTN
 from qkit.methods.smoothquant import SmoothQuant
 from qkit.methods.w8a8 import W8A8
+from qkit.model.fusing import fuse_projections
 from qkit.model.outliers import plant_outliers
 from qkit.nn.int8_linear import Int8Linear
 from qkit.nn.qlinear import QLinear
@@ -68,6 +69,7 @@ __all__ = [
     "complete",
     "disk_bytes",
     "error_statistics",
+    "fuse_projections",
     "kl_divergence",
     "linear",
     "load",

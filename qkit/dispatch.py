@@ -69,6 +69,10 @@ TABLE = (  # of one operation, the fastest first
     Kernel("int8_linear", "numba", ("cpu",), "qkit.backends.numba.linear:int8_linear"),
     Kernel("int8_linear", "triton", ("cuda",), "qkit.backends.triton.integer:int8_linear"),
     Kernel("int8_linear", "torch", ANY, "qkit.backends.torch:int8_linear"),
+    Kernel("products", "triton", ("cuda",), "qkit.backends.triton.linear:products"),
+    Kernel("products", "torch", ANY, "qkit.backends.torch:products"),
+    Kernel("int8_products", "triton", ("cuda",), "qkit.backends.triton.integer:int8_products"),
+    Kernel("int8_products", "torch", ANY, "qkit.backends.torch:int8_products"),
 )
 
 

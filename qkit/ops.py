@@ -8,7 +8,7 @@ rounds on its way, going back it is the product with ŵ. Nothing is ever cut off
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, cast
 
@@ -336,6 +336,49 @@ def layer(
 @layer.register_fake
 def _(x, parts, record, bias=None, activations=None, input_scale=None, threshold=0.0):
     return x.new_empty(*x.shape[:-1], json.loads(record)["shape"][0])
+
+
+@_not_compiled
+def products(
+    x: Tensor, weights: Sequence[StoredWeight], activations: str | None = None, threshold: float = 0.0
+) -> Tensor:
+    """x ŵᵀ of several weights, side by side; without derivatives.
+
+    Args:
+        x: float [..., in].
+        weights: [out, in] each, of one kind.
+        activations, threshold: as for `layer`.
+
+    Returns:
+        [..., the outs of all], in the dtype of `x`.
+    """
+    for q in weights:
+        _check_linear(x, q, None)
+    op = "int8_products" if activations == "integers" else "products"
+    kernel, tokens = select(op, None, weights[0].packed.device.type), x.detach().reshape(-1, x.shape[-1])
+    more = threshold if activations == "integers" else activations_from(activations, ("int8",))
+    return kernel(tokens, weights, more).reshape(*x.shape[:-1], -1)
+
+
+@torch.library.custom_op("qkit::layers", mutates_args=())
+def layers(
+    x: Tensor, parts: list[Tensor], record: str, activations: str | None = None, threshold: float = 0.0
+) -> Tensor:
+    """`products` as one operation of a compiled graph.
+
+    Args:
+        parts: those of all weights, one after the other.
+        record: a list of the records of `layer`, JSON.
+    """
+    weights, rest = [], iter(parts)
+    for one in json.loads(record):
+        weights.append(_stored([next(rest) for _ in one["parts"]], json.dumps(one)))
+    return products(x, weights, activations, threshold)
+
+
+@layers.register_fake
+def _(x, parts, record, activations=None, threshold=0.0):
+    return x.new_empty(*x.shape[:-1], sum(one["shape"][0] for one in json.loads(record)))
 
 
 def _stored(parts: list[Tensor], record: str) -> StoredWeight:

@@ -1,6 +1,6 @@
 """The specification of every operation: plain torch, slow, on any device. Each fast kernel is tested against it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +108,16 @@ def int8_linear(
     codes, scales = quantize_activations_int8(tokens, input_scale)
     y = int8_matmul(codes, weight).float() * scales * weight_scales + floats
     return (y if bias is None else y + bias.float()).to(dtype)
+
+
+def products(x: Tensor, weights: Sequence[StoredWeight], activations: Activations | None) -> Tensor:
+    """`qkit.ops.products` of x [tokens, in]."""
+    return torch.cat([linear(x, q, activations) for q in weights], dim=-1)
+
+
+def int8_products(x: Tensor, weights: Sequence[QTensor], threshold: float) -> Tensor:
+    """The same of INT8 weights."""
+    return torch.cat([int8_linear(x, q, None, threshold, None, x.dtype) for q in weights], dim=-1)
 
 
 def some_outliers(x: Tensor, threshold: float) -> Tensor | None:

@@ -61,6 +61,8 @@ class Int8Linear(QLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the dtype of `input`."""
+        if self.fused is not None and (y := self.fused_part(input)) is not None:
+            return y
         scale = cast(Tensor | None, self._buffers["input_scale"])
         if self.is_operation(input):
             return self.operation(input, "integers", scale, self.threshold)

@@ -27,6 +27,7 @@ class QLinear(nn.Module):
     """
 
     inputs: tuple[str, ...] = ("int8",)  # the words that `activations` may be
+    fused: Any = None  # with whom it computes, and the how manyth it is; see `qkit.nn.fused`
 
     def __init__(
         self,
@@ -75,11 +76,21 @@ class QLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the dtype of `input`, which is called as in nn.Linear."""
+        if self.fused is not None and (y := self.fused_part(input)) is not None:
+            return y
         if self.is_operation(input):
             return self.operation(input, "int8" if self.activations else None)
         parameters = self._parameters  # as in `qtensor`
         bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401 (self.bias is what takes long)
         return ops.linear(input, self.qtensor, bias, None, self.activations)
+
+    def fused_part(self, x: Tensor) -> Tensor | None:
+        """What `qkit.nn.fused` has for this layer; nothing any more once its weight has been replaced."""
+        fused, number = self.fused
+        if not torch.compiler.is_compiling() and self.qtensor is not fused.weights[number]:
+            self.fused = None
+            return None
+        return fused.part(number, x, self.bias)
 
     def is_operation(self, x: Tensor) -> bool:
         """Whether torch.compile is looking, on a GPU and with nothing to learn: the layer is then one operation of its graph."""
@@ -98,6 +109,7 @@ class QLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         exact = dict(self.named_buffers(recurse=False))
+        self.fused = None
         super()._apply(fn, recurse)
         for name, buffer in exact.items():
             moved = getattr(self, name)

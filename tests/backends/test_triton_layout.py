@@ -11,6 +11,7 @@ import torch
 from products import random, weight
 from qkit import FP4, NF4, QLinear, quantize_tensor
 from qkit.numerics.kinds import stored_from
+from qkit.numerics.qtensor import QTensor
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'qkit[gpu]'")
 
@@ -162,3 +163,26 @@ def test_while_a_graph_is_recorded_nothing_is_laid_out(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="run the model once before"):
         layout.laid(Far(weight(4, 8, 128, 64)), torch.float16)
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "zero points", "offsets"])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_weights_side_by_side_are_laid_as_one(bits, kind):
+    q = weight(bits, 384, 200, 40, kind, real=True)
+    parts = [rows_of(q, 0, 128), rows_of(q, 128, 384)]
+    together, whole = layout.laid_beside(parts, torch.float16), layout.lay(q, torch.float16)
+    assert together.shape == whole.shape and together.bits == bits
+    assert all(map(torch.equal, layout._tensors(together), layout._tensors(whole)))
+    assert layout.laid_beside(parts, torch.float16) is together
+    parts[1].packed[0] ^= 1  # not the first, whose memory it is kept with
+    assert not torch.equal(layout.laid_beside(parts, torch.float16).words, together.words)
+
+
+def rows_of(q, start, stop):
+    """Some rows of a weight, as a weight."""
+    grid = [None if part is None else part[start:stop] for part in (q.scales, q.zeros(), q.offsets)]
+    made = QTensor.from_codes(
+        q.codes()[start:stop], grid[0], q.bits, None if q.zero_points is None else grid[1], grid[2]
+    )
+    assert torch.equal(made.dequantize(), q.dequantize()[start:stop])
+    return made

@@ -45,21 +45,21 @@ def clock_of(times):
 def test_without_a_file_the_table_is_taken(launched, cache):
     q = weight(4, 32, 2048, 128)
     gpu.linear(torch.zeros(3, 2048).half(), q, None)
-    assert launched == [tiles.few(32, 16, CARD.units, 3)] and not cache.exists()
+    assert launched == [tiles.few(layout.laid(q, torch.float16), CARD, 3)] and not cache.exists()
 
 
 def test_the_fastest_is_kept_and_taken_in_its_region_on_its_card(launched, cache, monkeypatch):
     q = weight(4, 32, 2048, 128)
-    made = clock.tune(q, torch.float16, (8, 32), clock_of([3.0, 2.0, 1.0]))
+    made = clock.tune(q, torch.float16, (8, 32), clock_of([3.0, 1.0]))
     laid = layout.laid(q, torch.float16)
-    third = tiles.candidates(8, laid, CARD)[2]
-    assert next(iter(made.values())) == third and len(made) == 2
+    second = tiles.candidates(8, laid, CARD)[1]
+    assert next(iter(made.values())) == second and len(made) == 2
     tuning.found.cache_clear()  # another process
     launched.clear()
     for tokens in (1, 8, 9, 31):
         gpu.linear(torch.zeros(tokens, 2048).half(), q, None)
-    by_table = tiles.few(32, 16, CARD.units, 9)
-    assert launched == [third, third, by_table, list(made.values())[1]]
+    by_table = tiles.few(laid, CARD, 9)
+    assert launched == [second, second, by_table, list(made.values())[1]]
     for other in (weight(4, 32, 2048, 64), weight(3, 32, 2048, 128), weight(4, 48, 2048, 128)):
         assert tuning.chosen(3, layout.laid(other, torch.float16), CARD) is None
     assert tuning.chosen(3, layout.laid(q, torch.bfloat16), CARD) is None
@@ -95,7 +95,7 @@ def test_a_damaged_file_is_a_warning_and_the_table(damage, launched, cache):
     with pytest.warns(UserWarning, match="cannot be read.*tiles are chosen by the table; remove the file"):
         gpu.linear(torch.zeros(3, 2048).half(), q, None)
     gpu.linear(torch.zeros(3, 2048).half(), q, None)  # said once
-    assert launched == 2 * [tiles.few(32, 16, CARD.units, 3)]
+    assert launched == 2 * [tiles.few(layout.laid(q, torch.float16), CARD, 3)]
     clock.tune(q, torch.float16, (8,), clock_of([1.0]))
     tuning.found.cache_clear()
     assert tuning.chosen(3, layout.laid(q, torch.float16), CARD) is not None
@@ -121,7 +121,7 @@ def test_the_first_that_is_tried_is_the_tables(tokens):
     laid = layout.lay(weight(4, 256, 2048, 128), torch.float16)
     first = tiles.candidates(tokens, laid, HOPPER)[0]
     if tokens <= tiles.TOKENS:
-        assert first == tiles.few(256, 16, HOPPER.units, tokens)
+        assert first == tiles.few(laid, HOPPER, tokens)
     else:
         assert first == (tiles.hopper(tokens, laid, HOPPER) or tiles.many(tokens, laid, HOPPER))
     assert {type(cut) for cut in tiles.candidates(64, laid, HOPPER)} == {tiles.Many, tiles.Hopper}

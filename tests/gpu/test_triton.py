@@ -70,6 +70,22 @@ def test_groups_and_shapes(shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(136, 1024), (40, 2048), (72, 200)], ids=str)
+def test_pairs_of_a_table_are_its_numbers(shape, dtype):
+    """Looked up two at a time in shared memory, and by their bytes in registers: the same to the last bit."""
+    laid = layout.laid(quantize_tensor(random(*shape), NF4(40 if shape[1] == 200 else 64)).to("cuda"), dtype)
+    if not tiles.card(0).hopper:
+        pytest.skip("only on Hopper are numbers looked up in pairs")
+    for tokens in (1, 8, 11):
+        x = adapter.aligned(torch.randn(tokens, shape[1], device="cuda").to(dtype))
+        pairs, octets = (torch.full((tokens, shape[0]), torch.nan, dtype=dtype, device="cuda") for _ in range(2))
+        cut = tiles.few(laid, tiles.card(0), tokens)
+        adapter.few(x, laid, pairs, cut, paired=True)
+        adapter.few(x, laid, octets, cut, paired=False)
+        assert torch.equal(pairs, octets) and not pairs.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scheme", [NF4(), NF4(32, double_quant=False), FP4(128)], ids=repr)
 def test_tables(scheme, dtype):
     check_products(quantize_tensor(random(136, 1024), scheme), dtype)

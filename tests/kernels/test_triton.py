@@ -49,7 +49,7 @@ def check_products(q):
     for tokens in (1, 11):
         x = random(tokens, features).half()
         few, many = poisoned(tokens, rows), poisoned(tokens, rows)
-        adapter.few(adapter.aligned(x), laid, few, tiles.few(rows, laid.blocks, 1), ptx=False)
+        adapter.few(adapter.aligned(x), laid, few, tiles.few(laid, CARD), ptx=False)
         adapter.many(adapter.aligned(x), laid, many, tiles.Many(64, 32, 4, 2, programs=3), ptx=False, drain=False)
         for y in (few, many):
             assert bool(((y.double() - x.double() @ w.T).abs() <= bound(x, w, features)).all())
@@ -177,10 +177,16 @@ def test_what_no_code_can_say_comes_out_as_nan():
 
 @pytest.mark.parametrize("blocks", [1, 2, 7, 32, 86, 112])
 @pytest.mark.parametrize("rows", [1, 1000, 4096, 14336, 128256])
-def test_a_cut_covers_all_columns_and_no_more_than_it_must(rows, blocks):
-    cut = tiles.few(rows, blocks, 132)
-    covered = cut.warps * cut.unroll * cut.turns
-    assert blocks <= covered < blocks + 8 * cut.warps and cut.warps in (4, 8, 16)
+@pytest.mark.parametrize("major", [8, 9])
+def test_a_cut_covers_all_columns_and_no_more_than_it_must(rows, blocks, major):
+    card = tiles.Card(units=132, shared=227 * 1024, major=major)
+    number = torch.zeros(1, 1, 1, 1, dtype=torch.int32)
+    for bits, table in ((3, None), (4, None), (8, None), (4, number)):
+        laid = layout.Laid(number, number, None, number, table, (rows, 128 * blocks), bits, 1, torch.float16)
+        for tokens in (1, 8, 9, 16):
+            cut = tiles.few(laid, card, tokens)
+            covered = cut.warps * cut.unroll * cut.turns
+            assert blocks <= covered < blocks + 8 * cut.warps and cut.warps in (4, 8)
 
 
 @pytest.mark.parametrize("shared", [99, 163, 227])

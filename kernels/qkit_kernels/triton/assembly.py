@@ -8,8 +8,8 @@ How
     bfloat16. Put the bits of a code into its mantissa (one `lop3`: and with a mask, or with the constant) and it is 1024 + q.
     Adding -(1024 + z) leaves q - z, exactly; the product with s is rounded, once. Both halves of a register at once.
 
-    bfloat16 has seven bits of mantissa, and a code of 8 bits is added up from two: 128 + low, and 2048 + 16 high
-    (0x4500: its last bit is worth 16).
+    bfloat16 has seven bits of mantissa. A code of 8 bits is a difference there: its lowest seven make 128 to 255, and its eighth,
+    turned over, is the last bit of the exponent of 128 or 256; what one is more than the other is q - 128.
 
 The text is handed to a kernel as a constant. `words.values` computes the same in Triton's own words, for the interpreter and
 for cards that do not speak PTX; a test on a GPU holds the two equal, bit for bit.
@@ -22,13 +22,15 @@ BIAS = {"f16": 1024, "bf16": 128}  # a float whose last bit is worth 1
 _MAGIC = {"f16": 0x64006400, "bf16": 0x43004300}
 # bfloat16 has no add and no mul before sm_90: x + y is x 1 + y, and x y is x y + -0
 _NEUTRAL = ".reg .b32 one, none; mov.b32 one, 0x3f803f80; mov.b32 none, 0x80008000;"
+COPIES = 32  # of each pair of a table's numbers, see `pairs`
+PAIRS_BYTES = 256 * 4 * COPIES
 _FIELD = {4: 0x000F000F, 2: 0x00030003, 1: 0x00010001}
 _OUTPUTS = " ".join(f"mov.b32 {{${2 * p}, ${2 * p + 1}}}, v{p};" for p in range(4))
 
 
 def bias(bits: int, kind: str) -> int:
     """What stands in front of a code: q + bias is what the bits say when they are read as a float."""
-    return 0 if (bits, kind) == (8, "bf16") else BIAS[kind]
+    return -128 if (bits, kind) == (8, "bf16") else BIAS[kind]
 
 
 def _field(word: str, plane: int, pair: int, place: int, into: str, base: str) -> str:
@@ -37,6 +39,16 @@ def _field(word: str, plane: int, pair: int, place: int, into: str, base: str) -
     move = f"shr.u32 t, {word}, {right};" if right > 0 else f"shl.b32 t, {word}, {-right};"
     source = "t" if right else word
     return f"{move if right else ''} lop3.b32 {into}, {source}, {_FIELD[plane] << place:#x}, {base}, 0xea;"
+
+
+def _byte(pair: int, into: str, kind: str) -> str:
+    """into = what the codes of `pair`, of 8 bits, and `bias` are together."""
+    source, move = (f"${8 + pair // 2}", "") if pair % 2 == 0 else ("t", f"shr.u32 t, ${8 + pair // 2}, 8;")
+    if kind == "f16":
+        return f"{move} lop3.b32 {into}, {source}, 0x00ff00ff, 0x64006400, 0xea;"
+    low = f"lop3.b32 {into}, {source}, 0x007f007f, 0x43004300, 0xea;"
+    high = f"lop3.b32 h, {source}, 0x00800080, 0x43804380, 0x6a;"  # and, then exclusive or
+    return f"{move} {low} {high} fma.rn.bf16x2 {into}, h, minus, {into};"
 
 
 @cache
@@ -49,7 +61,7 @@ def affine(bits: int, kind: str, offset: bool) -> str:
     add = {"f16": "add.f16x2 {0}, {0}, {1};", "bf16": "fma.rn.bf16x2 {0}, {0}, one, {1};"}[kind]
     scale = {"f16": "mul.f16x2 {0}, {0}, ss;", "bf16": "fma.rn.bf16x2 {0}, {0}, ss, none;"}[kind]
     lines = [
-        "{ .reg .b32 t, h, k, v0, v1, v2, v3, nz, ss, oh, ol; mov.b32 k, 0xc508c508;",
+        "{ .reg .b32 t, h, minus, v0, v1, v2, v3, nz, ss, oh, ol; mov.b32 minus, 0xbf80bf80;",
         _NEUTRAL,
         "prmt.b32 nz, $11, $11, 0x1010; prmt.b32 ss, $11, $11, 0x3232;",
     ]
@@ -58,17 +70,14 @@ def affine(bits: int, kind: str, offset: bool) -> str:
         scale = f"fma.rn.{kind}x2 {{0}}, {{0}}, ss, oh; " + add.format("{0}", "ol")
     for pair in range(4):
         value, place = f"v{pair}", 0
-        for word, plane in enumerate(PLANES[bits]):
-            if (bits, kind, word) == (8, "bf16", 1):
-                lines.append(_field("$9", 4, pair, 0, "h", "0x45004500"))
-                lines.append(add.format("h", "k"))  # 2048 + 16 high - 2176 = 16 high - 128
-                lines.append(add.format(value, "nz") + add.format(value, "h"))
-            else:
+        if bits == 8:
+            lines.append(_byte(pair, value, kind))
+        else:
+            for word, plane in enumerate(PLANES[bits]):
                 base = value if word else f"{_MAGIC[kind]:#x}"
                 lines.append(_field(f"${8 + word}", plane, pair, place, value, base))
-            place += plane
-        if (bits, kind) != (8, "bf16"):
-            lines.append(add.format(value, "nz"))
+                place += plane
+        lines.append(add.format(value, "nz"))
         lines.append(scale.format(value))
     return "\n".join([*lines, _OUTPUTS, "}"])
 
@@ -79,7 +88,7 @@ def table(kind: str) -> str:
 
     Of 16 numbers the first and the last 8 are looked up both, by three bits of the code, and its fourth bit picks.
 
-    Operands: $0 .. $7 the floats; $8 a word of codes, those of pairs 0 and 1 in its lower half; $9 .. $12 the low bytes of the 16
+    Operands: $0 .. $7 the floats; $8 a word of codes; $9 .. $12 the low bytes of the 16
     numbers; $13 .. $16 their high bytes; $17 the scale, above.
     """
     mul = {"f16": "mul.f16x2 {0}, {0}, ss;", "bf16": "fma.rn.bf16x2 {0}, {0}, ss, none;"}[kind]
@@ -94,8 +103,46 @@ def table(kind: str) -> str:
         for found, first in (("lb", 9), ("hb", 13)):
             lines.append(f"prmt.b32 u, ${first}, ${first + 1}, s; prmt.b32 v, ${first + 2}, ${first + 3}, s;")
             lines.append(f"prmt.b32 {found}, u, v, m;")
-        # looked up in the order: pair 0 left, pair 1 left, pair 0 right, pair 1 right
         a, b = f"v{2 * half}", f"v{2 * half + 1}"
-        lines.append(f"prmt.b32 {a}, lb, hb, 0x6240; prmt.b32 {b}, lb, hb, 0x7351;")
+        lines.append(f"prmt.b32 {a}, lb, hb, 0x5140; prmt.b32 {b}, lb, hb, 0x7362;")
         lines.append(mul.format(a) + mul.format(b))
+    return "\n".join([*lines, _OUTPUTS, "}"])
+
+
+@cache
+def pairs(threads: int) -> str:
+    """All 256 pairs of a table's numbers into shared memory, COPIES times each, by the first `threads` of a program.
+
+    Pair c, the float of its lower code below, lies at bytes 4 COPIES c and on: each lane has a bank to itself, so that none waits
+    for another.
+
+    Operands: $0 where that begins; $1 the pairs, a pointer.
+    """
+    together = threads * 4 // COPIES  # pairs that all threads write at once, four copies each
+    turns = range(256 // together)
+    loads = [f"ld.global.nc.b32 v{j}, [p + {4 * together * j}];" for j in turns]
+    stores = [f"st.shared.v4.b32 [a + {16 * threads * j}], {{{', '.join([f'v{j}'] * 4)}}};" for j in turns]
+    lines = [
+        f"{{ .reg .b64 p, o; .reg .b32 i, a, {', '.join(f'v{j}' for j in turns)};",
+        f".shared .align 128 .b8 pairs[{PAIRS_BYTES}];",
+        f"mov.u32 i, %tid.x; shr.u32 a, i, {(COPIES // 4).bit_length() - 1}; mul.wide.u32 o, a, 4; add.u64 p, $1, o;",
+        *loads,
+        "mov.u32 $0, pairs; mad.lo.u32 a, i, 16, $0;",
+        *stores,
+        f"bar.sync 0, {threads}; }}",
+    ]
+    return "\n".join(lines)
+
+
+@cache
+def paired(kind: str) -> str:
+    """Eight floats table[q] s, two looked up at a time where `pairs` has put them.
+
+    Operands: $0 .. $7 the floats; $8 a word of codes; $9 where this lane's copy of pair 0 lies; $10 the scale, above.
+    """
+    mul = {"f16": "mul.f16x2 {0}, {0}, ss;", "bf16": "fma.rn.bf16x2 {0}, {0}, ss, none;"}[kind]
+    lines = ["{ .reg .b32 t, v0, v1, v2, v3, ss; prmt.b32 ss, $10, $10, 0x3232;", _NEUTRAL]
+    for p in range(4):
+        lines.append(f"bfe.u32 t, $8, {8 * p}, 8; mad.lo.u32 t, t, {4 * COPIES}, $9; ld.shared.b32 v{p}, [t];")
+    lines += [mul.format(f"v{p}") for p in range(4)]
     return "\n".join([*lines, _OUTPUTS, "}"])

@@ -13,7 +13,17 @@ Many small programs, all launched at once, keep more loads on their way than few
 import triton
 import triton.language as tl
 
-from qkit_kernels.triton.words import grid_at, halves, load_grid, load_plane, plane_at, quarter, table_bytes, values
+from qkit_kernels.triton.words import (
+    grid_at,
+    halves,
+    load_grid,
+    load_plane,
+    plane_at,
+    quarter,
+    table_bytes,
+    table_pairs,
+    values,
+)
 
 
 @triton.jit
@@ -34,6 +44,7 @@ def few(
     A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, S: tl.constexpr, SPAN: tl.constexpr, BIAS: tl.constexpr,
     OFFSET: tl.constexpr, TABLE: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr,
     WARPS: tl.constexpr, TOKENS: tl.constexpr, UNROLL: tl.constexpr, TURNS: tl.constexpr, RAGGED: tl.constexpr,
+    FILL: tl.constexpr,
 ):  # fmt: skip
     """Rows 16 pid .. 16 pid + 15 of y.
 
@@ -41,11 +52,12 @@ def few(
         x_ptr: float16 or bfloat16 [M, 128 KB], rows `stride_xm` (even) apart.
         words_ptr, grid_ptr, off_ptr: as `words` lays them; N8 rows of eight, KB blocks of 128 columns.
         rows_ptr: float32 [N], r.
-        table_ptr: int32 [8, 8], four words of low bytes and four of high ones, eight times each.
+        table_ptr: int32 [40, 8], four words of low bytes and four of high ones, eight times each; then all pairs of numbers.
         y_ptr: [M, N].
         TOKENS: 8 or 16, at least M.
         UNROLL: blocks of a warp that are written out, TURNS times.
         RAGGED: the last ones run over the end; they read the last block again, and scale it with 0.
+        FILL: assembly that puts a table's pairs into shared memory; "": its bytes are looked up in registers.
     """
     first = tl.program_id(0) * 2
     g4, b4, r4 = (
@@ -65,15 +77,19 @@ def few(
     place = ((first + r4) * KB + b4) * 8 + g4
     second = words_ptr + N8 * KB * 32 * A
     p0, p1, p2 = (
-        plane_at(words_ptr, place, A),
-        plane_at(second, place, B),
-        plane_at(second + N8 * KB * 32 * B, place, C),
+        plane_at(words_ptr, place, A, PTX != ""),
+        plane_at(second, place, B, PTX != ""),
+        plane_at(second + N8 * KB * 32 * B, place, C, PTX != ""),
     )
     scales_at = grid_at(grid_ptr, first + r4, b4, g4, KB, S, SPAN)
     offsets_at = grid_at(off_ptr, first + r4, b4, g4, KB, S, SPAN)
     row = first * 8 + tl.arange(0, 16)
     factor = tl.load(rows_ptr + row, mask=row < N, other=0.0)
-    low, high = table_bytes(table_ptr, g4, TABLE)
+    if FILL == "":
+        low, high = table_bytes(table_ptr, g4, TABLE)
+    else:
+        lane = 4 * g4 + tl.arange(0, 4)[None, None, None, :]
+        low, high = (table_pairs(table_ptr, FILL) + 4 * lane,), ()
     acc = tl.zeros((WARPS, 16, TOKENS), tl.float32)
     for turn in tl.range(0, TURNS, num_stages=1):
         for block in tl.static_range(UNROLL):
@@ -81,9 +97,9 @@ def few(
             further = base
             if RAGGED:
                 further = tl.minimum(base + b4, KB - 1) - b4
-            w0 = load_plane(p0, further, A, "evict_first")
-            w1 = load_plane(p1, further, B, "evict_first")
-            w2 = load_plane(p2, further, C, "evict_first")
+            w0 = load_plane(p0, further, A, "evict_first", PTX != "")
+            w1 = load_plane(p1, further, B, "evict_first", PTX != "")
+            w2 = load_plane(p2, further, C, "evict_first", PTX != "")
             grid, off = (), ()
             for i in tl.static_range(4):
                 if i % (4 // min(S, 4)) == 0:

@@ -31,7 +31,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from qkit_kernels.triton.pieces import piece, slot, stretch, tile_of
-from qkit_kernels.triton.words import quarter, table_bytes, values
+from qkit_kernels.triton.words import quarter, table_bytes, table_pairs, values
 
 WARPS = 4  # of a group, which has 64 rows of the weight
 REGISTERS = 168  # a thread, before the groups take those that the producer gives back: 65536 among 384, in eights
@@ -211,12 +211,12 @@ def keep(
 
 @gluon.jit
 def consume(
-    xs, mores, words0, words1, words2, grids, offs, full, free, turns, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr, parts_ptr,
-    M, N, KB, tiles, stride_ym,
+    xs, mores, words0, words1, words2, grids, offs, full, free, turns, grid_ptr, off_ptr, rows_ptr, table_ptr, pairs, y_ptr,
+    parts_ptr, M, N, KB, tiles, stride_ym,
     group: gl.constexpr, BM: gl.constexpr, MORE: gl.constexpr,
     A: gl.constexpr, B: gl.constexpr, C: gl.constexpr, S: gl.constexpr, SPAN: gl.constexpr, BIAS: gl.constexpr,
     OFFSET: gl.constexpr, TABLE: gl.constexpr, BF16: gl.constexpr, PTX: gl.constexpr,
-    STAGES: gl.constexpr, TOGETHER: gl.constexpr, TURNS: gl.constexpr, SPLIT: gl.constexpr,
+    STAGES: gl.constexpr, TOGETHER: gl.constexpr, TURNS: gl.constexpr, SPLIT: gl.constexpr, FILL: gl.constexpr,
 ):  # fmt: skip
     """Four warps: 64 rows of each piece."""
     sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BM, 16])
@@ -228,7 +228,10 @@ def consume(
     warp = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, words))))[None, :, None, None]
     r = gl.arange(0, 2, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, words))))[None, None, :, None]
     t = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, words))))[None, None, None, :]
-    low, high = table_bytes(table_ptr, g + 0 * (warp + r + t), TABLE)
+    if FILL == "":
+        low, high = table_bytes(table_ptr, g + 0 * (warp + r + t), TABLE)
+    else:
+        low, high = (pairs + 4 * (4 * g + t) + 0 * (warp + r),), ()
     row = warp * 16 + g * 2 + r + 0 * t
     across, along = gl.cdiv(N, 128), gl.cdiv(M, BM + MORE)
     begin, end = stretch(gl.program_id(0), gl.num_programs(0), tiles, KB, SPLIT)
@@ -282,6 +285,7 @@ def many_hopper(
     BM: gl.constexpr, MORE: gl.constexpr, A: gl.constexpr, B: gl.constexpr, C: gl.constexpr, S: gl.constexpr,
     SPAN: gl.constexpr, BIAS: gl.constexpr, OFFSET: gl.constexpr, TABLE: gl.constexpr, BF16: gl.constexpr,
     PTX: gl.constexpr, STAGES: gl.constexpr, TOGETHER: gl.constexpr, TURNS: gl.constexpr, SPLIT: gl.constexpr,
+    FILL: gl.constexpr,
 ):  # fmt: skip
     """A program's pieces of y, in tiles of 128 rows by BM + MORE tokens.
 
@@ -317,17 +321,20 @@ def many_hopper(
     for i in gl.static_range(STAGES):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(free.index(i), count=2)
+    pairs = tiles  # stands for those that are not there
+    if FILL != "":
+        pairs = table_pairs(table_ptr, FILL)
     gl.warp_specialize(
         [
             (consume, (
-                xs, mores, words0, words1, words2, grids, offs, full, free, turns, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr,
-                parts_ptr, M, N, KB, tiles, stride_ym, 0, BM, MORE,
-                A, B, C, S, SPAN, BIAS, OFFSET, TABLE, BF16, PTX, STAGES, TOGETHER, TURNS, SPLIT,
+                xs, mores, words0, words1, words2, grids, offs, full, free, turns, grid_ptr, off_ptr, rows_ptr, table_ptr, pairs,
+                y_ptr, parts_ptr, M, N, KB, tiles, stride_ym, 0, BM, MORE,
+                A, B, C, S, SPAN, BIAS, OFFSET, TABLE, BF16, PTX, STAGES, TOGETHER, TURNS, SPLIT, FILL,
             )),
             (consume, (
-                xs, mores, words0, words1, words2, grids, offs, full, free, turns, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr,
-                parts_ptr, M, N, KB, tiles, stride_ym, 1, BM, MORE,
-                A, B, C, S, SPAN, BIAS, OFFSET, TABLE, BF16, PTX, STAGES, TOGETHER, TURNS, SPLIT,
+                xs, mores, words0, words1, words2, grids, offs, full, free, turns, grid_ptr, off_ptr, rows_ptr, table_ptr, pairs,
+                y_ptr, parts_ptr, M, N, KB, tiles, stride_ym, 1, BM, MORE,
+                A, B, C, S, SPAN, BIAS, OFFSET, TABLE, BF16, PTX, STAGES, TOGETHER, TURNS, SPLIT, FILL,
             )),
             (produce, (
                 x_desc, more_desc, words0_desc, words1_desc, words2_desc, grid_desc, off_desc,

@@ -8,7 +8,8 @@ long as both operands agree, so a lane takes 8 *consecutive* ones per word, and 
     within those 8      column 4 h + 2 u + l is that of pair p = 2 h + u, half l of the word: code at bit 16 l + b p,
                         i counting on from there: 4 bits, a word each; 2 bits, two in a word (i odd: 8 bits up); 1 bit, all in one
     a code of 3 bits    is a plane of 2 and one of 1, lowest bits first (`assembly.PLANES`), one plane behind the other
-    a table's codes     at bit 16 h + 8 l + 4 u, the order in which bytes are looked up
+    a code of 8 bits    stays whole: h = 0 lies in the first plane's words, h = 1 in the second's, at bit 16 l + 8 u
+    a table's codes     at bit 4 c, one after the other: a byte is a pair
     scales              int32 [N/8, groups, S, 8]: -(bias + z) in the lower 16 bits and s above, as floats of x's dtype;
                         S a block of 128 columns where groups are smaller (2, 4, 8), else 1, and SPAN blocks to a group
                         (0: a row is one group)
@@ -46,22 +47,48 @@ def half(v, BF16: tl.constexpr):
 
 
 @triton.jit
-def plane_at(words_ptr, place, B: tl.constexpr):
+def plane_at(words_ptr, place, B: tl.constexpr, LANE: tl.constexpr = False):
     """Pointers to the words of one plane, [..., 4 B], of `place` int32 [..., 1], which counts (row of eight, block, g).
 
     One block further on lies 32 B words further on.
+
+    Args:
+        LANE: one pointer to the words of each lane, [..., 4 (t)], for planes of 1 and 2 bits; see `load_plane`.
     """
     if B == 0:
         return words_ptr + place
+    elif LANE and B < 4:
+        return words_ptr + place * (4 * B) + tl.arange(0, 4)[None, None, None, :] * B
     else:
         return words_ptr + place * (4 * B) + tl.arange(0, 4 * B)[None, None, None, :]
 
 
 @triton.jit
-def load_plane(pointers, further, B: tl.constexpr, EVICT: tl.constexpr):
-    """The words `further` blocks further on."""
+def load_plane(pointers, further, B: tl.constexpr, EVICT: tl.constexpr, LANE: tl.constexpr = False):
+    """The words `further` blocks further on.
+
+    Args:
+        LANE: in PTX. Triton's own load takes 16 bytes a lane, of planes of 1 and 2 bits also those of its neighbours, and all
+            of them would go through shared memory to where they are wanted.
+    """
     if B == 0:
         return tl.zeros((1, 1, 1, 1), tl.int32)
+    elif LANE and B == 1:
+        p = (pointers + further * 32).to(tl.int64)
+        return tl.inline_asm_elementwise(
+            "ld.global.L1::evict_first.b32 $0, [$1];", "=r,l", [p], dtype=tl.int32, is_pure=True, pack=1
+        )
+    elif LANE and B == 2:
+        p = (pointers + further * 64).to(tl.int64)
+        first, second = tl.inline_asm_elementwise(
+            "ld.global.L1::evict_first.v2.b32 {$0, $1}, [$2];",
+            "=r,=r,l",
+            [p],
+            dtype=(tl.int32,) * 2,
+            is_pure=True,
+            pack=1,
+        )
+        return tl.reshape(tl.join(first, second), (p.shape[0], p.shape[1], p.shape[2], 8))
     else:
         return tl.load(pointers + further * (32 * B), eviction_policy=EVICT)
 
@@ -106,7 +133,7 @@ def values(
     Args:
         w0, w1, w2: the words of planes of A, B and C bits (0: there is none).
         grid, off: int32, that broadcast to a word: bias, zero point and scale; offset.
-        low, high: a table's bytes, see `table_bytes`.
+        low, high: a table's bytes, see `table_bytes`; or (where this lane looks up pairs,) and (), see `table_pairs`.
         PTX: assembly, or "" for Triton's own words.
     """
     grid = tl.broadcast_to(grid, w0.shape)
@@ -120,6 +147,18 @@ def values(
         v10, v11 = plain(w0, w1, w2, grid, off, low, high, 1, A, B, C, BIAS, OFFSET, TABLE, BF16)
         v20, v21 = plain(w0, w1, w2, grid, off, low, high, 2, A, B, C, BIAS, OFFSET, TABLE, BF16)
         v30, v31 = plain(w0, w1, w2, grid, off, low, high, 3, A, B, C, BIAS, OFFSET, TABLE, BF16)
+    elif TABLE and len(high) == 0:
+        pairs = tl.broadcast_to(low[0], w0.shape)
+        if BF16:
+            v00, v01, v10, v11, v20, v21, v30, v31 = tl.inline_asm_elementwise(
+                PTX, "=h,=h,=h,=h,=h,=h,=h,=h,r,r,r", [w0, pairs, grid],
+                dtype=(tl.bfloat16,) * 8, is_pure=True, pack=1,
+            )  # fmt: skip
+        else:
+            v00, v01, v10, v11, v20, v21, v30, v31 = tl.inline_asm_elementwise(
+                PTX, "=h,=h,=h,=h,=h,=h,=h,=h,r,r,r", [w0, pairs, grid],
+                dtype=(tl.float16,) * 8, is_pure=True, pack=1,
+            )  # fmt: skip
     elif TABLE:
         if BF16:
             v00, v01, v10, v11, v20, v21, v30, v31 = tl.inline_asm_elementwise(
@@ -157,14 +196,17 @@ def plain(
     """The two weights of pair p, rounded where the assembly rounds them."""
     s = half(grid >> 16, BF16).to(tl.float32)
     if TABLE:
-        bit: tl.constexpr = 16 * (p // 2) + 4 * (p % 2)
-        a = number((w0 >> bit) & 15, low, high, BF16) * s
-        b = number((w0 >> (bit + 8)) & 15, low, high, BF16) * s
+        a = number((w0 >> 8 * p) & 15, low, high, BF16) * s
+        b = number((w0 >> 8 * p + 4) & 15, low, high, BF16) * s
     else:
-        q, r = (w0 >> (A * p)) & ((1 << A) - 1), (w0 >> (A * p + 16)) & ((1 << A) - 1)
-        if B:
-            q |= ((w1 >> (B * p)) & ((1 << B) - 1)) << A
-            r |= ((w1 >> (B * p + 16)) & ((1 << B) - 1)) << A
+        if A + B == 8:
+            word = w1 if p // 2 else w0
+            q, r = (word >> (8 * (p % 2))) & 255, (word >> (8 * (p % 2) + 16)) & 255
+        else:
+            q, r = (w0 >> (A * p)) & ((1 << A) - 1), (w0 >> (A * p + 16)) & ((1 << A) - 1)
+            if B:
+                q |= ((w1 >> (B * p)) & ((1 << B) - 1)) << A
+                r |= ((w1 >> (B * p + 16)) & ((1 << B) - 1)) << A
         if C:
             q |= ((w2 >> (C * p)) & ((1 << C) - 1)) << (A + B)
             r |= ((w2 >> (C * p + 16)) & ((1 << C) - 1)) << (A + B)
@@ -206,6 +248,17 @@ def table_bytes(table_ptr, g, TABLE: tl.constexpr):
     else:
         low, high = (g, g, g, g), (g, g, g, g)
     return low, high
+
+
+@triton.jit
+def table_pairs(table_ptr, FILL: tl.constexpr):
+    """All pairs of a table's numbers, put into shared memory by `assembly.pairs`: where they begin.
+
+    Lane l looks up at 4 l behind it, at copies of its own.
+    """
+    return tl.inline_asm_elementwise(
+        FILL, "=r,l", [(table_ptr + 64).to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
+    )
 
 
 @triton.jit

@@ -33,6 +33,17 @@ def constants(weight: Laid, ptx: bool) -> dict[str, object]:
     }
 
 
+def in_pairs(weight: Laid, warps: int) -> dict[str, str]:
+    """What a kernel that can look a table's numbers up two at a time is compiled for beside that.
+
+    Args:
+        warps: that put them into shared memory; 0: it is not to.
+    """
+    if weight.table is None or not warps:
+        return {"FILL": ""}
+    return {"PTX": assembly.paired(KIND[weight.dtype]), "FILL": assembly.pairs(32 * warps)}
+
+
 def pointers(weight: Laid) -> tuple[Tensor, ...]:
     """Words, scales, offsets, rows, table; one that a kernel does not read stands for one that is not there."""
     off, table = (weight.grid if part is None else part for part in (weight.off, weight.table))

@@ -5,7 +5,17 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from qkit.backends.triton import tiles
-from qkit.backends.triton.arguments import TOGETHER, add_up, begins, constants, dealt_out, pointers, reordered, sizes
+from qkit.backends.triton.arguments import (
+    TOGETHER,
+    add_up,
+    begins,
+    constants,
+    dealt_out,
+    in_pairs,
+    pointers,
+    reordered,
+    sizes,
+)
 from qkit.backends.triton.layout import BLOCK, Laid
 from qkit_kernels.triton import assembly, hopper
 
@@ -38,7 +48,7 @@ def many(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Hopper) -> None:
     hopper.many_hopper[(programs,)](
         described(ordered, [cut.bm, BLOCK]), described(ordered, [cut.more or cut.bm, BLOCK]), *planes(weight), grid, off,
         *pointers(weight)[1:], y, parts, tokens, rows, weight.blocks, work, rows,
-        BM=cut.bm, MORE=cut.more, **constants(weight, ptx=True), STAGES=cut.stages, TOGETHER=TOGETHER, TURNS=cut.in_turns,
-        SPLIT=cut.split, num_warps=hopper.WARPS, maxnreg=hopper.REGISTERS, **begins(True),
+        BM=cut.bm, MORE=cut.more, **constants(weight, True) | in_pairs(weight, hopper.WARPS), STAGES=cut.stages,
+        TOGETHER=TOGETHER, TURNS=cut.in_turns, SPLIT=cut.split, num_warps=hopper.WARPS, maxnreg=hopper.REGISTERS, **begins(True),
     )  # fmt: skip
     add_up(parts, cut, weight, work, y, early=True)

@@ -3,6 +3,7 @@
 Launches: 2 (activations, product); with a threshold 3 (a list of the outliers), or 4 where several tokens say which they are.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from qkit.backends import torch as plain
 from qkit.backends.triton import integer_tiles, tiles
 from qkit.backends.triton.arguments import TOGETHER, begins
-from qkit.backends.triton.layout import BLOCK, KIND, kept
+from qkit.backends.triton.layout import BLOCK, KIND, kept, kept_beside
 from qkit.backends.triton.new_enough import TensorDescriptor, triton
 from qkit.numerics.integers import int8_codes
 from qkit.numerics.qtensor import QTensor
@@ -54,6 +55,24 @@ def int8_linear(
         x = x if x.stride(1) == 1 else x.contiguous()
         with torch.cuda.device_of(x):  # Triton launches on the card that is current
             launch(x, kept(q, "int8", lay), input_scale, threshold, bias, y, tiles.card(x.device.index))
+    return y
+
+
+def int8_products(x: Tensor, weights: Sequence[QTensor], threshold: float) -> Tensor:
+    """`qkit.ops.products` of x [tokens, in]."""
+    if x.dtype not in KIND or not tiles.card(x.device.index).tensor_cores:
+        return plain.int8_products(x, weights, threshold)
+
+    def make() -> Bytes:
+        laid = [lay(q) for q in weights]
+        return Bytes(torch.cat([one.codes for one in laid]), torch.cat([one.rows for one in laid]))
+
+    y = torch.empty(len(x), sum(q.shape[0] for q in weights), dtype=x.dtype, device=x.device)
+    if y.numel():
+        x = x if x.stride(1) == 1 else x.contiguous()
+        with torch.cuda.device_of(x):
+            weight = kept_beside(weights, "int8", make)
+            launch(x, weight, None, threshold, None, y, tiles.card(x.device.index))
     return y
 
 

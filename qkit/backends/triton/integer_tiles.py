@@ -24,7 +24,7 @@ def few_tokens(card: Card) -> int:
 
 def few(rows: int, blocks: int, units: int) -> tuple[int, int]:
     """Warps of a program of `few_integers`, and blocks of 64 columns that each takes."""
-    warps = warps_of(rows, units, blocks, 5.0)
+    warps = warps_of(-(-rows // 16) / units, blocks, 5.0)
     return warps, -(-blocks // warps)
 
 

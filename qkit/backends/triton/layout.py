@@ -13,9 +13,9 @@ Trade-off
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
 from weakref import finalize
@@ -42,7 +42,7 @@ class Laid:
         grid: int32 [N/8, groups, S, 8], bias and zero point below, scale above.
         off: int32, shaped like grid: offsets and what rounding them left; None where there are none.
         rows: float32 [N], r.
-        table: int32 [8, 8], the bytes of a codebook's numbers; None where a code is the number that it is.
+        table: int32 [40, 8], the bytes of a codebook's numbers, and its pairs; None where a code is the number that it is.
         shape: (N, K).
         bits: of a code.
         span: blocks that share a scale; 0 where a row is one group.
@@ -75,40 +75,65 @@ def pack_words(codes: Tensor, bits: int, table: bool = False) -> Tensor:
     """Codes uint8 [N, K] to words, int32 [n]; what is missing to whole blocks and tiles is filled with zeros.
 
     Args:
-        table: in the order in which a table's bytes are looked up.
+        table: one after the other, as they are looked up.
     """
     filled = F.pad(codes, (0, -codes.shape[1] % BLOCK, 0, -codes.shape[0] % ROWS))
-    planes, lowest = [], 0
-    for width in PLANES[bits]:
-        fields = (filled >> lowest & 2**width - 1).view(-1, 8, filled.shape[1] // BLOCK, 4, 4, 8)  # n g k i t 8
-        words = (fields.to(torch.int32) << _places(width, table, codes.device)).sum(-1, dtype=torch.int32)
-        together = 4 // width
-        words = words.unflatten(3, (width, together)).permute(0, 2, 1, 5, 3, 4)  # n k g t word i
-        inside = 4 * width * torch.arange(together, device=codes.device, dtype=torch.int32)
-        planes.append((words << inside).sum(-1, dtype=torch.int32).flatten())
-        lowest += width
+    filled = filled.view(-1, 8, filled.shape[1] // BLOCK, 4, 4, 8)  # n g k i t 8
+    planes = []
+    for plane in _planes(bits, table, codes.device):
+        fields = filled[..., plane.columns] >> plane.lowest & plane.mask
+        words = (fields.to(torch.int32) << plane.places).sum(-1, dtype=torch.int32)
+        together = 4 // plane.width
+        words = words.unflatten(3, (plane.width, together)).permute(0, 2, 1, 5, 3, 4)  # n k g t word i
+        planes.append((words << plane.inside).sum(-1, dtype=torch.int32).flatten())
     return torch.cat(planes)
 
 
 def unpack_words(words: Tensor, bits: int, shape: tuple[int, int], table: bool = False) -> Tensor:
     """The inverse of `pack_words`: codes uint8 [N, K]."""
     rows, blocks = -(-shape[0] // ROWS) * ROWS, -(-shape[1] // BLOCK)
-    codes, lowest, start = torch.zeros(rows, blocks * BLOCK, dtype=torch.uint8, device=words.device), 0, 0
-    for width in PLANES[bits]:
-        plane = words[start : (start := start + rows * blocks * BLOCK * width // 32)]
-        together = 4 // width
-        inside = 4 * width * torch.arange(together, device=words.device, dtype=torch.int32)
-        fields = plane.view(-1, blocks, 8, 4, width, 1) >> inside  # n k g t word i
-        fields = fields.permute(0, 2, 1, 4, 5, 3).flatten(3, 4)[..., None] >> _places(width, table, words.device)
-        codes |= (fields & 2**width - 1).to(torch.uint8).reshape(rows, -1) << lowest
+    codes = torch.zeros(rows // 8, blocks, 8, 4, 4, 8, dtype=torch.uint8, device=words.device)  # n k g i t 8
+    start = 0
+    for plane in _planes(bits, table, words.device):
+        taken = words[start : (start := start + rows * blocks * BLOCK * plane.width // 32)]
+        fields = taken.view(-1, blocks, 8, 4, plane.width, 1) >> plane.inside  # n k g t word i
+        fields = fields.flatten(4).transpose(3, 4)[..., None] >> plane.places
+        codes[..., plane.columns] |= (fields & plane.mask).to(torch.uint8) << plane.lowest
+    return codes.transpose(1, 2).reshape(rows, -1)[: shape[0], : shape[1]].contiguous()
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """Of 8 consecutive codes those bits that lie in one plane.
+
+    Attributes:
+        width: bits of a plane, as its words are counted: a lane has so many words of a block.
+        columns: whose.
+        lowest, mask: which bits.
+        places: int32 [columns], where in a word.
+        inside: int32 [4 / width], where in a word each of the quarters of a block that share it begins.
+    """
+
+    width: int
+    columns: slice
+    lowest: int
+    mask: int
+    places: Tensor
+    inside: Tensor
+
+
+def _planes(bits: int, table: bool, device: torch.device) -> Iterator[_Plane]:
+    """Codes of 8 bits stay whole, four in a word of each plane: others are parted into the bits that fit."""
+    lowest, column = 0, torch.arange(8, device=device, dtype=torch.int32)
+    left, pair = column & 1, column >> 1
+    for number, width in enumerate(PLANES[bits]):
+        inside = 4 * width * torch.arange(4 // width, device=device, dtype=torch.int32)
+        if bits == 8:
+            yield _Plane(width, slice(4 * number, 4 * number + 4), 0, 255, (16 * left + 8 * pair)[:4], inside)
+        else:
+            places = 4 * column if table else 16 * left + width * pair
+            yield _Plane(width, slice(0, 8), lowest, 2**width - 1, places, inside)
         lowest += width
-    return codes[: shape[0], : shape[1]].contiguous()
-
-
-def _places(width: int, table: bool, device: torch.device) -> Tensor:
-    """At which bit of a word each of 8 consecutive codes lies: int32 [8]."""
-    h, u, left = (torch.arange(8, device=device, dtype=torch.int32) >> bit & 1 for bit in (2, 1, 0))
-    return 16 * h + 8 * left + 4 * u if table else 16 * left + width * (2 * h + u)
 
 
 def _pairs(low: Tensor, high: Tensor, dtype: torch.dtype) -> Tensor:
@@ -162,7 +187,7 @@ def lay(q: StoredWeight, dtype: torch.dtype, words: Tensor | None = None) -> Lai
         grid=grid,
         off=off,
         rows=rows,
-        table=None if numbers is None else _bytes_of(numbers, dtype),
+        table=None if numbers is None else _table(numbers, dtype),
         shape=q.shape,
         bits=q.bits,
         span=0 if q.row_groups == 1 else max(1, q.shape[1] // q.row_groups // BLOCK),
@@ -170,12 +195,32 @@ def lay(q: StoredWeight, dtype: torch.dtype, words: Tensor | None = None) -> Lai
     )
 
 
-def _bytes_of(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """16 numbers in 16 bits as four words of their low bytes and four of their high ones, each word eight times."""
+def beside(parts: Sequence[Laid]) -> Laid:
+    """Weights of one form, each of whole tiles of rows, as one that has the rows of all of them."""
+    first, planes = parts[0], []
+    sizes = [[one.words.numel() * width // first.bits for width in PLANES[first.bits]] for one in parts]
+    for pieces in zip(*(one.words.split(size) for one, size in zip(parts, sizes, strict=True)), strict=True):
+        planes += pieces
+    return replace(
+        first,
+        words=torch.cat(planes),
+        grid=torch.cat([one.grid for one in parts]),
+        off=None if first.off is None else torch.cat([one.off for one in parts if one.off is not None]),
+        rows=torch.cat([one.rows for one in parts]),
+        shape=(sum(one.shape[0] for one in parts), first.shape[1]),
+    )
+
+
+def _table(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """16 numbers in 16 bits as four words of their low bytes and four of their high ones, each word eight times; behind them all
+    256 pairs, the number of the lower code below.
+    """
     bits = numbers.to(dtype).view(torch.int16).to(torch.int32)
     octets = torch.stack([bits & 255, bits >> 8 & 255]).view(8, 4)
     places = 8 * torch.arange(4, device=numbers.device, dtype=torch.int32)
-    return (octets << places).sum(1, dtype=torch.int32)[:, None].repeat(1, 8).contiguous()
+    octets = (octets << places).sum(1, dtype=torch.int32)[:, None].repeat(1, 8)
+    pairs = bits[None, :] & 0xFFFF | bits[:, None] << 16
+    return torch.cat([octets, pairs.view(32, 8)]).contiguous()
 
 
 @dataclass(eq=False)
@@ -199,6 +244,17 @@ def laid(q: StoredWeight, dtype: torch.dtype) -> Laid:
     return kept(q, dtype, lambda q: lay(q, dtype, words))
 
 
+def laid_beside(weights: Sequence[StoredWeight], dtype: torch.dtype) -> Laid:
+    """`beside` of `lay`, once for each of these lists and dtype."""
+    return kept_beside(weights, dtype, lambda: beside([lay(q, dtype) for q in weights]))
+
+
+def kept_beside(weights: Sequence[StoredWeight], name: Any, make: Callable[[], Any]) -> Any:
+    """`kept`, of what several weights are together: the first's, made anew when any of them is written into."""
+    others = tuple((_where(q), _written(q)) for q in weights[1:])
+    return kept(weights[0], (name, others), lambda _: make())
+
+
 def kept(q: StoredWeight, name: Any, make: Callable[[Any], Any]) -> Any:
     """`make(q)`, once; forgotten when the weight is, made anew when it is written into.
 
@@ -207,9 +263,7 @@ def kept(q: StoredWeight, name: Any, make: Callable[[Any], Any]) -> Any:
     Raises:
         RuntimeError: a CUDA graph is being recorded, which would lay the weight out at each replay, and not before the first.
     """
-    parts = q.tensors().values()
-    place = (q.kind, str(q.meta()), *(number for tensor in parts for number in _place(tensor)))
-    written = tuple(0 if tensor.is_inference() else tensor._version for tensor in parts)
+    place, written = _where(q), _written(q)
     found = _KEPT.get(place)
     if found is not None and found.written == written and name in found.made:
         return found.made[name]
@@ -221,7 +275,7 @@ def kept(q: StoredWeight, name: Any, make: Callable[[Any], Any]) -> Any:
         found = _KEPT.get(place)
         if found is None:
             found = _KEPT[place] = _Kept()
-            for tensor in parts:
+            for tensor in q.tensors().values():
                 finalize(tensor.untyped_storage(), _KEPT.pop, place, None).atexit = False
         if found.written != written:
             found.written, found.stale = written, {**found.stale, **found.made}
@@ -229,6 +283,16 @@ def kept(q: StoredWeight, name: Any, make: Callable[[Any], Any]) -> Any:
         if name not in found.made:
             found.made[name] = _finished(make, q, found.stale.get(name))
         return found.made[name]
+
+
+def _where(q: StoredWeight) -> tuple[Any, ...]:
+    """What the weight is, and where its parts lie."""
+    return q.kind, str(q.meta()), *(number for tensor in q.tensors().values() for number in _place(tensor))
+
+
+def _written(q: StoredWeight) -> tuple[int, ...]:
+    """How often its parts have been written into."""
+    return tuple(0 if tensor.is_inference() else tensor._version for tensor in q.tensors().values())
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

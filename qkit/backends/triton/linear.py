@@ -6,6 +6,8 @@ up to 1023           `many`: codes become floats in registers on their way into 
 more                 `floats`, then cuBLAS: made floats once, used by all
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,11 +20,12 @@ from qkit.backends.triton.arguments import (
     begins,
     constants,
     dealt_out,
+    in_pairs,
     pointers,
     reordered,
     sizes,
 )
-from qkit.backends.triton.layout import BLOCK, KIND, Laid, fits, laid
+from qkit.backends.triton.layout import BLOCK, KIND, Laid, fits, laid, laid_beside
 from qkit.backends.triton.new_enough import TensorDescriptor, triton
 from qkit.numerics.activations import Activations, quantize_activations
 from qkit.numerics.stored import StoredWeight
@@ -33,13 +36,20 @@ from qkit_kernels.triton import many as many_kernels
 MOST = 1024  # tokens from which the weight is made floats first
 
 
-def few(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Few, ptx: bool = True, narrow: int = 8) -> None:
-    """y [M, N] of aligned x, M up to 16."""
+def few(
+    x: Tensor, weight: Laid, y: Tensor, cut: tiles.Few, ptx: bool = True, narrow: int = 8, paired: bool = False
+) -> None:  # fmt: skip
+    """y [M, N] of aligned x, M up to 16.
+
+    Args:
+        paired: a table's numbers are looked up two at a time, in shared memory.
+    """
     rows = weight.shape[0]
     few_kernels.few[(triton.cdiv(rows, 16),)](
         x, *pointers(weight), y, len(x), rows, *sizes(weight), x.stride(0), y.stride(0),
-        **constants(weight, ptx), WARPS=cut.warps, TOKENS=narrow if len(x) <= narrow else 16, UNROLL=cut.unroll,
-        TURNS=cut.turns, RAGGED=cut.warps * cut.unroll * cut.turns != weight.blocks,
+        **constants(weight, ptx) | in_pairs(weight, cut.warps if paired else 0),
+        WARPS=cut.warps, TOKENS=narrow if len(x) <= narrow else 16, UNROLL=cut.unroll, TURNS=cut.turns,
+        RAGGED=cut.warps * cut.unroll * cut.turns != weight.blocks,
         num_warps=cut.warps, num_stages=1,
     )  # fmt: skip
 
@@ -98,7 +108,7 @@ def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
     if (cut := tuning.chosen(len(x), weight, card)) is not None:
         launch(x, weight, y, cut, card)
     elif len(x) <= tiles.few_tokens(weight, card):
-        launch(x, weight, y, tiles.few(weight.shape[0], weight.blocks, card.units, len(x)), card)
+        launch(x, weight, y, tiles.few(weight, card, len(x)), card)
     elif (cut := tiles.hopper(len(x), weight, card)) is not None:
         launch(x, weight, y, cut, card)
     else:
@@ -113,7 +123,7 @@ def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
 def launch(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Few | tiles.Many | tiles.Hopper, card: tiles.Card) -> None:
     """y [M, N] of aligned x by the kernel that is cut so."""
     if isinstance(cut, tiles.Few):
-        few(x, weight, y, cut, card.ptx, card.narrow)
+        few(x, weight, y, cut, card.ptx, card.narrow, card.hopper)
     elif isinstance(cut, tiles.Hopper):
         hopper.many(x, weight, y, cut)
     else:
@@ -130,3 +140,12 @@ def linear(x: Tensor, q: StoredWeight, activations: Activations | None, bias: Te
     with torch.cuda.device_of(x):  # Triton launches on the card that is current
         y = product(x.reshape(-1, q.shape[1]), laid(q, x.dtype))
     return plain.with_bias(y.reshape(*x.shape[:-1], q.shape[0]), bias)
+
+
+def products(x: Tensor, weights: Sequence[StoredWeight], activations: Activations | None) -> Tensor:
+    """`qkit.ops.products` of x [tokens, in]."""
+    if x.dtype not in KIND or not all(map(fits, weights)) or not tiles.card(x.device.index).takes(x.dtype):
+        return plain.products(x, weights, activations)
+    x = x if activations is None else quantize_activations(x)
+    with torch.cuda.device_of(x):
+        return product(x, laid_beside(weights, x.dtype))

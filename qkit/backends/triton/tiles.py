@@ -8,6 +8,7 @@ from functools import cache
 import torch
 
 from qkit.backends.triton.layout import Laid
+from qkit_kernels.triton.assembly import PAIRS_BYTES
 
 TOKENS = 16  # up to so many are the narrow side of one instruction of the tensor core
 
@@ -138,12 +139,23 @@ def launched(cut: Many | Hopper, work: int, blocks: int) -> int:
     return min(cut.programs or most, most)
 
 
-def few(rows: int, blocks: int, units: int, tokens: int = 1) -> Few:
-    """A warp takes a block of 128 columns at a time."""
-    warps = warps_of(rows, units, blocks, 5.0 if tokens <= 8 else 3.0)
+def few(weight: Laid, card: Card, tokens: int = 1) -> Few:
+    """A warp takes a block of 128 columns at a time.
+
+    Up to eight are written out: the compiler loads the next while it computes with the last. Four, for lack of registers, where
+    the card would have room for fewer of the many programs: of 8 bits, and of 16 tokens.
+    """
+    blocks, each = weight.blocks, -(-weight.shape[0] // 16) / card.units
+    if weight.table is not None and card.hopper:
+        warps, out = 4, 8  # each program fills its own shared memory with pairs
+    elif tokens <= 8:
+        warps = warps_of(each, blocks, 3.0 if weight.bits == 8 else 5.0)
+        out = 4 if weight.bits == 8 and each > 6 else 8
+    else:
+        warps = warps_of(each, blocks, 3.0)
+        out = 4 if warps == 4 and weight.bits <= 4 and weight.grid.shape[2] < 4 else 8
     stretches = -(-blocks // warps)
-    # eight are written out: the compiler loads the next while it computes with the last; of 16 tokens four, for lack of registers
-    turns = -(-stretches // (8 if tokens <= 8 else 4))
+    turns = -(-stretches // out)
     return Few(warps, -(-stretches // turns), turns)
 
 
@@ -152,15 +164,11 @@ def few_tokens(weight: Laid, card: Card) -> int:
     return card.narrow if card.hopper and weight.grid.shape[2] == 4 else TOKENS
 
 
-def warps_of(rows: int, units: int, blocks: int, many: float) -> int:
-    """Enough to keep every multiprocessor reading: four to a program where it has `many` programs or more, sixteen where it has
-    fewer than one and a half; above four, each has two blocks.
+def warps_of(each: float, blocks: int, many: float) -> int:
+    """Enough to keep a multiprocessor reading that has so many programs: four to each where they are `many`, else eight, of which
+    each has two blocks.
     """
-    each = -(-rows // 16) / units
-    warps = 4 if each >= many else 8 if each >= 1.5 else 16
-    while warps > 4 and 2 * warps > blocks:
-        warps //= 2
-    return warps
+    return 4 if each >= many or blocks < 16 else 8
 
 
 def many(tokens: int, weight: Laid, card: Card) -> Many:
@@ -206,8 +214,9 @@ def hopper(tokens: int, weight: Laid, card: Card) -> Hopper | Many | None:
 def _hopper_cuts(tokens: int, weight: Laid, card: Card) -> Iterator[tuple[float, Hopper | Many]]:
     """What can be launched, and microseconds of it, but for what all of them take."""
     rows, blocks, units = weight.shape[0], weight.blocks, card.units
+    pairs = 0 if weight.table is None else PAIRS_BYTES
     for bm, more, stages, in_turns, price in _HOPPER:
-        room = (card.shared - 2048) // (256 * (bm + more) + 2048 * weight.bits + _grid_bytes(weight, 128))
+        room = (card.shared - 2048 - pairs) // (256 * (bm + more) + 2048 * weight.bits + _grid_bytes(weight, 128))
         if room >= 2:
             for most, programs, parts in dealt(rows, 128, tokens, bm + more, blocks, units):
                 time = _PRODUCER + most * price + parts * (0.5 + 0.04 * (bm + more))
@@ -244,8 +253,8 @@ def candidates(tokens: int, weight: Laid, card: Card) -> list[Few | Many | Hoppe
     """What may be tried for so many tokens; what the table says comes first (`tuning`)."""
     rows, blocks = weight.shape[0], weight.blocks
     if tokens <= few_tokens(weight, card):
-        found: list[Few | Many | Hopper] = [few(rows, blocks, card.units, tokens)]
-        for warps in (4, 8, 16):
+        found: list[Few | Many | Hopper] = [few(weight, card, tokens)]
+        for warps in (4, 8):
             stretches = -(-blocks // warps)
             turns = (-(-stretches // unrolled) for unrolled in (4, 8))
             found += [Few(warps, -(-stretches // n), n) for n in turns if warps <= blocks]
