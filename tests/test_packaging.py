@@ -70,7 +70,7 @@ print(round(qkit.perplexity(model, tokenizer, qkit.passages("tales"), max_chunks
 LESSONS = sorted(path.name for path in (ROOT / "lessons").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("lesson", thinned(LESSONS, (LESSONS[0],)))
+@pytest.mark.parametrize("lesson", thinned(LESSONS, (LESSONS[1],)))  # the one that computes least
 def test_every_lesson_runs_from_the_wheel_in_an_empty_folder(lesson, wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
@@ -140,8 +140,8 @@ def test_binder_installs_the_lessons_with_the_versions_that_are_tested():
     assert f"qkit-{qkit.__version__}-py3-none-any.whl[lab]" in readme
 
 
-def test_importing_qkit_imports_neither_transformers_nor_matplotlib_nor_numba():
-    heavy = "{'transformers', 'matplotlib', 'numba', 'ipywidgets', 'typer'}"
+def test_importing_qkit_imports_neither_transformers_nor_matplotlib_nor_numba_nor_a_compiler():
+    heavy = "{'transformers', 'matplotlib', 'numba', 'ipywidgets', 'typer', 'torch._dynamo'}"
     script = f"import sys, qkit; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

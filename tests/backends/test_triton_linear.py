@@ -20,6 +20,7 @@ from qkit.backends.triton import integer, layout, tiles
 from qkit.backends.triton import linear as gpu
 
 TOKENS = (0, 1, 8, 9, 16, 17, 300)
+SHAPES = ((24, 160, 32), (9, 129, None), (1, 48, 48), (40, 1, None), (1, 1, None))
 HOPPER = tiles.Card(units=4, shared=227 * 1024, major=9, ptx=False)
 
 
@@ -34,15 +35,17 @@ def on_a_card(monkeypatch):
     return asked
 
 
-@pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize("shape", [(24, 160, 32), (9, 129, None), (1, 48, 48), (40, 1, None), (1, 1, None)], ids=str)
+@pytest.mark.parametrize("tokens", thinned(TOKENS, [0, 1, 16, 17]))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_numbers_of_tokens_and_shapes_that_fill_nothing(shape, tokens):
     q, x = weight(4, *shape, "zero points"), whole(tokens, shape[1]).half()
     y = linear(x, q)
     assert y.dtype == torch.float16 and torch.equal(y, exact(x, q).half())
 
 
-@pytest.mark.parametrize("group", [16, 32, 48, 64, 80, 96, 112, 128, 144, 256, 384, None])
+@pytest.mark.parametrize(
+    "group", thinned([16, 32, 48, 64, 80, 96, 112, 128, 144, 256, 384, None], [16, 48, 128, 144, 256, None])
+)
 @pytest.mark.parametrize("kind", thinned(KINDS, ["zero points"]))
 def test_groups_of_any_multiple_of_16(group, kind):
     q = weight(4, 20, 3 * (group or 67), group, kind)
@@ -134,7 +137,7 @@ def test_a_bias_of_any_dtype_and_stride(tokens, dtype):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("tokens", thinned([3, 20], [3]))
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("bad", thinned([torch.nan, torch.inf, -torch.inf], [torch.nan, torch.inf]))
 def test_what_is_no_number_stays_none_and_in_its_token(bad, tokens):
     for q in (
         weight(4, 9, 160, 32, "zero points"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import qkit
+from grids import thinned
 from qkit.methods.registry import SCHEMES
 from qkit.model.surgery import clone
 from qkit.numerics import codebooks
@@ -28,7 +29,7 @@ VARIANTS = [
 named = {"ids": lambda scheme: scheme.name}
 
 
-@pytest.fixture(params=[torch.bfloat16, torch.float16, torch.float64])
+@pytest.fixture(params=thinned([torch.bfloat16, torch.float16, torch.float64], [torch.bfloat16, torch.float64]))
 def default_dtype(request):
     before = torch.get_default_dtype()
     yield request.param

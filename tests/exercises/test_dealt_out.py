@@ -8,6 +8,7 @@ import pytest
 import shelf
 from grids import thinned
 from qkit import exercises
+from scored import scored
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'qkit[gpu]'")
 
@@ -74,13 +75,13 @@ def dealt(rows, columns):
 def test_what_is_to_be_beaten_is_the_lessons_own_and_fewer_bytes_beat_it(tmp_path):
     task = exercises.OPEN["09"]
     lessons = kernel(STARTER, tmp_path), by_tokens
-    cost, loss = task.measure(lessons)
+    cost, loss, verdict = scored("09", lessons)
     assert cost == task.budget and loss == pytest.approx(task.to_beat, abs=0.6 * 10**-task.digits)
-    assert exercises.score("09", lessons).passed is False  # a tie beats nothing
+    assert verdict.passed is False  # a tie beats nothing
     parts = kernel(PARTS, tmp_path, 1)
-    scores = {shape: task.measure((parts, dealt(*shape)))[1] for shape in ((16, 1), (8, 2), (4, 4))}
-    assert scores[4, 4] < scores[8, 2] < scores[16, 1] < loss / 2 and scores[4, 4] < 2.1  # as the lesson says
-    assert exercises.score("09", (parts, dealt(4, 4))).passed
+    wide, middle, square = (scored("09", (parts, dealt(*shape))) for shape in ((16, 1), (8, 2), (4, 4)))
+    assert square[1] < middle[1] < wide[1] < loss / 2 and square[1] < 2.1  # as the lesson says
+    assert square[2].passed
 
 
 def test_an_instruction_that_is_too_wide_and_a_program_that_does_it_alone_beat_nothing(tmp_path):

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers.quantizers import auto
 
 import qkit
+from grids import thinned
 from qkit import integrations
 from qkit.checkpoints.hub import FILE, LOCK
 from qkit.integrations.transformers import QkitConfig
@@ -81,17 +82,18 @@ print("qkit" in auto.AUTO_QUANTIZER_MAPPING, "qkit" in auto.AUTO_QUANTIZATION_CO
     assert done.stdout.split() == [str(first != "qkit"), "False", "True", "True"]
 
 
-@pytest.mark.parametrize(
-    ("line", "library"),
-    [
-        ("import qkit; qkit.integrations.transformers.QkitConfig(qkit.NF4())", "transformers"),
-        ("from qkit.integrations.transformers import QkitConfig", "transformers"),
-        ("import qkit; qkit.integrations.peft.merge_losses", "peft"),
-        ("from qkit.integrations import peft", "peft"),
-    ],
-)
-def test_an_integration_that_is_asked_for_before_its_library_was_imported(line, library):
+LINES = {  # by attribute or by import, of either library
+    "import qkit; qkit.integrations.transformers.QkitConfig(qkit.NF4())": "transformers",
+    "from qkit.integrations.transformers import QkitConfig": "transformers",
+    "import qkit; qkit.integrations.peft.merge_losses": "peft",
+    "from qkit.integrations import peft": "peft",
+}
+
+
+@pytest.mark.parametrize("line", thinned(LINES, [*LINES][::3]))
+def test_an_integration_that_is_asked_for_before_its_library_was_imported(line):
     """It imports the library, in the middle of which qkit is to be registered by the same integration."""
+    library = LINES[line]
     pytest.importorskip(library, reason=f"{library} is not installed")
     checks = {
         "transformers": "from transformers.quantizers import auto; assert 'qkit' in auto.AUTO_QUANTIZER_MAPPING",

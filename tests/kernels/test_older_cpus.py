@@ -3,6 +3,7 @@
 import pytest
 from llvmlite import binding
 
+from grids import thinned
 from processes import run_python
 
 X86 = binding.get_default_triple().startswith("x86_64")
@@ -80,7 +81,7 @@ assert count["vpermps"] + count["vpermd"] == 4 and count["vblendvps"] == 2, coun
 
 
 @pytest.mark.skipif(not X86, reason="instructions of x86")
-@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("name", thinned(FEATURES, ["AVX2"]))
 def test_the_instructions_of_an_older_cpu_are_those_that_were_meant(name, tmp_path):
     """This process may not have them: compiled and looked at, not run."""
     said = run_python("-c", COMPILED, name, cache=tmp_path, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=FEATURES[name])

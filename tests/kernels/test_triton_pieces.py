@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grids import thinned
 from products import exact, weight, whole
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'qkit[gpu]'")
@@ -19,7 +20,7 @@ X = whole(40, 896).half()  # two tiles of 32 tokens
 X[:, torch.arange(896) % 16 > 0] = 0  # so that sums are what float16 holds
 
 
-@pytest.mark.parametrize("programs", [0, 1, 4, 5, 12, 41, 100])
+@pytest.mark.parametrize("programs", thinned([0, 1, 4, 5, 12, 41, 100], [0, 4, 41]))  # six tiles of seven blocks
 def test_however_tiles_are_dealt_out(programs):
     y = torch.full((40, 130), torch.nan, dtype=torch.float16)
     cut = tiles.Many(64, 32, 4, 2, programs)

@@ -98,10 +98,8 @@ def test_it_stores_no_widget_state_which_would_blank_the_page_for_readers_withou
 
 
 def test_it_reads_complete_as_html_without_a_kernel(lesson):
-    from nbconvert import HTMLExporter
-
     path, notebook = lesson
-    html, _ = HTMLExporter().from_filename(str(path))
+    html = page_of(path)
     pictures = [o for o in outputs(notebook) if "image/png" in o.get("data", {})]
     assert len(re.findall(r"<img[^>]+data:image/png", html)) == len(pictures)
     assert "application/vnd.jupyter.widget-view+json" not in html

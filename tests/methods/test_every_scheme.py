@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import qkit
+from grids import thinned
+from qkit import NF4, RTN, LLMInt8
 from qkit.engine.solve import solve_layer
 from qkit.methods import scheme as common
 from qkit.methods.registry import SCHEMES, parse_scheme, scheme_from_dict, spellings
@@ -128,6 +130,7 @@ def test_it_needs_data_or_says_that_it_does_not(scheme, llama):
         assert {row.tokens for row in qkit.quantize(llama, scheme).layers} == {None}
 
 
+@pytest.mark.parametrize("scheme", thinned(every_scheme(), [RTN(4, 4), NF4(), LLMInt8()]), ids=lambda one: one.name)
 def test_figures_draw_it(scheme, llama):
     q = scheme.round(a_weight()).q
     assert len(weight_histogram(a_weight(), q).png()) > 1000
