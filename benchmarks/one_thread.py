@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], help="parts of names of instruction sets")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--shape", default="4096x4096", help="out x in")
-    parser.add_argument("--row", action="append", help="a contender; repeat it")
+    parser.add_argument("--row", action="append", help="a contender, or library and contender; repeat it")
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     if AGAIN in os.environ:
@@ -53,13 +53,13 @@ def measure(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     shape = linear.parse_shape(arguments.shape)
     weight, x = linear.draw_weight(shape), linear.draw_inputs(arguments.tokens, shape[1])
-    chosen = [next(c for c in linear.CONTENDERS if c.name == name) for name in arguments.row or ROWS]
-    calls, seconds = {}, {contender.name: [] for contender in chosen}
+    chosen = [next(c for c in linear.CONTENDERS if name in (c.name, c.label)) for name in arguments.row or ROWS]
+    calls, seconds = {}, {contender.label: [] for contender in chosen}
     with torch.inference_mode():
         for contender in chosen:
             layers = linear.fill(contender, weight, WORKING_SET)
             linear.checked_error(contender, layers[0], x, weight)
-            calls[contender.name] = Rotation([layer.call for layer in layers], contender.native(x))
+            calls[contender.label] = Rotation([layer.call for layer in layers], contender.native(x))
         for _ in range(arguments.rounds):
             for name, call in calls.items():
                 call()  # what the one before left in the caches is not its fault
@@ -68,11 +68,11 @@ def measure(arguments: argparse.Namespace) -> None:
                     call()
                     seconds[name].append(time.thread_time() - start)
     print(describe_machine())
-    least, middle = min(seconds[chosen[0].name]), median(seconds[chosen[0].name])
+    least, middle = min(seconds[chosen[0].label]), median(seconds[chosen[0].label])
     print(f"{arguments.shape}, {arguments.tokens} tokens, {arguments.rounds} rounds, CPU time of one thread")
     for name, taken in seconds.items():
         numbers = f"{1e3 * min(taken):8.2f} ms {1e3 * median(taken):8.2f} ms"
-        print(f"{name:22} {numbers}   {min(taken) / least:6.3f} {median(taken) / middle:6.3f}")
+        print(f"{name:34} {numbers}   {min(taken) / least:6.3f} {median(taken) / middle:6.3f}")
 
 
 if __name__ == "__main__":

@@ -189,6 +189,24 @@ def test_outliers_stay_floats(columns, dtype):
         assert torch.equal(int8_linear(x, q, threshold=6.0, backend="numba"), found.to(dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("threshold", [6.0, 2.7, 0.1, 1e-9])
+def test_outliers_are_found_as_outlier_columns_finds_them(threshold, dtype):
+    """Also by a threshold that 16 bits do not hold; infinity is one, and NaN is not."""
+    q = int8_rows(random(9, 129))
+    for tokens in (0, 1, 2, 3, 5, 40):
+        calm = random(tokens, 129, seed=tokens).to(dtype)
+        wild = calm.clone()
+        if tokens:
+            wild[tokens // 2, 3], wild[0, 128], wild[-1, 11] = 9.0, -6.0, threshold
+            wild[0, 5], wild[-1, 7] = torch.nan, torch.inf
+        for x in (calm, wild):
+            outliers = outlier_columns(x, threshold)
+            expected = product(x, q, outliers=outliers if outliers.any() else None).to(dtype)
+            found = int8_linear(x, q, threshold=threshold, backend="numba")
+            torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_one_huge_outlier_leaves_the_calm_columns_their_precision():
     q = int8_rows(random(7, 301))
     for tokens in (1, 3):

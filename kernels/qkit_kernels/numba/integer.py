@@ -10,7 +10,8 @@ whatever else computes it.
 LLM.int8 in one pass: outlier columns of x are zeros among the codes, and are multiplied as floats with the codes of the rows that
 have just been read.
 
-The shape of `gemv` is that of `qkit_kernels.numba.weight_only`, that of `gemm` stands in `qkit_kernels.numba.tiles`.
+The shape of `gemv` is that of `qkit_kernels.numba.weight_only`, that of `gemm` stands in `qkit_kernels.numba.tiles`. Where there
+is AMX, `qkit_kernels.numba.amx` makes the same sums of many tokens.
 """
 
 import numpy as np
@@ -18,7 +19,7 @@ from numba import carray, njit
 from numba.extending import overload
 
 from qkit_kernels.numba.grid import load_row
-from qkit_kernels.numba.streams import UNIT, add_bias, floats_at, quantize
+from qkit_kernels.numba.streams import UNIT, add_bias, floats_at, mark_outliers, quantize
 from qkit_kernels.numba.threads import deal_out, fork_join
 from qkit_kernels.numba.tiles import CODES, FLOATS, PANEL_ROWS, add_products, dots, piece, tile_height, write_out
 from qkit_kernels.numba.vector import (
@@ -189,6 +190,7 @@ def layer(
     threads,
     chunk,
     fixed,
+    limit,
     packed,
     grid,
     block_group,
@@ -196,16 +198,35 @@ def layer(
     bits,
     together,
 ):
-    """x ŵᵀ + bias with INT8 activations in one call, see `weight_only.layer`; fixed: the scale of all activations, or 0."""
+    """x ŵᵀ + bias with INT8 activations in one call, see `weight_only.layer`.
+
+    Args:
+        fixed: the scale of all activations, or 0.
+        limit: columns with any |x| of at least this stay floats; below 0: none. 8 bits and one scale a row only.
+    """
     rows, n = packed.shape[0], value(together)
     blocks, fours, groups = block_group.size, codes_in_lane(bits) // 4, grid[0].shape[1]
     sixteens = (groups + LANES - 1) // LANES
     laid = carray(room_i8(blocks * fours * n * BYTES), (blocks, fours, n, BYTES))
     sums = carray(room_f32(sixteens * n * LANES), (sixteens, n, LANES))
-    scales, none = carray(room_f32(n), (n,)), carray(room_u8(0), (0,))
-    outliers = carray(as_i64(room_u8(0)), (0,)), carray(room_f32(0), (0, 0, 0))
+    scales = carray(room_f32(n), (n,))
     given = floats_at(x, dtype, tokens, features, room_f32(0 if dtype == 0 else tokens * features))
-    quantize(given, none, np.float32(fixed), groups, scales, laid, sums)
+    searched = features if limit >= 0 else 0
+    keep, columns, count = room_u8(searched), as_i64(room_u8(8 * searched)), 0
+    if searched:
+        for t in range(tokens):
+            mark_outliers(offset(pointer(given), t * features), features, np.float32(limit), keep)
+        for k in range(features):
+            if keep[k]:
+                columns[count] = k
+                count += 1
+            keep[k] = 1 - keep[k]
+    floats = room_f32(count * n)
+    for i in range(count):
+        for t in range(tokens):
+            floats[i * n + t] = given[t, columns[i]]
+    outliers = carray(columns, (count,)), carray(floats, (1, count, n))
+    quantize(given, carray(keep, (features if count else 0,)), np.float32(fixed), groups, scales, laid, sums)
     places = carray(f32_at(y), (n, rows))
     args = (laid, scales, sums, outliers, packed, grid, block_group, lane_group, bits, together, places)
     deal_out(gemv_rows, args, rows, chunk, threads, team)

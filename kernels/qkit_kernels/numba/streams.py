@@ -184,6 +184,41 @@ def quantize(x, keep, fixed, groups, scales, laid, sums):
         transpose(codes, length, unit, 4 * LANES, laid, t, together, unit * 4 * LANES)
 
 
+@njit(nogil=True, cache=True)
+def find_outliers_rows(x, limit, found, first, last):
+    """Which columns hold any |x| >= limit in some tokens; NaN is not one.
+
+    Args:
+        x: [tokens, features], see `vector.as_float`.
+        limit: float32, not negative.
+        found: uint8 [features], is 1 there.
+        first, last: which tokens.
+    """
+    features, row = x.shape[1], room_f32(x.shape[1])
+    x, found = pointer(x), pointer(found)
+    for t in range(first, last):
+        for k in range(features):
+            row[k] = as_float(x[t * features + k])
+        mark_outliers(row, features, limit, found)
+
+
+@njit
+def mark_outliers(row, size, limit, found):
+    """The same of one row; pointers. Few tokens have any: first all of it is asked at once.
+
+    What is compared are bits without the sign, as in `token_scale`.
+    """
+    least, largest = room_f32(1), np.int32(0)
+    least[0] = limit
+    limit = as_i32(least)[0]
+    for k in range(size):
+        largest = max(largest, np.int32(as_i32(row)[k] & np.int32(0x7FFFFFFF)))
+    if largest >= limit:
+        for k in range(size):
+            reach = np.int32(as_i32(row)[k] & np.int32(0x7FFFFFFF))
+            found[k] |= np.uint8((reach >= limit) & (reach <= INFINITY))
+
+
 @njit
 def codes_of(x, features, keep, keep_count, fixed, row, codes):
     """The codes of one token, whose numbers begin at x; returns its scale. row: float32 [features] of scratch memory."""
@@ -316,6 +351,12 @@ def quantize_row(row, size, scale, codes):
 def lay_float_tiles(team, threads, chunk, rows, x, laid):
     """`lay_float_tiles_rows` by a team of threads."""
     fork_join(lay_float_tiles_rows, (x, laid), rows, chunk, threads, team)
+
+
+@njit(nogil=True, cache=True)
+def find_outliers(team, threads, chunk, rows, x, limit, found):
+    """`find_outliers_rows` by a team of threads: whoever writes, writes 1."""
+    fork_join(find_outliers_rows, (x, limit, found), rows, chunk, threads, team)
 
 
 @njit(nogil=True, cache=True)

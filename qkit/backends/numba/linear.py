@@ -6,6 +6,7 @@ stored; only the activations are laid out anew.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,16 @@ from qkit.dispatch import select
 from qkit.numerics.activations import Activations, quantize_activations
 from qkit.numerics.qtensor import QTensor
 from qkit.numerics.stored import StoredWeight
-from qkit_kernels.numba import integer, streams, tiles, weight_only
+from qkit_kernels.numba import amx, integer, streams, tiles, weight_only
 from qkit_kernels.numba.threads import run, team_of, thread_count
-from qkit_kernels.numba.vector import LANES, Static
+from qkit_kernels.numba.vector import BYTES, LANES, Static
 
 SERIAL_WEIGHTS = 2**17  # times tokens: less is done before a second thread has woken
 MAX_LAID = 2**14  # features: of more, a few laid tokens are too much for the stack of a thread
 _DTYPES = {getattr(torch, name): number for number, name in enumerate(streams.DTYPES)}
 _NO_OUTLIERS = (np.zeros(0, np.int64), np.zeros((0, 0, 0), np.float32))
 _TOGETHER = {count: Static(count) for count in (1, 2, 4)}
+NONE = -1.0  # a limit that finds no outliers
 FEW = max(_TOGETHER)  # tokens: more are multiplied in tiles
 
 
@@ -133,18 +135,20 @@ def _with_integers(
     bias: Tensor | None,
     input_scale: Tensor | None = None,
     outliers: Tensor | None = None,
+    limit: float = NONE,
 ) -> Tensor:
-    """The same with a bias, float32 [out] and contiguous, or None."""
+    """The same with a bias, float32 [out] and contiguous, or None; instead of `outliers` the `limit` by which they are found."""
     (out_features, in_features), groups = weight.shape, weight.groups
     tokens = x.numel() // in_features
     few = weight.together and 0 < tokens <= FEW
     packed, grid, _, *geometry, bits = weight.arrays
     scale = 0.0 if input_scale is None else float(input_scale)
     if few and outliers is None:
-        y = _in_one_call(integer.layer, x, weight, tokens, bias, scale, packed, grid, *geometry, bits)
+        y = _in_one_call(integer.layer, x, weight, tokens, bias, scale, limit, packed, grid, *geometry, bits)
         if y is not None:
             return y
     given, fixed = floats(x.reshape(-1, in_features)), np.float32(scale)
+    outliers = _outliers(given, limit) if limit >= 0 else outliers
     serial = tokens * out_features * in_features < SERIAL_WEIGHTS
     keep = NO_BYTES if outliers is None else (~outliers).view(torch.uint8).numpy()
     if few:
@@ -160,14 +164,40 @@ def _with_integers(
     y = torch.empty(tokens, out_features, dtype=torch.float32, device="cpu")
     if tokens:
         vectors, lanes, count = _tiles(tokens)
-        laid = _laid((count, -(-in_features // 4), lanes, 4), torch.int8)
+        by_amx = lanes == amx.TOKENS and _has_one_scale(weight) and amx.usable()
+        together = BYTES if by_amx else 4  # features
+        laid = _laid((count, -(-in_features // together) * together // 4, lanes, 4), torch.int8)
         sums, scales = np.empty((count, groups, lanes), np.float32), np.empty(count * lanes, np.float32)
         quantized = (given, keep, fixed, groups, scales, laid, sums)
         run(streams.quantize_tiles, streams.quantize_tiles_rows, quantized, count * lanes, lanes, count == 1)
         share, pieces = tiles.shares(tokens, out_features, lanes, thread_count())
-        args = (laid, scales, sums, _wild(x, outliers, lanes), packed, grid, bits, vectors, share, y.numpy())
-        run(integer.gemm, integer.gemm_rows, args, pieces, serial=serial, chunk=1)
+        args = (laid, scales, sums, _wild(x, outliers, lanes), packed, grid, bits)
+        if by_amx:
+            run(amx.gemm, amx.gemm_rows, (*args, share, y.numpy()), pieces, serial=serial, chunk=1)
+        else:
+            run(integer.gemm, integer.gemm_rows, (*args, vectors, share, y.numpy()), pieces, serial=serial, chunk=1)
     return _finished(y, x, bias)
+
+
+def _has_one_scale(weight: Ready) -> bool:
+    """Whether a row has one scale and no zero point, so that its sums are whole numbers up to the last line."""
+    _, (_, second, third, *_), *_ = weight.arrays
+    return weight.groups == 1 and second.size == third.size == 0
+
+
+def _outliers(given: np.ndarray, limit: float) -> Tensor | None:
+    """`plain.some_outliers` of x as kernels see it."""
+    tokens, features = given.shape
+    found = np.zeros(features, np.uint8)
+    args = (given, np.float32(limit), found)
+    run(streams.find_outliers, streams.find_outliers_rows, args, tokens, serial=given.size < SERIAL_WEIGHTS)
+    return torch.from_numpy(found).bool() if found.any() else None
+
+
+@lru_cache
+def _limit(threshold: float, dtype: torch.dtype) -> float:
+    """What |x| is compared with, a number of the dtype of x; `NONE` for 0, which finds no outliers."""
+    return float(torch.tensor(threshold, dtype=dtype, device="cpu")) if threshold else NONE
 
 
 def _wild(x: Tensor, outliers: Tensor | None, lanes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -204,8 +234,10 @@ def int8_linear(
     weight = ready(q)
     if weight is None or not weight.integers:
         return plain.int8_linear(x, q, input_scale, threshold, bias, dtype)
-    outliers = plain.some_outliers(x, threshold)
     own = bias if bias is not None and bias.dtype == torch.float32 and _as_it_lies(bias) else None
-    y = _with_integers(x.float() if x.dtype == torch.float64 else x, weight, own, input_scale, outliers)
+    if x.dtype == torch.float64:
+        y = _with_integers(x.float(), weight, own, input_scale, plain.some_outliers(x, threshold))
+    else:
+        y = _with_integers(x, weight, own, input_scale, limit=_limit(threshold, x.dtype))
     y = y if own is not None else plain.with_bias(y, bias)
     return y if y.dtype == dtype else y.to(dtype)
