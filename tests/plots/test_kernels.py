@@ -57,7 +57,7 @@ def test_a_code_is_marked_with_those_of_its_word_and_of_its_lane(bits):
     }
     assert {tuple(spot) for spot in np.argwhere(shares > 0)} == mine
     columns = [c for c in range(128) if shares[9, c] >= 2]
-    assert len(columns) == {2: 16, 3: 32, 4: 8, 8: 8}[bits] and 77 in columns
+    assert len(columns) == {2: 16, 3: 32, 4: 8, 8: 4}[bits] and 77 in columns
     assert (picture.data["fields"] == 2).sum() + (picture.data["second fields"] == 2).sum() == bits
     assert f"The code {codes[9, 77]} of row 9, column 77 lies in bits " in picture.alt
 

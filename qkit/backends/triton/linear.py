@@ -107,7 +107,7 @@ def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
     x = aligned(x)
     if (cut := tuning.chosen(len(x), weight, card)) is not None:
         launch(x, weight, y, cut, card)
-    elif len(x) <= tiles.few_tokens(weight, card):
+    elif len(x) <= tiles.TOKENS:
         launch(x, weight, y, tiles.few(weight, card, len(x)), card)
     elif (cut := tiles.hopper(len(x), weight, card)) is not None:
         launch(x, weight, y, cut, card)

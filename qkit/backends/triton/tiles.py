@@ -159,11 +159,6 @@ def few(weight: Laid, card: Card, tokens: int = 1) -> Few:
     return Few(warps, -(-stretches // turns), turns)
 
 
-def few_tokens(weight: Laid, card: Card) -> int:
-    """Up to how many tokens `few` is best: on Hopper 8 for groups of 32, of whose scales it reads most."""
-    return card.narrow if card.hopper and weight.grid.shape[2] == 4 else TOKENS
-
-
 def warps_of(each: float, blocks: int, many: float) -> int:
     """Enough to keep a multiprocessor reading that has so many programs: four to each where they are `many`, else eight, of which
     each has two blocks.
@@ -252,7 +247,7 @@ def dealt(rows: int, bn: int, tokens: int, bm: int, blocks: int, places: int) ->
 def candidates(tokens: int, weight: Laid, card: Card) -> list[Few | Many | Hopper]:
     """What may be tried for so many tokens; what the table says comes first (`tuning`)."""
     rows, blocks = weight.shape[0], weight.blocks
-    if tokens <= few_tokens(weight, card):
+    if tokens <= TOKENS:
         found: list[Few | Many | Hopper] = [few(weight, card, tokens)]
         for warps in (4, 8):
             stretches = -(-blocks // warps)
