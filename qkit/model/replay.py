@@ -2,14 +2,14 @@
 
 GPTQ wants the inputs of every layer as they are once all layers before it are quantized, so a block runs anew for each
 group of layers that share an input. But what came before the group last solved comes out as it did: where a submodule (an
-attention, an MLP) returns just what its last layer puts out, its output is kept, and its insides run no more. Such
-submodules are found by asking a small run which tensor came from where, with no table of architectures; where there are
-none, everything runs.
+attention, an MLP) returns just what its last layer puts out, its output is kept, and its insides run no more, nor the norm
+before it, if nothing else reads that. Such submodules are found by asking a small run which tensor came from where, with no
+table of architectures; where there are none, everything runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Closing:
 
     name: str
     nothings: int | None  # it returns a tuple, with so many None behind the output; None: the output alone
+    before: tuple[str, ...] = ()  # submodules whose output nothing else reads
 
     def returning(self, output: Tensor) -> Callable[..., Any]:
         """A forward that computes nothing and returns `output` in the form that the submodule has."""
@@ -42,25 +43,59 @@ def find_closings(block: Block, hidden: Tensor, names: Sequence[str]) -> dict[st
     ran: dict[str, tuple[Tensor, int]] = {}  # what each layer put out, and how often that had been written into
     calls: list[str] = []
     found: dict[str, Closing] = {}
+    traffic: dict[str, tuple[list[Tensor], Tensor]] = {}  # what each submodule was given, and what it put out
 
     def hook(name: str) -> Hook:
-        def note(_module, _args, _kwargs, output):
+        def note(_module, args, kwargs, output):
+            given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+            value, *others = output if isinstance(output, tuple) else (output,)
+            traffic[name] = given, value
             if name in names:
-                ran[name] = output, output._version
+                ran[name] = value, value._version
                 calls.append(name)
                 return
             inside = [one for one in calls if one.startswith(f"{name}.")]
-            value, *others = output if isinstance(output, tuple) else (output,)
             if inside and value is ran[inside[-1]][0] and all(other is None for other in others):
                 found[inside[-1]] = Closing(name, len(others) if isinstance(output, tuple) else None)
 
         return note
 
     with listening(((m, hook(name)) for name, m in block.module.named_modules() if name), after=True):
-        block.run(hidden, 0)
+        leaves = block.run(hidden, 0)
     if sorted(calls) != sorted(names):
         return {}
-    return {name: one for name, one in found.items() if ran[name][0]._version == ran[name][1]}
+    found = {name: one for name, one in found.items() if ran[name][0]._version == ran[name][1]}
+    return {
+        name: replace(one, before=_before(block, hidden, one, names, traffic, leaves)) for name, one in found.items()
+    }
+
+
+def _before(
+    block: Block,
+    hidden: Tensor,
+    closing: Closing,
+    layers: Sequence[str],
+    traffic: Mapping[str, tuple[list[Tensor], Tensor]],
+    leaves: Tensor,
+) -> tuple[str, ...]:
+    """Submodules without layers that only `closing` reads: once what that returns is known, NaN in their place is not seen."""
+    given, kept = traffic[closing.name]
+    found: list[str] = []
+    for name, (_, output) in traffic.items():
+        holds = any(layer == name or layer.startswith(f"{name}.") for layer in layers)
+        if holds or not any(output is one for one in given) or not output.is_floating_point():
+            continue
+        nan = torch.full_like(output, torch.nan)
+        known = {closing.name: closing.returning(kept), name: lambda *_args, nan=nan, **_kwargs: nan}
+        with instead((block.module.get_submodule(one), forward) for one, forward in known.items()):
+            if torch.equal(block.run(hidden, 0), leaves):
+                found.append(name)
+    return tuple(found)
+
+
+def _passing(*args: Any, **kwargs: Any) -> Tensor:
+    """The forward of a submodule whose output nobody reads."""
+    return input_of(args, kwargs)
 
 
 class _Reached(Exception):
@@ -88,8 +123,9 @@ class Replay:
 
     def run(self, batch: int) -> Tensor:
         """What the block puts out for a batch, [sequences, length, width]."""
-        known = ((self.module.get_submodule(c.name), c.returning(kept[batch])) for c, kept in self._known.items())
-        with instead(known):
+        known = {c.name: c.returning(kept[batch]) for c, kept in self._known.items()}
+        known |= {name: _passing for c in self._known for name in c.before}
+        with instead((self.module.get_submodule(name), forward) for name, forward in known.items()):
             return self.block.run(self.hidden[batch], batch, self.module)
 
     def hear(self, batch: int, names: Sequence[str], runs: Mapping[str, int]) -> dict[str, list[Tensor]]:

@@ -35,12 +35,20 @@ CLOSINGS = {
     "bloom": {},  # attention and MLP add the residual themselves
     "phi": {"self_attn.dense": "self_attn", "mlp.fc2": "mlp"},
 }
+NORMS = {  # that only those read; Phi's is read by both, BLOOM's are not asked for
+    "llama": ["input_layernorm", "post_attention_layernorm"],
+    "gpt2": ["ln_1", "ln_2"],
+    "opt": ["self_attn_layer_norm"],
+    "bloom": [],
+    "phi": [],
+}
 
 
 def test_attention_and_mlp_are_found_to_end_with_a_layer(make_model, any_kind, tokens):
     (block, *_), (hidden,) = capture(make_model(any_kind), [tokens[:1]])
     found = find_closings(block, hidden, layers_of(block.module))
     assert {layer: closing.name for layer, closing in found.items()} == CLOSINGS.get(any_kind, CLOSINGS["llama"])
+    assert [norm for closing in found.values() for norm in closing.before] == NORMS.get(any_kind, NORMS["llama"])
     for closing in found.values():
         assert closing.nothings == (
             1 if "att" in closing.name else None
@@ -144,6 +152,21 @@ def test_attention_runs_no_more_than_it_must(make_model, scheme, expected, token
     assert sum(runs) == expected
 
 
+def test_norms_run_no_more_than_they_must(make_model, tokens, monkeypatch):
+    """Each for the group of layers that it feeds and for the one that ends what it feeds: a batch, a block and a stream."""
+    model, runs = make_model("llama"), []
+    norm = type(model.model.norm)
+    forward = norm.forward
+
+    def counted(self, x):
+        runs.append(x.shape[1] == tokens.shape[1])
+        return forward(self, x)
+
+    monkeypatch.setattr(norm, "forward", counted)
+    quantize(model, GPTQ(3, 4), calibration=tokens)
+    assert sum(runs) == 2 * (2 * 2 * 4 * 2 + 2)  # and once on the first batch, to count what runs
+
+
 # --- blocks of other shapes ---------------------------------------------------------------------------------------------
 
 
@@ -167,6 +190,20 @@ class OneBlock(nn.Module):
     def forward(self, hidden):
         output = self.inner(hidden)
         hidden = self.add(output if isinstance(output, torch.Tensor) else output[0], hidden)
+        return hidden + self.outer(hidden)
+
+
+class Normed(nn.Module):
+    """A norm before, which something else may read, too."""
+
+    def __init__(self, read_again):
+        super().__init__()
+        self.norm, self.inner, self.outer = nn.LayerNorm(16), Inner(lambda y: y), nn.Linear(16, 16)
+        self.read_again = read_again
+
+    def forward(self, hidden):
+        normed = self.norm(hidden)
+        hidden = (normed if self.read_again else hidden) + self.inner(normed)
         return hidden + self.outer(hidden)
 
 
@@ -219,6 +256,16 @@ def test_what_ends_otherwise_runs_every_time_to_the_same_bits(shape, tokens):
     found = find_closings(block, hidden, layers_of(block.module))
     assert found == ({"inner.down": closing} if closing else {})
     assert_solved_as_the_plain_way(Stack(make_block), Stack(make_block), GPTQ(3, 4), tokens)
+
+
+@pytest.mark.parametrize("read_again", [False, True])
+def test_a_norm_runs_no_more_where_nothing_else_reads_it(read_again, tokens):
+    (block, *_), (hidden,) = capture(Stack(lambda: Normed(read_again)), [tokens[:1]])
+    found = find_closings(block, hidden, layers_of(block.module))
+    assert found == {"inner.down": Closing("inner", None, () if read_again else ("norm",))}
+    assert_solved_as_the_plain_way(
+        Stack(lambda: Normed(read_again)), Stack(lambda: Normed(read_again)), GPTQ(3, 4), tokens
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.* calibration tokens are fewer")
