@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from qkit import ops
+from qkit.backends.triton.layout import ROWS  # of a tile: each weight fills whole ones
 from qkit.nn.int8_linear import Int8Linear
 from qkit.nn.qlinear import QLinear
 from qkit.numerics.activations import STATIC_INT8
 
-ROWS = 128  # the kernels' tiles: weights lie side by side where each fills whole ones
 KERNELS = (torch.float16, torch.bfloat16)  # what the kernels take
 
 
