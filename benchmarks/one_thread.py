@@ -6,8 +6,8 @@ Contenders are those of `qkit bench cpu`. All take turns in one process, on weig
 printed of each is the least and the median CPU time of a call, and both beside torch's float32. CPU time leaves out the waiting
 for a core; what others do to caches and memory meanwhile it does not.
 
---without compiles qkit's kernels for this processor less the instruction sets whose names hold a part, and holds torch, MKL
-and oneDNN to AVX2. onnxruntime has no such setting: it keeps what the processor has.
+--without compiles qkit's kernels for this processor less the instruction sets whose names hold a part, and holds torch, MKL,
+oneDNN and FBGEMM to AVX2. onnxruntime has no such setting: it keeps what the processor has.
 """
 
 import argparse
@@ -19,8 +19,13 @@ from statistics import median
 
 from qkit_kernels.numba.steps import processor_without
 
-TO_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
-ROWS = ("fp32", "W4 g128", "W4 g128 A8", "W8A8 dynamic", "W4 g128 sym level 4", "W4 g128 sym level 0")
+TO_AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",  # of torch's dynamic INT8
+}
+ROWS = ("fp32", "W4 g128", "W4 g128 A8", "W8A8 dynamic", "dynamic INT8", "W4 g128 sym level 4", "W4 g128 sym level 0")
 WORKING_SET = 2**26  # bytes
 AGAIN = "QKIT_ONE_THREAD"  # set where this file has called itself
 

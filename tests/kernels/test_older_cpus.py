@@ -17,7 +17,7 @@ from numba import njit, types
 from qkit_kernels.numba import steps
 from qkit_kernels.numba.tiles import dots
 from qkit_kernels.numba.vector import dot4_each, dots_by_bytes, dots_in_place, has, load_each, load_i32, load_lanes, \\
-    add_each, load_f32, lookup, pairs_together, pointer, store_f32, store_i32, zeros_i32
+    add_each, load_bytes, load_f32, lookup, lookup_low, pairs_together, pointer, store_f32, store_i32, transpose16, zeros_i32
 
 assert not has("avx512f") and has("avx2") and has("avxvnni") == (sys.argv[1] == "AVX-VNNI")
 
@@ -38,6 +38,18 @@ def codebook(numbers, packed, x, out):
 @njit
 def table(numbers, index, out):
     store_f32(pointer(out), 0, lookup(load_f32(pointer(numbers), 0), load_i32(pointer(index), 0)))
+
+@njit
+def low(numbers, index, out):
+    store_f32(pointer(out), 0, lookup_low(load_f32(pointer(numbers), 0), load_i32(pointer(index), 0)))
+
+@njit
+def cut(packed, bits, out):
+    store_i32(pointer(out), 0, load_bytes(pointer(packed), 0, bits))
+
+@njit
+def turn(numbers, out):
+    transpose16(pointer(numbers), 0, 16, pointer(out), 0, 16)
 
 @njit
 def tile(codes, x, bits, out):
@@ -66,6 +78,18 @@ for bits in (2, 3, 4, 5, 6, 7):
     else:  # six rows of two vectors; below seven bits sums of 16 bits are widened between two loops, or once in a few rounds
         rare = (0, loop["vpmaddubsw"] // pairs_together(bits))
         assert loop["vpmaddubsw"] % 12 == 0 and loop["vpmaddwd"] in (rare if bits < 7 else rare[1:]), (bits, loop)
+if not has("avxvnni"):  # eight bits by magnitudes and signs: two products fit into 16 bits
+    compiled(tile, u8, i8, static(8), i32)
+    loop = steps.instructions(steps.inner_loop(tile.inspect_asm(tile.signatures[-1]), "vpmaddubsw"))
+    assert loop["vpmaddubsw"] == loop["vpmaddwd"] == loop["vpxor"] == loop["vpaddd"] == 12, loop
+for bits in (2, 3, 4, 5, 6, 7):  # 64 codes: four shuffles, shifts and masks for each 16, or of 4 bits one for 32
+    count = compiled(cut, u8, static(bits), u8)
+    shuffles = sum(n for name, n in count.items() if name.startswith(("vpshufb", "vpunpck", "vpack", "vperm")))
+    shifts = sum(n for name, n in count.items() if name.startswith(("vpmul", "vpsrl", "vpsll")))
+    assert shuffles <= (3 if bits == 4 else 5) and shifts <= (1 if bits == 4 else 8), (bits, count)
+count = compiled(turn, f32, f32)
+assert count["vinsertf128"] == 32 and sum(n for name, n in count.items() if name.startswith("vunpck")) == 64, count
+assert not sum(n for name, n in count.items() if name.startswith(("vperm", "vshuf", "vblend"))), count
 for bits, unit in ((2, 16), (3, 4), (4, 8)):  # a mask or a shift, a conversion, a multiply-add: for eight codes
     count = compiled(floats, u8, f32, static(bits), f32)
     products = sum(number for name, number in count.items() if name.startswith(("vfmadd", "vmulps")))
@@ -77,6 +101,8 @@ assert count["vpshufb"] <= 2 * 9 + 8 and sum(n for name, n in count.items() if n
 assert not count["vblendvps"] and count["vpermd"] + count["vpermps"] <= 8, count  # the table's bytes, once a row
 count = compiled(table, f32, i32, f32)
 assert count["vpermps"] + count["vpermd"] == 4 and count["vblendvps"] == 2, count
+count = compiled(low, f32, i32, f32)
+assert count["vpermps"] + count["vpermd"] == 2 and not count["vblendvps"], count
 """
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit
 
-from qkit_kernels.numba.tiles import BAND_ROWS, PANEL_ROWS, TOKENS, piece, shares, write_out
+from qkit_kernels.numba.tiles import BAND_ROWS, PANEL_ROWS, TOKENS, next_panel, piece, shares, write_out
 from qkit_kernels.numba.vector import pointer
 
 
@@ -37,6 +37,24 @@ def test_bands_are_lower_where_threads_would_have_nothing_to_do():
     assert shares(128, 4096, 32, 2) == ((128, 96), 43)
     assert shares(128, 384, 32, 2) == ((128, 48), 8)
     assert shares(128, 384, 32, 32) == ((128, 12), 32)
+
+
+@njit
+def ahead(i, rows, start, stop, width, row_bytes, bits):
+    return next_panel(i, rows, start, stop, width, row_bytes, bits)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize(("rows", "width"), [(96, 4096), (24, 2048), (12, 5000), (96, 100)])
+def test_what_is_asked_for_ahead_is_what_the_next_panel_begins_with(rows, width, bits):
+    """Two bands, in the order of the kernels: the first code of each panel but the first was asked for by the one before."""
+    row_bytes, stretch, asked = -(-width * bits // 8), 2048, 0
+    for band in (0, rows):
+        for start in range(0, width, stretch):
+            for i in range(0, rows, PANEL_ROWS):
+                at = (band + i) * row_bytes + start * bits // 8
+                assert asked == at
+                asked = at + ahead(i, rows, start, min(start + stretch, width), width, row_bytes, bits)
 
 
 @njit

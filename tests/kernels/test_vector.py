@@ -19,12 +19,15 @@ from qkit_kernels.numba.streams import UNIT
 from qkit_kernels.numba.vector import (
     Static,
     add_each,
+    add_numbers_each,
     add_outer,
     add_outer_pairs,
+    add_outer_signed,
     add_scaled_each,
     as_float,
     dot4,
     dot4_each,
+    dot4_signed_each,
     dots_by_bytes,
     fma,
     fma_each,
@@ -35,6 +38,8 @@ from qkit_kernels.numba.vector import (
     load_f32,
     load_i32,
     lookup,
+    lookup_low,
+    magnitudes,
     nth_bytes,
     nth_code,
     nth_signed,
@@ -43,6 +48,7 @@ from qkit_kernels.numba.vector import (
     prefetch,
     scale_each,
     signed,
+    signs_of,
     splat,
     store_f32,
     store_i32,
@@ -308,6 +314,35 @@ def test_codes_and_bytes_at_an_end_are_multiplied_exactly(bits):
                 assert found[1] == one[0].sum() * code, (code, size)
 
 
+needs_avx2 = pytest.mark.skipif(not has("avx2"), reason="an instruction of AVX2")
+LESS_128 = [-128, -127, -126, -64, -1, 0, 1, 64, 126, 127]
+
+
+@njit
+def signed_bytes_of_a_few(w, x, count, out):
+    xs = load_each(pointer(x), 0, count, zeros_i32())
+    store_sums(pointer(out), 0, 1, dot4_signed_each(load_i32(pointer(w), 0), xs, zeros_each(zeros_i32(), count)))
+
+
+def ends():
+    """w -128 .. 127 and x -127 .. 127, 64 of each: as large as they can be, of equal signs and of others; and any."""
+    signs = np.array([(1, 1, 1, 1), (-1, -1, -1, -1), (1, 1, -1, -1), (-1, 1, 1, -1)] * 4).ravel()
+    for number in LESS_128:
+        for size in (127, 126, 1, 0):
+            for x in (size * signs, -size * signs, np.full(64, size), np.full(64, -size)):
+                yield np.full(64, number), x
+    yield integers(-128, 128, 64), integers(-127, 128, 64, seed=1)
+
+
+@needs_avx2
+def test_codes_less_128_are_multiplied_exactly():
+    found = np.zeros(2, np.int32)
+    for w, x in ends():
+        two = np.stack([x, -x]).astype(np.int8)
+        signed_bytes_of_a_few((w + 128).astype(np.uint8), two, Static(2), found)
+        assert found.tolist() == [(w * x).sum(), -(w * x).sum()], (w, x)
+
+
 @njit
 def by_bytes(codes, table, x, count, out):
     totals = dots_by_bytes(load_i32(pointer(codes), 0), load_f32(pointer(table), 0), pointer(x), 3, count)
@@ -387,7 +422,43 @@ def products_of_pairs(w, x, together, vectors=1):
     return found, w.astype(np.int64) @ x.transpose(0, 2, 1).reshape(-1, lanes)
 
 
-needs_avx2 = pytest.mark.skipif(not has("avx2"), reason="an instruction of AVX2")
+@njit
+def signs_and_sizes(codes, panel):
+    for k in range(0, codes.size, 64):
+        found = load_i32(pointer(codes), k)
+        store_i32(pointer(panel), k, magnitudes(found))
+        store_i32(pointer(panel), codes.size + k, signs_of(found))
+
+
+@njit
+def tile_by_signs(w, stride, away, x, missing, apart, vectors, sums):
+    totals = zeros_tile(zeros_i32(), vectors)
+    for four in range(x.shape[0]):
+        xs = load_each(pointer(x), four * x.shape[1] * 4, vectors, zeros_i32())
+        totals = add_outer_signed(totals, pointer(w), 4 * four, stride, away, xs)
+    add_each(pointer(sums), 0, sums.shape[1], add_numbers_each(totals, pointer(missing), 1, apart))
+
+
+def products_by_signs(w, x):
+    """w [rows of a tile, 64] less 128, x [16, lanes, 4]: by the kernel, and exactly."""
+    panel, rows, lanes = np.zeros(2 * w.size, np.uint8), len(w), x.shape[1]
+    signs_and_sizes((w + 128).astype(np.uint8).ravel(), panel)
+    np.testing.assert_array_equal(panel[: w.size], abs(w).ravel())
+    np.testing.assert_array_equal(panel[w.size :].view(np.int8), -(w < 0).astype(np.int8).ravel())
+    missing, found = np.full((rows, 3), 99, np.int32), np.zeros((rows, lanes), np.int32)
+    missing[:, 1] = np.where(w < 0, -w, 0).sum(1)
+    tile_by_signs(panel, w.shape[1], w.size, x.astype(np.int8), missing.ravel(), 3, Static(lanes // 16), found)
+    return found, w.astype(np.int64) @ x.transpose(0, 2, 1).reshape(-1, lanes)
+
+
+@needs_avx2
+def test_a_tile_of_codes_less_128_is_multiplied_exactly():
+    for w, x in ends():
+        rows, lanes = np.tile(w, (tile_rows(), 1)), np.tile(x.reshape(16, 1, 4), (1, 16, 1))
+        np.testing.assert_array_equal(*products_by_signs(rows, lanes))
+    for vectors in (1, 2):
+        w, x = integers(-128, 128, tile_rows(), 64), integers(-127, 128, 16, 16 * vectors, 4, seed=1)
+        np.testing.assert_array_equal(*products_by_signs(w, x))
 
 
 def around(sums, at, room, added):
@@ -490,6 +561,17 @@ def test_anything_may_be_asked_for():
 
 
 # ---- 16-bit floats
+
+
+@njit
+def looked_up_low(table, index, out):
+    store_f32(pointer(out), 0, lookup_low(load_f32(pointer(table), 0), load_i32(pointer(index), 0)))
+
+
+def test_a_low_lookup_finds_the_first_eight():
+    table, index, found = numbers(16), integers(0, 8, 16), np.zeros(16, np.float32)
+    looked_up_low(table, index, found)
+    np.testing.assert_array_equal(found, table[index])
 
 
 @njit

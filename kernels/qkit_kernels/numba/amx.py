@@ -159,7 +159,7 @@ def gemm_rows(x, x_scales, x_sums, outliers, packed, grid, bits, share, y, first
     for number in range(first, last):
         token, meeting, band, rows = piece(number, share, tokens, outputs)
         laid = (meeting + lanes - 1) // lanes * lanes
-        whole_starts(x_sums, token, laid, value(bits), starts)
+        whole_starts(x_sums, token, laid, 2 ** (value(bits) - 1), starts)
         for i in range(rows):
             load_row(grid, sizes, band + i, 1, 0, 1, bits, np.float32(0), s, c)
             row_scales[i] = s[0]

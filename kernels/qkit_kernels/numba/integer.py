@@ -5,7 +5,8 @@
 The inner sum is exact. `dot4` takes unsigned codes of weights as they are stored and signed codes of activations, so that what a
 zero point does comes in with the sums of the activations, once a group. Where a row has one scale and no zero point (W8A8,
 LLM.int8) everything up to the last line is whole numbers: y = s_x s (sum q x - 2^(b-1) sum x), and equal to the last bit to
-whatever else computes it.
+whatever else computes it. AVX2 without VNNI takes 128 off codes of 8 bits first, q - 128 = w, and multiplies |w| by x with the
+sign of w, so that two products fit into 16 bits (`vector.dot4_signed_each`, `vector.add_outer_signed`).
 
 LLM.int8 in one pass: outlier columns of x are zeros among the codes, and are multiplied as floats with the codes of the rows that
 have just been read.
@@ -21,16 +22,32 @@ from numba.extending import overload
 from qkit_kernels.numba.grid import load_row
 from qkit_kernels.numba.streams import UNIT, add_bias, floats_at, mark_outliers, quantize
 from qkit_kernels.numba.threads import deal_out, fork_join
-from qkit_kernels.numba.tiles import CODES, FLOATS, PANEL_ROWS, add_products, dots, piece, tile_height, write_out
+from qkit_kernels.numba.tiles import (
+    CODES,
+    FLOATS,
+    ONE,
+    PANEL_ROWS,
+    SIGNS,
+    add_products,
+    dots,
+    next_panel,
+    piece,
+    signs_apart,
+    tile_height,
+    write_out,
+)
 from qkit_kernels.numba.vector import (
     BYTES,
     CODES_AT_ONCE,
     LANES,
+    Static,
     add_each,
+    add_numbers_each,
     add_scaled_each,
     as_i32,
     as_i64,
     dot4_each,
+    dot4_signed_each,
     f32_at,
     fma_each,
     load_bytes,
@@ -38,6 +55,7 @@ from qkit_kernels.numba.vector import (
     load_each,
     load_f32,
     load_i32,
+    magnitudes,
     nth_bytes,
     offset,
     pointer,
@@ -47,18 +65,21 @@ from qkit_kernels.numba.vector import (
     room_i8,
     room_u8,
     scale_each,
+    signs_of,
     splat,
     store_f32,
     store_i32,
     store_sums,
+    sum_i32,
     to_f32,
     value,
     zeros_each,
     zeros_f32,
     zeros_i32,
 )
-from qkit_kernels.numba.weight_only import AHEAD, INLINE, codes_in_lane, copy_tail, lane_scales
+from qkit_kernels.numba.weight_only import AHEAD, INLINE, codes_in_lane, copy_tail, lane_scales, reach_of
 
+SEVEN = Static(7)  # bits, or so little more that two products with -1 fit into 16
 GROUPS = CODES // 4 + 1  # that may have to do with a stretch: fours at the least, and one that began before
 
 
@@ -81,16 +102,16 @@ def gemv_rows(x, x_scales, sums, outliers, packed, grid, block_group, lane_group
         first, last: which rows.
     """
     blocks, groups, row_bytes, end, outputs = x.shape[0], grid[0].shape[1], packed.shape[1], packed.size, y.shape[1]
-    block_bytes, uniform, tokens = 2 * codes_in_lane(bits) * value(bits), lane_group.size == 0, value(together)
-    one_scale = groups == 1 and grid[1].size == 0 and grid[2].size == 0
+    block_bytes, reach, tokens = 2 * codes_in_lane(bits) * value(bits), reach_of(lane_group), value(together)
+    one_scale, taken = groups == 1 and grid[1].size == 0 and grid[2].size == 0, taken_off(bits)
     s, c, tail, found = room_f32(groups + LANES), room_f32(groups + LANES), room_u8(2 * BYTES), room_f32(tokens)
-    whole = as_i32(found)  # the same memory, where sums are whole numbers
+    whole, middle = as_i32(found), 2 ** (value(bits) - 1) - taken  # the same memory, where sums are whole numbers
     columns, count, floats = pointer(outliers[0]), outliers[0].size, pointer(outliers[1])
     x, x_scales, sums, packed, y = pointer(x), pointer(x_scales), pointer(sums), pointer(packed), pointer(y)
-    lanes = (s, pointer(block_group), pointer(lane_group), uniform)
+    lanes = (s, pointer(block_group), pointer(lane_group), reach)
     grid, sizes = pointers(grid), (grid[0].shape[0], grid[1].size, grid[2].size)
     for row in range(first, last):
-        shifted = load_row(grid, sizes, row, groups, 0, groups, bits, np.float32(0), s, c)
+        shifted = load_row(grid, sizes, row, groups, 0, groups, bits, np.float32(taken), s, c)
         start, exact, totals = row * row_bytes, zeros_each(zeros_i32(), together), zeros_each(zeros_f32(), together)
         readable = max(0, min(blocks, min(row_bytes, end - start - 3) // block_bytes))
         if one_scale:
@@ -107,7 +128,7 @@ def gemv_rows(x, x_scales, sums, outliers, packed, grid, block_group, lane_group
         if one_scale:
             store_sums(whole, 0, 1, exact)
             for t in range(tokens):
-                product = whole_product(whole[t], np.int32(sums[t * LANES]), x_scales[t], s[0], value(bits))
+                product = whole_product(whole[t], np.int32(sums[t * LANES]), x_scales[t], s[0], middle)
                 for i in range(count):
                     w = (np.float32(packed[start + columns[i]]) - np.float32(128)) * s[0]
                     product += floats[i * tokens + t] * w
@@ -129,6 +150,12 @@ def add_block(packed, at, x, first, totals, bits, together):
 @overload(add_block, jit_options=INLINE)
 def _add_block(packed, at, x, first, totals, bits, together):
     streams = UNIT[bits.count] // 4
+
+    def add_signed(packed, at, x, first, totals, bits, together):
+        return dot4_signed_each(load_codes(packed, at, bits), load_each(x, first, together, zeros_i32()), totals)
+
+    if signs_apart(bits.count):
+        return add_signed
 
     def add(packed, at, x, first, totals, bits, together):
         codes = load_codes(packed, at, bits)
@@ -163,9 +190,9 @@ def add_scaled_blocks(packed, start, first, last, x, lanes, totals, bits, togeth
 
 
 @njit(forceinline=True)
-def whole_product(total, x_sum, x_scale, w_scale, bits):
-    """s_x s_w (sum q x - 2^(b-1) sum x): the whole number exactly, then two roundings. int32 wraps, and wraps back."""
-    exact = np.int32(total - np.int32(2 ** (bits - 1)) * x_sum)
+def whole_product(total, x_sum, x_scale, w_scale, middle):
+    """s_x s_w (total - middle sum x): the whole number exactly, then two roundings. int32 wraps, and wraps back."""
+    exact = np.int32(total - np.int32(middle) * x_sum)
     return np.float32(exact) * x_scale * w_scale
 
 
@@ -254,7 +281,9 @@ def gemm_rows(x, x_scales, x_sums, outliers, packed, grid, bits, vectors, share,
     (tokens, outputs), width, lanes, (room, height) = y.shape, 4 * x.shape[1], x.shape[2], share
     groups, row_bytes, end = grid[0].shape[1], packed.shape[1], packed.size
     one_scale, size = groups == 1 and grid[1].size == 0 and grid[2].size == 0, max(1, width // groups)
-    panel, tail = room_u8(PANEL_ROWS * CODES), room_u8(2 * BYTES)
+    taken = taken_off(bits)
+    panel, tail = room_u8(2 * SIGNS if taken else SIGNS), room_u8(2 * BYTES)
+    missing = as_i32(room_f32(PANEL_ROWS * GROUPS if taken else 0))  # from sums of groups, where signs are apart
     s, c = room_f32(PANEL_ROWS * GROUPS), room_f32(PANEL_ROWS * GROUPS)  # of the groups of a stretch
     columns, count, floats = pointer(outliers[0]), outliers[0].size, pointer(outliers[1])
     sums, row_scales = room_f32(height * room), room_f32(height)
@@ -267,7 +296,7 @@ def gemm_rows(x, x_scales, x_sums, outliers, packed, grid, bits, vectors, share,
         token, meeting, band, rows = piece(number, share, tokens, outputs)
         laid = (meeting + lanes - 1) // lanes * lanes
         if one_scale:
-            whole_starts(x_sums, token, laid, value(bits), starts)
+            whole_starts(x_sums, token, laid, 2 ** (value(bits) - 1) - taken, starts)
         for i in range(height):
             for t in range(0, laid, LANES):
                 store_i32(exact, i * room + t, load_i32(starts, t))
@@ -277,23 +306,34 @@ def gemm_rows(x, x_scales, x_sums, outliers, packed, grid, bits, vectors, share,
             new = g0 if g0 * size == start else g0 + 1  # the first group that begins in this stretch
             for i in range(0, rows, PANEL_ROWS):
                 here, shifted = min(PANEL_ROWS, rows - i), False
+                ahead = next_panel(i, rows, start, stop, width, row_bytes, value(bits))
                 for r in range(here):
                     row, of_groups = band + i + r, r * GROUPS
                     scales, shifts = offset(s, of_groups), offset(c, of_groups)
-                    shifted = load_row(grid, sizes, row, groups, g0, g1, bits, np.float32(0), scales, shifts)
+                    shifted = load_row(grid, sizes, row, groups, g0, g1, bits, np.float32(taken), scales, shifts)
                     row_scales[i + r] = scales[0]
-                    bytes_of_row = (row * row_bytes, (row + 1) * row_bytes, end)
-                    unpack(packed, bytes_of_row, start, stop, offset(panel, r * CODES), tail, bits)
+                    bytes_of_row = (row * row_bytes, (row + 1) * row_bytes, end, ahead)
+                    codes = offset(panel, r * CODES)
+                    unpack(packed, bytes_of_row, start, stop, codes, tail, bits)
+                    if taken:
+                        for g in range(g0, g1):
+                            k, after = max(g * size, start) - start, min((g + 1) * size, stop) - start
+                            missing[r * GROUPS + g - g0] = sum_of_negatives(codes, k, after)
                 for t in range(0, meeting, lanes):
                     of_x = offset(x, (token + t) * width + start * lanes)
                     for r in range(0, here, tile_height()):
                         of_rows, to = offset(panel, r * CODES), (i + r) * room + t
                         if one_scale:
-                            add_each(exact, to, room, dots(of_rows, CODES, 0, stop - start, of_x, vectors, bits))
+                            found = dots(of_rows, CODES, 0, stop - start, of_x, vectors, bits)
+                            if taken:
+                                found = add_numbers_each(found, missing, r * GROUPS, GROUPS)
+                            add_each(exact, to, room, found)
                             continue
                         for g in range(g0, g1):
                             k, after = max(g * size, start) - start, min((g + 1) * size, stop) - start
                             found = dots(of_rows, CODES, k, after, of_x, vectors, bits)
+                            if taken:
+                                found = add_numbers_each(found, missing, r * GROUPS + g - g0, GROUPS)
                             add_scaled_each(sums, to, room, found, s, r * GROUPS + g - g0, GROUPS)
                         if shifted:
                             shifts, of_sums = offset(c, r * GROUPS + new - g0), ((token + t) * groups) + new * lanes
@@ -313,23 +353,51 @@ def unpack(packed, place, start, stop, panel, tail, bits):
 @overload(unpack, jit_options=INLINE)
 def _unpack(packed, place, start, stop, panel, tail, bits):
     def codes(packed, place, start, stop, panel, tail, bits):
-        (at, end_of_row, end), size = place, 8 * value(bits)  # bytes of 64 codes
+        (at, end_of_row, end, ahead), size = place, 8 * value(bits)  # bytes of 64 codes
         for k in range(start, stop, CODES_AT_ONCE):
             source, first = packed, at + k // CODES_AT_ONCE * size
-            prefetch(packed, first + CODES * value(bits) // 8)  # the stretch after this
+            prefetch(packed, first + ahead)
             if first + size > end:
                 copy_tail(packed, first, end_of_row - first, tail)
                 source, first = tail, 0
-            store_i32(panel, k - start, load_bytes(source, first, bits))
+            found = load_bytes(source, first, bits)
+            if taken_off(bits):
+                store_i32(panel, k - start, magnitudes(found))
+                store_i32(panel, SIGNS + k - start, signs_of(found))
+            else:
+                store_i32(panel, k - start, found)
 
     return codes
 
 
+def taken_off(bits):
+    """What the numbers of a panel are less than the codes, where their signs are apart; else 0."""
+    raise NotImplementedError("taken_off is for kernels")
+
+
+@overload(taken_off, jit_options=INLINE)
+def _taken_off(bits):
+    taken = 2 ** (bits.count - 1) if signs_apart(bits.count) else 0
+    return lambda bits: taken
+
+
 @njit
-def whole_starts(x_sums, token, laid, bits, starts):
-    """-2^(b - 1) sum x: what codes without a sign count too much, whole numbers. int32 wraps around, and wraps back."""
+def sum_of_negatives(codes, first, last):
+    """The magnitudes of those below 0, of codes first .. last - 1 of a panel: the signs of these are bytes of -1."""
+    totals, whole = zeros_each(zeros_i32(), ONE), first + (last - first) // BYTES * BYTES
+    for k in range(first, whole, BYTES):
+        totals = dot4_each(load_i32(codes, k), load_each(codes, SIGNS + k, ONE, zeros_i32()), totals, SEVEN)
+    total = np.int32(-sum_i32(totals[0]))
+    for k in range(whole, last):
+        total = np.int32(total + np.int32(codes[k] & codes[SIGNS + k]))
+    return total
+
+
+@njit
+def whole_starts(x_sums, token, laid, middle, starts):
+    """-middle sum x: what codes without a sign count too much, whole numbers. int32 wraps around, and wraps back."""
     for t in range(laid):
-        starts[t] = np.int32(np.int32(-(2 ** (bits - 1))) * np.int32(x_sums[token + t]))
+        starts[t] = np.int32(np.int32(-middle) * np.int32(x_sums[token + t]))
 
 
 @njit

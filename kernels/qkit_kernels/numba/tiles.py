@@ -27,6 +27,7 @@ from qkit_kernels.numba.vector import (
     add_each,
     add_outer,
     add_outer_pairs,
+    add_outer_signed,
     has,
     load_each,
     pairs_together,
@@ -42,6 +43,7 @@ from qkit_kernels.numba.vector import (
 
 PANEL_ROWS, BAND_ROWS, TOKENS = 12, 96, 256
 FLOATS, CODES = 512, 2048  # of a stretch: 2 KB either way
+SIGNS = PANEL_ROWS * CODES  # where the signs of a panel begin, if they are apart
 ONE, TWO = Static(1), Static(2)
 
 
@@ -77,6 +79,21 @@ def piece(number, share, tokens, rows):
     return token, min(block, tokens - token), row, min(band, rows - row)
 
 
+@njit(forceinline=True)
+def next_panel(i, rows, start, stop, width, row_bytes, bits):
+    """How many bytes behind a code of one panel that lies which takes its place in the next, to be asked for meanwhile.
+
+    Args:
+        i, rows: the panel's first row in the band, and how many rows this has.
+        start, stop, width: of the features the stretch, and how many there are.
+    """
+    if i + PANEL_ROWS < rows:
+        return PANEL_ROWS * row_bytes
+    if stop < width:  # the first panel again, of the stretch after this
+        return (stop - start) * bits // 8 - i * row_bytes
+    return PANEL_ROWS * row_bytes - start * bits // 8  # the next band's
+
+
 def tile_height():
     """`vector.tile_rows`, for kernels."""
     raise NotImplementedError("tile_height is for kernels")
@@ -98,10 +115,19 @@ def add_products(w, stride, length, x, first, vectors, sums, at, room):
     add_each(sums, at, room, totals)
 
 
+def signs_apart(bits: int) -> bool:
+    """Whether a panel holds the magnitudes and behind them the signs of codes of b bits less 2^(b - 1): `add_outer_signed`.
+
+    Without it the products of codes of 8 bits do not fit into 16 bits by twos.
+    """
+    return bits == 8 and widens()
+
+
 def dots(w, stride, start, stop, x, vectors, bits):
     """sum_k w[r stride + k] x[k, t], codes of b bits in the bytes start .. stop - 1, for one tile: whole numbers.
 
-    x[k lanes + 4 t ..] holds four features, from k on, of token t.
+    x[k lanes + 4 t ..] holds four features, from k on, of token t. Where `signs_apart`, w is the code less 2^(b - 1), and the
+    sum lacks the magnitudes of those below 0.
     """
     raise NotImplementedError("dots is for kernels")
 
@@ -118,16 +144,35 @@ def _dots(w, stride, start, stop, x, vectors, bits):
         return totals
 
     def in_16_bits(w, stride, start, stop, x, vectors, bits):
-        totals = zeros_tile(zeros_i32(), vectors)
-        for first in range(start, stop, together):
-            pairs = zeros_tile(zeros_i32(), vectors)
-            for k in range(first, min(first + together, stop), 4):
-                xs = load_each(x, k * LANES * value(vectors), vectors, zeros_i32())
-                pairs = add_outer_pairs(pairs, w, k, stride, xs)
+        pairs = sum_of_pairs(w, stride, start, min(start + together, stop), x, vectors)
+        totals = widen_each(
+            pairs, zeros_tile(zeros_i32(), vectors)
+        )  # of a few rounds in a group the first adds to nothing
+        for first in range(start + together, stop, together):
+            pairs = sum_of_pairs(w, stride, first, min(first + together, stop), x, vectors)
             totals = widen_each(pairs, totals)
         return totals
 
+    def by_signs(w, stride, start, stop, x, vectors, bits):
+        totals = zeros_tile(zeros_i32(), vectors)
+        for k in range(start, stop, 4):
+            xs = load_each(x, k * LANES * value(vectors), vectors, zeros_i32())
+            totals = add_outer_signed(totals, w, k, stride, SIGNS, xs)
+        return totals
+
+    if signs_apart(bits.count):
+        return by_signs
     return in_16_bits if together > 4 else in_32_bits
+
+
+@njit(forceinline=True)
+def sum_of_pairs(w, stride, start, stop, x, vectors):
+    """`dots` in sums of 16 bits, two in a lane."""
+    pairs = zeros_tile(zeros_i32(), vectors)
+    for k in range(start, stop, 4):
+        xs = load_each(x, k * LANES * value(vectors), vectors, zeros_i32())
+        pairs = add_outer_pairs(pairs, w, k, stride, xs)
+    return pairs
 
 
 @njit

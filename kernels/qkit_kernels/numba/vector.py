@@ -338,6 +338,24 @@ def lookup(_context, table, index):
     return F32(F32, I32), codegen
 
 
+@intrinsic
+def lookup_low(_context, table, index):
+    """table[index], lane by lane, index 0 .. 7: where this is no faster, it is `lookup`."""
+    if not _permutes_eight():
+        return lookup._defn(_context, table, index)
+
+    def codegen(_context, builder, _signature, args):
+        lower = _shuffle(builder, args[0], range(8))
+        return _by_parts(builder, 2, lambda b, places: _x86(b, "avx2.permps", lower.type, lower, places), args[1])
+
+    return F32(F32, I32), codegen
+
+
+def _permutes_eight() -> bool:
+    """Whether eight floats are looked up at a time."""
+    return has("avx2") and not has("avx512f")
+
+
 def _lookup_avx2(builder, table, index):
     """Eight lanes at a time: look in the lower and in the upper half of the table; bit 3, shifted to where the sign of a float
     stands, chooses.
@@ -433,6 +451,21 @@ def dot4_each(_context, w, xs, totals, bits):
 
 
 @intrinsic
+def dot4_signed_each(_context, codes, xs, totals):
+    """dot4(total, codes - 128, x) for each x and total: 64 codes of 8 bits, x is -127 .. 127. AVX2.
+
+    Two products |w| (x with the sign of w) stay within 16 bits.
+    """
+
+    def build(builder, args):
+        numbers = builder.bitcast(_numbers_and_signs(builder, args[0])[0], _V16I32)
+        xs, totals = (cgutils.unpack_tuple(builder, pack) for pack in args[1:])
+        return [_by_parts(builder, 2, _dot4_sign, total, numbers, x) for x, total in zip(xs, totals, strict=True)]
+
+    return totals(I32, xs, totals), _each(build)
+
+
+@intrinsic
 def scale_each(_context, scales, sums, totals):
     """(float(sum) scales + total) for each sum and total."""
 
@@ -486,13 +519,18 @@ def _outer(xs, product):
         totals, xs = (cgutils.unpack_tuple(builder, pack) for pack in (totals, xs))
         made = []
         for r, place in enumerate(_rows_of(builder, first, stride, len(totals) // vectors)):
-            found = builder.load(builder.bitcast(builder.gep(w, [place]), number.as_pointer()))
-            found.align = 4 if kind is F32 else 1
-            spread = _splat(builder, found, vector)
+            spread = _spread(builder, w, place, number, vector)
             made += [product(builder, spread, x, totals[r * vectors + v]) for v, x in enumerate(xs)]
         return made
 
     return _each(build)
+
+
+def _spread(builder, p, place, number, vector):
+    """What lies at p[place], everywhere."""
+    found = builder.load(builder.bitcast(builder.gep(p, [place]), number.as_pointer()))
+    found.align = 4 if number is _F32 else 1
+    return _splat(builder, found, vector)
 
 
 def widens() -> bool:
@@ -515,6 +553,42 @@ def pairs_together(bits: int) -> int:
 def add_outer_pairs(_context, pairs, w, first, stride, xs):
     """`add_outer` of four codes into sums of 16 bits, two in a lane of int32: `pairs_together` times. AVX2."""
     return pairs(pairs, w, types.intp, types.intp, xs), _outer(xs, _add_pairs)
+
+
+@intrinsic
+def add_outer_signed(_context, totals, w, first, stride, away, xs):
+    """`add_outer` of four whole numbers -128 .. 127, magnitudes at w, `signs_of` them `away` behind; x is -127 .. 127. AVX2.
+
+    Two products |w| (x or ~x) stay within 16 bits, and ~x = -x - 1: for each w below 0, |w| is missing from the sum.
+    """
+
+    def build(builder, args):
+        totals, w, first, stride, away, xs = args
+        totals, xs = (cgutils.unpack_tuple(builder, pack) for pack in (totals, xs))
+        vectors, made, signs = len(xs), [], builder.gep(w, [away])
+        for r, place in enumerate(_rows_of(builder, first, stride, len(totals) // vectors)):
+            spread = [_spread(builder, start, place, _I32, _V16I32) for start in (w, signs)]
+            made += [_by_parts(builder, 2, _dot4_signed, totals[r * vectors + v], *spread, x) for v, x in enumerate(xs)]
+        return made
+
+    return totals(totals, w, types.intp, types.intp, types.intp, xs), _each(build)
+
+
+@intrinsic
+def add_numbers_each(_context, totals, p, first, stride):
+    """(totals[r, v] + p[first + r stride]), int32."""
+    rows = tile_rows()
+
+    def build(builder, args):
+        totals, p, first, stride = args
+        totals, made = cgutils.unpack_tuple(builder, totals), []
+        vectors = len(totals) // rows
+        for r, place in enumerate(_rows_of(builder, first, stride, rows)):
+            number = _spread(builder, p, place, _I32, _V16I32)
+            made += [builder.add(total, number) for total in totals[r * vectors : (r + 1) * vectors]]
+        return made
+
+    return totals(totals, p, types.intp, types.intp), _each(build)
 
 
 @intrinsic
@@ -578,11 +652,14 @@ def add_scaled_each(_context, p, first, stride, totals, scales, nth, apart):
 def transpose16(_context, p, first, stride, q, to, apart):
     """q[to + j apart + i] = p[first + i stride + j] for 16 i and 16 j, float32.
 
-    Four rounds, in each of which pairs of vectors are dealt into each other as cards are.
+    Four rounds, in each of which pairs of vectors are dealt into each other as cards are. AVX2 has too few registers for that.
     """
 
     def codegen(context, builder, _signature, args):
         p, first, stride, q, to, apart = args
+        if has("avx2") and not has("avx512f"):
+            _transpose_avx2(builder, *args)
+            return context.get_dummy_value()
         rows = [_load(builder, p, place, _V16F32) for place in _rows_of(builder, first, stride, LANES)]
         dealt = [number for lane in range(LANES) for number in (lane, LANES + lane)]
         low, high = (ir.Constant(ir.VectorType(_I32, LANES), part) for part in (dealt[:LANES], dealt[LANES:]))
@@ -594,6 +671,26 @@ def transpose16(_context, p, first, stride, q, to, apart):
         return context.get_dummy_value()
 
     return types.void(p, types.intp, types.intp, q, types.intp, types.intp), codegen
+
+
+def _transpose_avx2(builder, p, first, stride, q, to, apart):
+    """Eight by eight. A register gets four numbers of row i and behind them four of row i + 4, so that 128 bits by 128 bits,
+    which is how AVX2 deals, four by four change places: in two rounds, of single numbers and of pairs.
+    """
+    eight, four = ir.VectorType(_F32, 8), ir.VectorType(_I32, 4)
+    sources, targets = (list(_rows_of(builder, *rows, LANES)) for rows in ((first, stride), (to, apart)))
+
+    def part(row, column):
+        return _load(builder, p, builder.add(sources[row], ir.Constant(first.type, column)), four)
+
+    for i in (0, 8):
+        for j in range(0, LANES, 4):
+            rows = [_joined(builder, [part(i + row + half, j) for half in (0, 4)]) for row in range(4)]
+            pairs = [_dealt(builder, *rows[at : at + 2], ir.IntType(64)) for at in (0, 2)]
+            fours = [v for two in zip(*pairs, strict=True) for v in _dealt(builder, *two, ir.IntType(128))]
+            for row, v in enumerate(fours):
+                place = builder.gep(q, [builder.add(targets[j + row], ir.Constant(to.type, i))])
+                builder.store(builder.bitcast(v, eight), builder.bitcast(place, eight.as_pointer())).align = 4
 
 
 # ---- 64 bytes at a time
@@ -665,6 +762,19 @@ def _pairs(builder, a, b):
     return builder.bitcast(found, _V8I32)
 
 
+def _dot4_sign(builder, total, numbers, x):
+    """See `dot4_signed_each`."""
+    numbers, x = (builder.bitcast(v, _V32I8) for v in (numbers, x))
+    signs = builder.ashr(numbers, ir.Constant(_V32I8, [7] * 32))
+    sizes = builder.sub(builder.xor(numbers, signs), signs)
+    return _widened(builder, _pairs(builder, sizes, _x86(builder, "avx2.psign.b", _V32I8, x, numbers)), total)
+
+
+def _dot4_signed(builder, total, sizes, signs, b):
+    """See `add_outer_signed`."""
+    return _widened(builder, _pairs(builder, sizes, builder.xor(b, signs)), total)
+
+
 def _add_pairs(builder, a, b, totals):
     """totals + `_pairs`, for 64 bytes."""
     pairs = _by_parts(builder, 2, _pairs, a, b)
@@ -696,6 +806,8 @@ def load_bytes(_context, p, i, bits):
     width = bits.count
 
     def codegen(_context, builder, _signature, args):
+        if width < 8 and has("avx2") and not has("avx512f"):
+            return (_halves_of_bytes if width == 4 else _cut_avx2)(builder, *args[:2], width)
         packed = _load(builder, *args[:2], ir.VectorType(_I8, 8 * width))
         if width == 8:
             return builder.bitcast(packed, _V16I32)
@@ -704,6 +816,45 @@ def load_bytes(_context, p, i, bits):
         return builder.bitcast(builder.and_(codes, ir.Constant(_V64I8, [2**width - 1] * 64)), _V16I32)
 
     return I32(p, types.intp, bits), codegen
+
+
+def _halves_of_bytes(builder, p, i, _width):
+    """AVX2, 4 bits: the lower and the upper halves of 32 bytes, dealt into each other.
+
+    That happens in each 128 bits, so the second and the third quarter of the bytes change places first.
+    """
+    quarters = _load(builder, p, i, ir.VectorType(ir.IntType(64), 4))
+    octets = builder.bitcast(_shuffle(builder, quarters, (0, 2, 1, 3)), _V32I8)
+    words = builder.lshr(builder.bitcast(octets, _V16I16), ir.Constant(_V16I16, [4] * 16))
+    low, high = (builder.and_(v, ir.Constant(_V32I8, [15] * 32)) for v in (octets, builder.bitcast(words, _V32I8)))
+    return builder.bitcast(_joined(builder, _dealt(builder, low, high, _I16)), _V16I32)
+
+
+def _cut_avx2(builder, p, i, width):
+    """AVX2: shifts of 16-bit numbers, each by its own distance, are products with powers of two, if none is by 0.
+
+    So the first of two neighbours is brought down from the two bytes that end with its last, into the lower byte of 16 bits,
+    and the second up from the two that begin with its first, into the upper one. Sixteen codes are 2 b bytes; 16 are read
+    from where they begin, or from farther back where they would reach behind the block.
+    """
+    joined = []
+    for half in (0, 32):
+        starts = [min(width * first // 8, 8 * width - 16) for first in (half, half + 16)]
+        parts = [_load(builder, p, builder.add(i, ir.Constant(i.type, at)), ir.VectorType(_I8, 16)) for at in starts]
+        octets, places, distances = _joined(builder, parts), ([], []), ([], [])
+        for n in range(32):
+            first, lane, odd = width * (half + n), n // 16, n % 2  # the bit that the code begins with
+            byte = first // 8 if odd else (first + width - 1) // 8 - 1
+            for near in (byte, byte + 1):  # one that is not there holds nothing of the code
+                places[odd].append(16 * lane + min(max(near - starts[lane], 0), 15))
+            distances[odd].append(8 - (first - 8 * byte) if odd else first - 8 * byte)
+        words = [builder.bitcast(_shuffle(builder, octets, near), _V16I16) for near in places]
+        down = builder.lshr(words[0], ir.Constant(_V16I16, distances[0]))
+        up = builder.shl(words[1], ir.Constant(_V16I16, distances[1]))
+        masks = (ir.Constant(_V16I16, [(2**width - 1) << at] * 16) for at in (0, 8))
+        pair = (builder.and_(v, mask) for v, mask in zip((down, up), masks, strict=True))
+        joined.append(builder.or_(*pair))
+    return builder.bitcast(_joined(builder, joined), _V16I32)
 
 
 def _cut(builder, packed, width):
@@ -724,6 +875,28 @@ def _cut_vbmi(builder, packed, width):
     starts = ir.Constant(_V64I8, [code * width for _ in range(8) for code in range(8)])
     name, kind = "llvm.x86.avx512.pmultishift.qb.512", ir.FunctionType(_V64I8, [_V64I8, _V64I8])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [starts, words])
+
+
+@intrinsic
+def magnitudes(_context, codes):
+    """|code - 128| of 64 bytes."""
+
+    def codegen(_context, builder, _signature, args):
+        numbers, signs = _numbers_and_signs(builder, args[0])
+        return builder.bitcast(builder.sub(builder.xor(numbers, signs), signs), _V16I32)
+
+    return I32(I32), codegen
+
+
+@intrinsic
+def signs_of(_context, codes):
+    """Of 64 bytes: all bits where code - 128 is below 0, else none."""
+    return I32(I32), lambda _context, b, _signature, args: b.bitcast(_numbers_and_signs(b, args[0])[1], _V16I32)
+
+
+def _numbers_and_signs(builder, codes):
+    numbers = builder.xor(builder.bitcast(codes, _V64I8), ir.Constant(_V64I8, [128] * 64))
+    return numbers, builder.ashr(numbers, ir.Constant(_V64I8, [7] * 64))
 
 
 @intrinsic

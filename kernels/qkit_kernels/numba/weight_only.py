@@ -26,7 +26,7 @@ from numba.extending import overload
 from qkit_kernels.numba.grid import load_row
 from qkit_kernels.numba.streams import UNIT, add_bias, floats_at, lay_floats, masked_by
 from qkit_kernels.numba.threads import deal_out, fork_join
-from qkit_kernels.numba.tiles import FLOATS, PANEL_ROWS, add_products, piece, tile_height, write_out
+from qkit_kernels.numba.tiles import FLOATS, PANEL_ROWS, add_products, next_panel, piece, tile_height, write_out
 from qkit_kernels.numba.vector import (
     BYTES,
     CODES_AT_ONCE,
@@ -45,6 +45,7 @@ from qkit_kernels.numba.vector import (
     load_lanes,
     looks_bytes_up,
     lookup,
+    lookup_low,
     nth_signed,
     offset,
     pointer,
@@ -86,11 +87,11 @@ def gemv_rows(x, sums, packed, grid, table, block_group, lane_group, bits, toget
         first, last: which rows.
     """
     blocks, groups, row_bytes, end, outputs = x.shape[0], grid[0].shape[1], packed.shape[1], packed.size, y.shape[1]
-    block_bytes, uniform = 2 * codes_in_lane(bits) * value(bits), lane_group.size == 0
+    block_bytes, reach = 2 * codes_in_lane(bits) * value(bits), reach_of(lane_group)
     middle, less = np.float32(2 ** (value(bits) - 1)), splat(np.float32(2.0 ** -masked_by(value(bits))))
     s, c, tail = room_f32(groups + LANES), room_f32(groups + LANES), room_u8(2 * BYTES)
     x, sums, packed, y, table = pointer(x), pointer(sums), pointer(packed), pointer(y), pointer(table)
-    lanes = (s, pointer(block_group), pointer(lane_group), uniform)
+    lanes = (s, pointer(block_group), pointer(lane_group), reach)
     grid, sizes = pointers(grid), (grid[0].shape[0], grid[1].size, grid[2].size)
     for row in range(first, last):
         shifted = load_row(grid, sizes, row, groups, 0, groups, bits, middle, s, c)
@@ -214,12 +215,25 @@ def _block_dots(packed, at, x, first, table, bits, together):
     return dots
 
 
+@njit
+def reach_of(lane_group):
+    """How many groups any block has to do with, at most: 1 where groups are whole blocks, else 8 or 16."""
+    reach = 1 if lane_group.size == 0 else 8
+    for group in lane_group.flat:
+        reach = reach if group < 8 else 16
+    return reach
+
+
 @njit(forceinline=True)
 def lane_scales(lanes, block):
     """The scale of each lane of a block: one for all where groups are whole blocks, else each lane looks its own up."""
-    s, block_group, lane_group, uniform = lanes
+    s, block_group, lane_group, reach = lanes
     first = block_group[block]
-    return splat(s[first]) if uniform else lookup(load_f32(s, first), load_i32(lane_group, LANES * block))
+    if reach == 1:
+        return splat(s[first])
+    if reach == 8:
+        return lookup_low(load_f32(s, first), load_i32(lane_group, LANES * block))
+    return lookup(load_f32(s, first), load_i32(lane_group, LANES * block))
 
 
 @njit
@@ -308,9 +322,10 @@ def gemm_rows(x, packed, grid, table, bits, vectors, share, y, first, last):
             g0, g1 = start // size, (start + length - 1) // size + 1
             for i in range(0, rows, PANEL_ROWS):
                 here = min(PANEL_ROWS, rows - i)
+                ahead = next_panel(i, rows, start, start + length, features, row_bytes, value(bits))
                 for r in range(here):
                     row = band + i + r
-                    bytes_of_row = (row * row_bytes, (row + 1) * row_bytes, end)
+                    bytes_of_row = (row * row_bytes, (row + 1) * row_bytes, end, ahead)
                     load_row(grid, sizes, row, groups, g0, g1, bits, middle, s, c)
                     unpack(
                         packed, bytes_of_row, start, length, size, s, c, offset(panel, r * FLOATS), tail, table, bits
@@ -328,7 +343,7 @@ def unpack(packed, place, start, length, size, s, c, panel, tail, table, bits):
 
     Args:
         packed: pointer to all bytes.
-        place: where those of the row begin and end, and where all of them end.
+        place: where those of the row begin and end, where all of them end, and how far away is what will be unpacked next.
         size: of a group; the first of s and c, pointers to float32, are those of the group of `start`.
         panel: pointer to float32, is filled up to the next multiple of 64.
         tail: pointer to two vectors of scratch memory.
@@ -339,7 +354,7 @@ def unpack(packed, place, start, length, size, s, c, panel, tail, table, bits):
 @overload(unpack, jit_options=INLINE)
 def _unpack(packed, place, start, length, size, s, c, panel, tail, table, bits):
     def floats(packed, place, start, length, size, s, c, panel, tail, table, bits):
-        (at, stop, end), block = place, 8 * value(bits)  # bytes of 64 codes
+        (at, stop, end, ahead), block = place, 8 * value(bits)  # bytes of 64 codes
         whole, group, scale, shift = size % CODES_AT_ONCE == 0, 0, splat(np.float32(1)), zeros_f32()
         until = size - start % size if whole else length  # where the next group begins
         if whole:
@@ -349,7 +364,7 @@ def _unpack(packed, place, start, length, size, s, c, panel, tail, table, bits):
                 group, until = group + 1, until + size
                 scale, shift = splat(s[group]), splat(c[group])
             source, first = packed, at + (start + k) // CODES_AT_ONCE * block
-            prefetch(packed, first + FLOATS * value(bits) // 8)  # the stretch after this
+            prefetch(packed, first + ahead)
             if first + block > end:
                 copy_tail(packed, first, stop - first, tail)
                 source, first = tail, 0
