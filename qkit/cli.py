@@ -294,6 +294,7 @@ def bench_model(
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prefill.")] = 128,
     new: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 32,
     threads: Annotated[int | None, typer.Option(help="Threads, as many as cores if not given.")] = None,
+    head: Annotated[bool, typer.Option("--head", help="Quantize the output head too.")] = False,
     out: Out = None,
 ) -> None:
     """Time whole models, reading a prompt and writing, and the memory that they take."""
@@ -302,7 +303,7 @@ def bench_model(
     if out is not None:
         check_folder(out)
     record = generation.run(
-        params or generation.MODELS, scheme or generation.ROWS, threads=threads, prompt=prompt, new=new
+        params or generation.MODELS, scheme or generation.ROWS, threads=threads, prompt=prompt, new=new, head=head
     )
     written = [] if out is None else [write_json(record.to_dict(), out / "model.json")]
     _print_whole(tables.model_table(record))

@@ -121,14 +121,14 @@ def synthetic_llama(
     return model.to(device)
 
 
-def build(model: str, row: str) -> nn.Module:
-    """The model of a row: an embedded one by its name, or a synthetic Llama by its size."""
+def build(model: str, row: str, head: bool = False) -> nn.Module:
+    """The model of a row: an embedded one by its name, or a synthetic Llama by its size; `head`: with its head quantized too."""
     what = parse_row(row)
     if model not in EMBEDDED:
-        return synthetic_llama(SIZES[model], what)
+        return synthetic_llama(SIZES[model], what, head=head)
     network, _ = load(model)
     if isinstance(what, Scheme):
-        quantize(network, what, progress=False)
+        quantize(network, what, include="*" if head else None, progress=False)
     else:
         network.to(what)
     return network
@@ -174,18 +174,18 @@ def resident_bytes() -> tuple[int, int] | None:
     return now, peak
 
 
-def measure(model: str, row: str, prompt: int = PROMPT, new: int = NEW) -> ModelMeasurement:
+def measure(model: str, row: str, prompt: int = PROMPT, new: int = NEW, head: bool = False) -> ModelMeasurement:
     """One model in one format, in this process, with as many threads as torch has."""
     import transformers.models.llama.modeling_llama  # noqa: F401  (counted as idle, not as the model's)
 
     idle = resident_bytes()
-    network = build(model, row)
+    network = build(model, row, head)
     parameters = sum(p.numel() for p in network.parameters())
     parameters += sum(layer.in_features * layer.out_features for layer in quantized_layers(network).values())
     prefill, tokens = time_model(network, prompt, new=new)
     return ModelMeasurement(
         model=model,
-        row=name_row(row),
+        row=f"{name_row(row)}, head too" if head and quantized_layers(network) else name_row(row),
         threads=torch.get_num_threads(),
         parameters=parameters,
         nbytes=memory_bytes(network),
@@ -203,8 +203,9 @@ def run(
     threads: int | None = None,
     prompt: int = PROMPT,
     new: int = NEW,
+    head: bool = False,
 ) -> ModelRecord:
-    """`measure` for each model and row, each in a fresh process.
+    """`measure` for each model and row, each in a fresh process; `head`: the output head is quantized too.
 
     Raises:
         ValueError: a model, a row or a number of threads that cannot be measured.
@@ -221,7 +222,7 @@ def run(
     for number, (model, row) in enumerate(requests, 1):
         if sys.stderr.isatty():
             print(f"{number} of {len(requests)}: {model}, {names[row]}", file=sys.stderr)
-        request = {"model": model, "row": row, "prompt": prompt, "new": new}
+        request = {"model": model, "row": row, "prompt": prompt, "new": new, "head": head}
         measurements.append(ModelMeasurement.from_dict(ask("qkit.bench.generation", request, threads)))
     return ModelRecord(machine, tuple(measurements))
 

@@ -525,6 +525,17 @@ def test_a_synthetic_llama_is_whole_and_in_the_format_of_its_row(row):
     assert logits.isfinite().all() and logits.std() > 0
 
 
+@pytest.mark.parametrize("model", ["tiny", "bookworm-14m"])
+def test_the_head_is_quantized_where_it_is_asked_for(model, monkeypatch):
+    monkeypatch.setitem(generation.SIZES, "tiny", TINY)
+    for head in (False, True):
+        network = generation.build(model, "w8", head)
+        assert ("lm_head" in qkit.nn.layers.quantized_layers(network)) == head
+    found = generation.measure("tiny", "w8", prompt=4, new=2, head=True)
+    assert found.row == "RTN W8 per channel, head too"
+    assert generation.measure("tiny", "fp32", prompt=4, new=2, head=True).row == "FP32"
+
+
 def test_only_one_layer_at_a_time_is_in_float32(monkeypatch):
     seen = []
 
