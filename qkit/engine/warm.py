@@ -21,7 +21,8 @@ from qkit.nn.qlinear import QLinear
 
 FEATURES = 256
 OUTPUTS = (16, 512)  # few numbers are worked on by one thread, many by all
-TOKENS = (1, 2, 4, 16, 24, 300)  # few tokens and many are multiplied by different kernels, in tiles of different sizes
+# Few tokens and many are multiplied by different kernels, in tiles of different sizes; outliers of very many are searched by all
+TOKENS = (1, 2, 4, 16, 24, 600)
 
 
 @torch.no_grad()
