@@ -174,8 +174,22 @@ def test_weights_side_by_side_are_laid_as_one(bits, kind):
     assert together.shape == whole.shape and together.bits == bits
     assert all(map(torch.equal, layout._tensors(together), layout._tensors(whole)))
     assert layout.laid_beside(parts, torch.float16) is together
-    parts[1].packed[0] ^= 1  # not the first, whose memory it is kept with
-    assert not torch.equal(layout.laid_beside(parts, torch.float16).words, together.words)
+    before = together.words.clone()
+    parts[1].packed[0] ^= 1  # any of them, not the first alone
+    anew = layout.laid_beside(parts, torch.float16)
+    assert not torch.equal(anew.words, before) and anew is together  # in its memory, where a CUDA graph may read
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_what_lies_side_by_side_is_gone_when_any_of_it_is(gone):
+    gc.collect()
+    before = len(layout._KEPT)
+    parts = [weight(4, 128, 128, 128, seed=seed) for seed in (0, 1)]
+    layout.laid_beside(parts, torch.float16)
+    assert len(layout._KEPT) == before + 1
+    del parts[gone]
+    gc.collect()
+    assert len(layout._KEPT) == before
 
 
 def rows_of(q, start, stop):

@@ -13,7 +13,7 @@ from torch import Tensor
 from qkit.backends import torch as plain
 from qkit.backends.triton import integer_tiles, tiles
 from qkit.backends.triton.arguments import TOGETHER, begins
-from qkit.backends.triton.layout import BLOCK, KIND, kept, kept_beside
+from qkit.backends.triton.layout import BLOCK, KIND, kept
 from qkit.backends.triton.new_enough import TensorDescriptor, triton
 from qkit.numerics.integers import int8_codes
 from qkit.numerics.qtensor import QTensor
@@ -38,41 +38,43 @@ class Bytes:
     rows: Tensor
 
 
-def lay(q: QTensor) -> Bytes:
-    """The signed codes and a scale for each row."""
-    codes = F.pad(int8_codes(q), (0, -q.shape[1] % BLOCK)).contiguous()
-    return Bytes(codes, q.scales.float().reshape(-1).expand(q.shape[0]).contiguous())
+def lay(*weights: QTensor) -> Bytes:
+    """The signed codes and a scale for each row, of several weights one behind the other."""
+    codes = torch.cat([int8_codes(q) for q in weights])
+    rows = torch.cat([q.scales.float().reshape(-1).expand(q.shape[0]) for q in weights])
+    return Bytes(F.pad(codes, (0, -codes.shape[1] % BLOCK)), rows)
 
 
 def int8_linear(
     x: Tensor, q: QTensor, input_scale: Tensor | None, threshold: float, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """`qkit.ops.int8_linear` without its checks and gradient, [tokens, out] in `dtype`."""
-    if x.dtype not in KIND or not tiles.card(x.device.index).tensor_cores:
+    if not _takes(x):
         return plain.int8_linear(x, q, input_scale, threshold, bias, dtype)
-    y = torch.empty(len(x), q.shape[0], dtype=dtype, device=x.device)
-    if y.numel():
-        x = x if x.stride(1) == 1 else x.contiguous()
-        with torch.cuda.device_of(x):  # Triton launches on the card that is current
-            launch(x, kept(q, "int8", lay), input_scale, threshold, bias, y, tiles.card(x.device.index))
-    return y
+    return _product(x, (q,), input_scale, threshold, bias, dtype)
 
 
 def int8_products(x: Tensor, weights: Sequence[QTensor], threshold: float) -> Tensor:
     """`qkit.ops.products` of x [tokens, in]."""
-    if x.dtype not in KIND or not tiles.card(x.device.index).tensor_cores:
+    if not _takes(x):
         return plain.int8_products(x, weights, threshold)
+    return _product(x, weights, None, threshold, None, x.dtype)
 
-    def make() -> Bytes:
-        laid = [lay(q) for q in weights]
-        return Bytes(torch.cat([one.codes for one in laid]), torch.cat([one.rows for one in laid]))
 
-    y = torch.empty(len(x), sum(q.shape[0] for q in weights), dtype=x.dtype, device=x.device)
+def _takes(x: Tensor) -> bool:
+    return x.dtype in KIND and tiles.card(x.device.index).tensor_cores
+
+
+def _product(
+    x: Tensor, weights: Sequence[QTensor], input_scale: Tensor | None, threshold: float, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:  # fmt: skip
+    """[tokens, the outs of all weights]."""
+    y = torch.empty(len(x), sum(q.shape[0] for q in weights), dtype=dtype, device=x.device)
     if y.numel():
         x = x if x.stride(1) == 1 else x.contiguous()
-        with torch.cuda.device_of(x):
-            weight = kept_beside(weights, "int8", make)
-            launch(x, weight, None, threshold, None, y, tiles.card(x.device.index))
+        with torch.cuda.device_of(x):  # Triton launches on the card that is current
+            weight = kept(weights[0], "int8", lay, *weights[1:])
+            launch(x, weight, input_scale, threshold, bias, y, tiles.card(x.device.index))
     return y
 
 

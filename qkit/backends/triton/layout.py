@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from threading import Lock
 from typing import Any
 from weakref import finalize
@@ -246,24 +247,22 @@ def laid(q: StoredWeight, dtype: torch.dtype) -> Laid:
 
 def laid_beside(weights: Sequence[StoredWeight], dtype: torch.dtype) -> Laid:
     """`beside` of `lay`, once for each of these lists and dtype."""
-    return kept_beside(weights, dtype, lambda: beside([lay(q, dtype) for q in weights]))
+    return kept(weights[0], dtype, lambda *weights: beside([lay(q, dtype) for q in weights]), *weights[1:])
 
 
-def kept_beside(weights: Sequence[StoredWeight], name: Any, make: Callable[[], Any]) -> Any:
-    """`kept`, of what several weights are together: the first's, made anew when any of them is written into."""
-    others = tuple((_where(q), _written(q)) for q in weights[1:])
-    return kept(weights[0], (name, others), lambda _: make())
-
-
-def kept(q: StoredWeight, name: Any, make: Callable[[Any], Any]) -> Any:
-    """`make(q)`, once; forgotten when the weight is, made anew when it is written into.
+def kept(q: StoredWeight, name: Any, make: Callable[..., Any], *others: StoredWeight) -> Any:
+    """`make(q, *others)`, once; forgotten when one of the weights is, made anew when one is written into.
 
     What nobody counts is not seen: writing through `.data`, or into tensors that were made inside torch.inference_mode.
 
     Raises:
         RuntimeError: a CUDA graph is being recorded, which would lay the weight out at each replay, and not before the first.
     """
-    place, written = _where(q), _written(q)
+    weights = (q, *others)
+    parts = [tensor for one in weights for tensor in one.tensors().values()]
+    what = tuple((one.kind, str(one.meta())) for one in weights)
+    place = (what, *(number for tensor in parts for number in _place(tensor)))
+    written = tuple(0 if tensor.is_inference() else tensor._version for tensor in parts)
     found = _KEPT.get(place)
     if found is not None and found.written == written and name in found.made:
         return found.made[name]
@@ -275,24 +274,14 @@ def kept(q: StoredWeight, name: Any, make: Callable[[Any], Any]) -> Any:
         found = _KEPT.get(place)
         if found is None:
             found = _KEPT[place] = _Kept()
-            for tensor in q.tensors().values():
+            for tensor in parts:
                 finalize(tensor.untyped_storage(), _KEPT.pop, place, None).atexit = False
         if found.written != written:
             found.written, found.stale = written, {**found.stale, **found.made}
             found.made = {}
         if name not in found.made:
-            found.made[name] = _finished(make, q, found.stale.get(name))
+            found.made[name] = _finished(partial(make, *weights), q.packed, found.stale.get(name))
         return found.made[name]
-
-
-def _where(q: StoredWeight) -> tuple[Any, ...]:
-    """What the weight is, and where its parts lie."""
-    return q.kind, str(q.meta()), *(number for tensor in q.tensors().values() for number in _place(tensor))
-
-
-def _written(q: StoredWeight) -> tuple[int, ...]:
-    """How often its parts have been written into."""
-    return tuple(0 if tensor.is_inference() else tensor._version for tensor in q.tensors().values())
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
@@ -300,19 +289,19 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride()
 
 
-def _finished(make: Callable[[Any], Any], q: StoredWeight, stale: Any) -> Any:
-    """`make(q)`, in the memory of a stale one if there is one: a CUDA graph may read there.
+def _finished(make: Callable[[], Any], packed: Tensor, stale: Any) -> Any:
+    """`make()` where `packed` is, in the memory of a stale one if there is one: a CUDA graph may read there.
 
     By a thread of its own, which waits for the card: then every stream may read it, and what is allocated belongs to no pool of a
     CUDA graph, as it would here where torch.compile is about to record one.
     """
-    here = torch.cuda.current_stream(q.packed.device) if q.packed.is_cuda else None
+    here = torch.cuda.current_stream(packed.device) if packed.is_cuda else None
 
     def work() -> Any:
-        with torch.cuda.device_of(q.packed), torch.no_grad():
+        with torch.cuda.device_of(packed), torch.no_grad():
             if here is not None:
                 torch.cuda.current_stream().wait_stream(here)
-            made = make(q)
+            made = make()
             if stale is not None:
                 for old, new in zip(_tensors(stale), _tensors(made), strict=True):
                     old.copy_(new)

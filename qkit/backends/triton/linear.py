@@ -130,11 +130,14 @@ def launch(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Few | tiles.Many | til
         many(x, weight, y, cut, card.ptx, card.hopper, card.early)
 
 
+def takes(x: Tensor, weights: Sequence[StoredWeight]) -> bool:
+    """Whether kernels multiply them here; else the weights become floats."""
+    return x.dtype in KIND and all(map(fits, weights)) and tiles.card(x.device.index).takes(x.dtype)
+
+
 def linear(x: Tensor, q: StoredWeight, activations: Activations | None, bias: Tensor | None = None) -> Tensor:
     """`qkit.ops.linear` without its checks and gradient."""
-    if (
-        x.dtype not in KIND or not fits(q) or not tiles.card(x.device.index).takes(x.dtype)
-    ):  # then the weight becomes floats
+    if not takes(x, (q,)):
         return plain.linear(x, q, activations, bias)
     x = x if activations is None else quantize_activations(x)
     with torch.cuda.device_of(x):  # Triton launches on the card that is current
@@ -144,7 +147,7 @@ def linear(x: Tensor, q: StoredWeight, activations: Activations | None, bias: Te
 
 def products(x: Tensor, weights: Sequence[StoredWeight], activations: Activations | None) -> Tensor:
     """`qkit.ops.products` of x [tokens, in]."""
-    if x.dtype not in KIND or not all(map(fits, weights)) or not tiles.card(x.device.index).takes(x.dtype):
+    if not takes(x, weights):
         return plain.products(x, weights, activations)
     x = x if activations is None else quantize_activations(x)
     with torch.cuda.device_of(x):
