@@ -1,5 +1,7 @@
 """INT8 times INT8: whole numbers in, whole numbers out."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,17 +25,20 @@ def int8_codes(q: QTensor) -> Tensor:
     return (q.packed ^ 128).view(torch.int8)
 
 
+@cache
 def _saturates() -> bool:
-    """Whether torch._int_mm is wrong on the CPU: oneDNN is, on an x86 without VNNI. It adds neighbours in 16 bits there, where
-    two products of INT8 do not always fit.
-    """
+    """Whether torch._int_mm adds neighbours in 16 bits on this processor, where two products of INT8 do not always fit."""
     ones = torch.full((32, 64), 127, dtype=torch.int8, device="cpu")
     return bool((torch._int_mm(ones, ones.T) != 64 * 127 * 127).any())
 
 
-# Asked of the processor at once, which takes 15 ms: for torch.compile it is a constant then. To mark a function as one
-# (torch.compiler.assume_constant_result) imports the compiler, which takes a second.
-INT_MM_SATURATES = _saturates()
+def int_mm_saturates() -> bool:
+    """Whether torch._int_mm is wrong on the CPU: oneDNN is, on an x86 without VNNI. Asked of the processor once, at first use."""
+    return _saturates()
+
+
+# What torch.compiler.assume_constant_result does, which imports the compiler, a second of every `import qkit`
+int_mm_saturates._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def matmul_in_floats(a: Tensor, b: Tensor) -> Tensor:
@@ -50,7 +55,7 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     torch._int_mm returns wrong sums on the CPU for K = 1 (torch 2.13), and on CUDA takes no M below 17 and no N or K that
     is not a multiple of 8: zeros fill up what is missing. On an x86 without VNNI it may be wrong for any K: floats multiply.
     """
-    if not a.is_cuda and INT_MM_SATURATES:
+    if not a.is_cuda and int_mm_saturates():
         return matmul_in_floats(a, b)
     m, n = len(a), len(b)
     columns = -a.shape[1] % 8
