@@ -22,6 +22,7 @@ BIAS = {"f16": 1024, "bf16": 128}  # a float whose last bit is worth 1
 _MAGIC = {"f16": 0x64006400, "bf16": 0x43004300}
 # bfloat16 has no add and no mul before sm_90: x + y is x 1 + y, and x y is x y + -0
 _NEUTRAL = ".reg .b32 one, none; mov.b32 one, 0x3f803f80; mov.b32 none, 0x80008000;"
+_SCALED = {"f16": "mul.f16x2 {0}, {0}, ss;", "bf16": "fma.rn.bf16x2 {0}, {0}, ss, none;"}
 COPIES = 32  # of each pair of a table's numbers, see `pairs`
 PAIRS_BYTES = 256 * 4 * COPIES
 _FIELD = {4: 0x000F000F, 2: 0x00030003, 1: 0x00010001}
@@ -59,7 +60,7 @@ def affine(bits: int, kind: str, offset: bool) -> str:
     below and what rounding it left above.
     """
     add = {"f16": "add.f16x2 {0}, {0}, {1};", "bf16": "fma.rn.bf16x2 {0}, {0}, one, {1};"}[kind]
-    scale = {"f16": "mul.f16x2 {0}, {0}, ss;", "bf16": "fma.rn.bf16x2 {0}, {0}, ss, none;"}[kind]
+    scale = _SCALED[kind]
     lines = [
         "{ .reg .b32 t, h, minus, v0, v1, v2, v3, nz, ss, oh, ol; mov.b32 minus, 0xbf80bf80;",
         _NEUTRAL,
@@ -88,10 +89,9 @@ def table(kind: str) -> str:
 
     Of 16 numbers the first and the last 8 are looked up both, by three bits of the code, and its fourth bit picks.
 
-    Operands: $0 .. $7 the floats; $8 a word of codes; $9 .. $12 the low bytes of the 16
-    numbers; $13 .. $16 their high bytes; $17 the scale, above.
+    Operands: $0 .. $7 the floats; $8 a word of codes; $9 .. $12 the low bytes of the 16 numbers; $13 .. $16 their high bytes;
+    $17 the scale, above.
     """
-    mul = {"f16": "mul.f16x2 {0}, {0}, ss;", "bf16": "fma.rn.bf16x2 {0}, {0}, ss, none;"}[kind]
     lines = [
         "{ .reg .b32 s, m, u, v, lb, hb, v0, v1, v2, v3, ss; prmt.b32 ss, $17, $17, 0x3232;",
         _NEUTRAL,
@@ -105,7 +105,7 @@ def table(kind: str) -> str:
             lines.append(f"prmt.b32 {found}, u, v, m;")
         a, b = f"v{2 * half}", f"v{2 * half + 1}"
         lines.append(f"prmt.b32 {a}, lb, hb, 0x5140; prmt.b32 {b}, lb, hb, 0x7362;")
-        lines.append(mul.format(a) + mul.format(b))
+        lines.append(_SCALED[kind].format(a) + _SCALED[kind].format(b))
     return "\n".join([*lines, _OUTPUTS, "}"])
 
 
@@ -140,9 +140,8 @@ def paired(kind: str) -> str:
 
     Operands: $0 .. $7 the floats; $8 a word of codes; $9 where this lane's copy of pair 0 lies; $10 the scale, above.
     """
-    mul = {"f16": "mul.f16x2 {0}, {0}, ss;", "bf16": "fma.rn.bf16x2 {0}, {0}, ss, none;"}[kind]
     lines = ["{ .reg .b32 t, v0, v1, v2, v3, ss; prmt.b32 ss, $10, $10, 0x3232;", _NEUTRAL]
     for p in range(4):
         lines.append(f"bfe.u32 t, $8, {8 * p}, 8; mad.lo.u32 t, t, {4 * COPIES}, $9; ld.shared.b32 v{p}, [t];")
-    lines += [mul.format(f"v{p}") for p in range(4)]
+    lines += [_SCALED[kind].format(f"v{p}") for p in range(4)]
     return "\n".join([*lines, _OUTPUTS, "}"])

@@ -148,43 +148,30 @@ def values(
         v20, v21 = plain(w0, w1, w2, grid, off, low, high, 2, A, B, C, BIAS, OFFSET, TABLE, BF16)
         v30, v31 = plain(w0, w1, w2, grid, off, low, high, 3, A, B, C, BIAS, OFFSET, TABLE, BF16)
     elif TABLE and len(high) == 0:
-        pairs = tl.broadcast_to(low[0], w0.shape)
-        if BF16:
-            v00, v01, v10, v11, v20, v21, v30, v31 = tl.inline_asm_elementwise(
-                PTX, "=h,=h,=h,=h,=h,=h,=h,=h,r,r,r", [w0, pairs, grid],
-                dtype=(tl.bfloat16,) * 8, is_pure=True, pack=1,
-            )  # fmt: skip
-        else:
-            v00, v01, v10, v11, v20, v21, v30, v31 = tl.inline_asm_elementwise(
-                PTX, "=h,=h,=h,=h,=h,=h,=h,=h,r,r,r", [w0, pairs, grid],
-                dtype=(tl.float16,) * 8, is_pure=True, pack=1,
-            )  # fmt: skip
+        v00, v01, v10, v11, v20, v21, v30, v31 = eight(
+            PTX, "=h,=h,=h,=h,=h,=h,=h,=h,r,r,r", (w0, tl.broadcast_to(low[0], w0.shape), grid), BF16
+        )
     elif TABLE:
-        if BF16:
-            v00, v01, v10, v11, v20, v21, v30, v31 = tl.inline_asm_elementwise(
-                PTX, "=h,=h,=h,=h,=h,=h,=h,=h,r,r,r,r,r,r,r,r,r,r",
-                [w0, low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3], grid],
-                dtype=(tl.bfloat16,) * 8, is_pure=True, pack=1,
-            )  # fmt: skip
-        else:
-            v00, v01, v10, v11, v20, v21, v30, v31 = tl.inline_asm_elementwise(
-                PTX, "=h,=h,=h,=h,=h,=h,=h,=h,r,r,r,r,r,r,r,r,r,r",
-                [w0, low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3], grid],
-                dtype=(tl.float16,) * 8, is_pure=True, pack=1,
-            )  # fmt: skip
-    elif BF16:
-        v00, v01, v10, v11, v20, v21, v30, v31 = tl.inline_asm_elementwise(
-            PTX, "=h,=h,=h,=h,=h,=h,=h,=h,r,r,r,r,r", [w0, w1, w2, grid, off],
-            dtype=(tl.bfloat16,) * 8, is_pure=True, pack=1,
+        v00, v01, v10, v11, v20, v21, v30, v31 = eight(
+            PTX, "=h,=h,=h,=h,=h,=h,=h,=h,r,r,r,r,r,r,r,r,r,r",
+            (w0, low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3], grid), BF16,
         )  # fmt: skip
     else:
-        v00, v01, v10, v11, v20, v21, v30, v31 = tl.inline_asm_elementwise(
-            PTX, "=h,=h,=h,=h,=h,=h,=h,=h,r,r,r,r,r", [w0, w1, w2, grid, off],
-            dtype=(tl.float16,) * 8, is_pure=True, pack=1,
-        )  # fmt: skip
+        v00, v01, v10, v11, v20, v21, v30, v31 = eight(
+            PTX, "=h,=h,=h,=h,=h,=h,=h,=h,r,r,r,r,r", (w0, w1, w2, grid, off), BF16
+        )
     u0 = tl.join(tl.join(v00, v01), tl.join(v10, v11))
     u1 = tl.join(tl.join(v20, v21), tl.join(v30, v31))
     return tl.join(u0, u1)
+
+
+@triton.jit
+def eight(PTX: tl.constexpr, OPERANDS: tl.constexpr, given, BF16: tl.constexpr):
+    """Eight 16-bit floats that assembly makes of int32."""
+    if BF16:
+        return tl.inline_asm_elementwise(PTX, OPERANDS, given, dtype=(tl.bfloat16,) * 8, is_pure=True, pack=1)
+    else:
+        return tl.inline_asm_elementwise(PTX, OPERANDS, given, dtype=(tl.float16,) * 8, is_pure=True, pack=1)
 
 
 @triton.jit
