@@ -10,6 +10,7 @@ rounds on its way, going back it is the product with ŵ. Nothing is ever cut off
 import json
 from collections.abc import Callable, Sequence
 from functools import wraps
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -325,7 +326,7 @@ def layer(
         activations: of `linear`; "integers": the layer multiplies integers (`int8_linear`).
         input_scale, threshold: of `int8_linear`.
     """
-    q = _stored(parts, record)
+    q = _stored(parts, json.loads(record))
     if activations == "integers":
         y = int8_linear(x, q, bias, input_scale, threshold)  # type: ignore[arg-type]
     else:
@@ -370,9 +371,8 @@ def layers(
         parts: those of all weights, one after the other.
         record: a list of the records of `layer`, JSON.
     """
-    weights, rest = [], iter(parts)
-    for one in json.loads(record):
-        weights.append(_stored([next(rest) for _ in one["parts"]], json.dumps(one)))
+    rest = iter(parts)
+    weights = [_stored(list(islice(rest, len(meta["parts"]))), meta) for meta in json.loads(record)]
     return products(x, weights, activations, threshold)
 
 
@@ -381,6 +381,5 @@ def _(x, parts, record, activations=None, threshold=0.0):
     return x.new_empty(*x.shape[:-1], sum(one["shape"][0] for one in json.loads(record)))
 
 
-def _stored(parts: list[Tensor], record: str) -> StoredWeight:
-    meta = json.loads(record)
+def _stored(parts: list[Tensor], meta: dict[str, Any]) -> StoredWeight:
     return stored_from(dict(zip(meta.pop("parts"), parts, strict=True)), meta)

@@ -76,6 +76,11 @@ def name_row(row: str) -> str:
     return what.name if isinstance(what, Scheme) else row.upper()
 
 
+def with_head(name: str, network: nn.Module, head: bool) -> str:
+    """A row's name, that says so where the output head is quantized too."""
+    return f"{name}, head too" if head and quantized_layers(network) else name
+
+
 @torch.no_grad()
 def synthetic_llama(
     config: dict[str, Any],
@@ -185,7 +190,7 @@ def measure(model: str, row: str, prompt: int = PROMPT, new: int = NEW, head: bo
     prefill, tokens = time_model(network, prompt, new=new)
     return ModelMeasurement(
         model=model,
-        row=f"{name_row(row)}, head too" if head and quantized_layers(network) else name_row(row),
+        row=with_head(name_row(row), network, head),
         threads=torch.get_num_threads(),
         parameters=parameters,
         nbytes=memory_bytes(network),

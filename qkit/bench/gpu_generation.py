@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from qkit.bench import generation
-from qkit.bench.generation import name_row, parse_row, synthetic_llama
+from qkit.bench.generation import name_row, parse_row, synthetic_llama, with_head
 from qkit.bench.gpu import check_card, describe_card
 from qkit.bench.peers import int8_on_card, nf4_on_card
 from qkit.bench.record import GpuModelMeasurement, GpuModelRecord
@@ -325,7 +325,7 @@ def measure(
         found.append(
             GpuModelMeasurement(
                 model=size,
-                row=f"{row.name}, head too" if head and layers else row.name,
+                row=with_head(row.name, network, head),
                 batch=batch,
                 way=way,
                 length=length,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from qkit.model.facts import read
 from qkit.model.hooks import evaluating, input_of, instead
-from qkit.nn.fused import form, fuse
+from qkit.nn.fused import alike, fuse
 from qkit.nn.layers import quantized_layers
 from qkit.nn.qlinear import QLinear
 
@@ -29,8 +29,7 @@ def fuse_projections(model: nn.Module) -> list[tuple[str, ...]]:
     layers, found = quantized_layers(model), []
     for names in shared_inputs(model):
         several = [layers[name] for name in names]
-        alike = form(several[0]) is not None and all(form(layer) == form(several[0]) for layer in several)
-        if alike and several[0].packed.is_cuda:
+        if alike(several) and several[0].packed.is_cuda:
             fuse(several)
             found.append(names)
     return found

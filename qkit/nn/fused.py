@@ -21,12 +21,16 @@ import torch
 from torch import Tensor
 
 from qkit import ops
-from qkit.backends.triton.layout import ROWS  # of a tile: each weight fills whole ones
+from qkit.backends.triton.layout import KIND, ROWS  # dtypes that kernels take; rows of a tile, which each weight fills
 from qkit.nn.int8_linear import Int8Linear
 from qkit.nn.qlinear import QLinear
 from qkit.numerics.activations import STATIC_INT8
 
-KERNELS = (torch.float16, torch.bfloat16)  # what the kernels take
+
+def alike(layers: Sequence[QLinear]) -> bool:
+    """Whether `fuse` takes them."""
+    forms = {form(layer) for layer in layers}
+    return len(layers) > 1 and len(forms) == 1 and None not in forms
 
 
 def form(layer: QLinear) -> tuple[Any, ...] | None:
@@ -54,8 +58,7 @@ class Fused:
         self.weights = [layer.qtensor for layer in layers]
         self.parts = [part for q in self.weights for part in q.tensors().values()]
         self.record = f"[{', '.join(layer.record for layer in layers)}]"
-        self.integers = isinstance(first, Int8Linear)
-        self.activations = "integers" if self.integers else "int8" if first.activations else None
+        self.activations = "integers" if isinstance(first, Int8Linear) else "int8" if first.activations else None
         self.threshold = float(getattr(first, "threshold", 0.0))
         self.places = list(pairwise(accumulate((layer.out_features for layer in layers), initial=0)))
         self.kept: tuple[Tensor, Tensor, int] | None = None
@@ -65,7 +68,7 @@ class Fused:
 
         As `ops.linear`, but for derivatives and for dtypes that the kernels do not take.
         """
-        if x.dtype not in KERNELS or (torch.is_grad_enabled() and x.requires_grad):
+        if x.dtype not in KIND or (torch.is_grad_enabled() and x.requires_grad):
             return None
         compiling = torch.compiler.is_compiling()  # a graph has no versions: there an input is what it is
         version = 0 if compiling or x.is_inference() else x._version
@@ -92,8 +95,7 @@ def fuse(layers: Sequence[QLinear]) -> None:
     Raises:
         ValueError: they have not one form.
     """
-    forms = [form(layer) for layer in layers]
-    if len(layers) < 2 or forms[0] is None or any(one != forms[0] for one in forms):
+    if not alike(layers):
         raise ValueError(
             f"layers {', '.join(f'{type(layer).__name__}({layer.extra_repr()})' for layer in layers)} cannot be fused; "
             f"give two or more of one kind, with the same inputs, groups and settings, and outputs in multiples of {ROWS}"
