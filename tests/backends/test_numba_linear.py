@@ -54,6 +54,21 @@ def test_inputs_that_are_views(view, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("of_bias", (*DTYPES, torch.float64))
+@pytest.mark.parametrize("tokens", [1, 3, 6])
+def test_a_bias_may_have_another_dtype_than_x(tokens, of_bias, dtype):
+    """A kernel that is given its address reads float32; whole numbers say whether it read what is there."""
+    q, x, bias = weight(4, 7, 96, 32, "zero points"), whole(tokens, 96).to(dtype), whole(7).to(of_bias)
+    for activations in (None, "int8"):
+        y = linear(x, q, activations=activations, backend="numba")
+        found = linear(x, q, bias, "numba", activations)
+        assert found.dtype == dtype and torch.equal(found, (y.double() + bias.double()).to(dtype))
+    q = int8_rows(random(7, 96))
+    y = int8_linear(x.double(), q).float()  # the product before it is rounded to the dtype of x
+    assert torch.equal(int8_linear(x, q, bias), (y + bias.float()).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_real_inputs_in_16_bits_are_rounded_only_at_the_end(dtype):
     q = weight(4, 17, 160, 32, "zero points", real=True)
     for tokens in (1, 6):

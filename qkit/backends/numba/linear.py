@@ -56,6 +56,11 @@ def _as_it_lies(x: Tensor) -> bool:
     return type(x) in (Tensor, Parameter) and x.dtype in _DTYPES and x.is_contiguous() and not x.is_neg()
 
 
+def _can_be_added(bias: Tensor | None) -> bool:
+    """Whether a kernel adds the bias itself: it is float32, as kernels read it by its address."""
+    return bias is not None and bias.dtype == torch.float32 and _as_it_lies(bias)
+
+
 def _in_one_call(
     layer: Callable[..., None], x: Tensor, weight: Ready, tokens: int, bias: Tensor | None, *more: Any
 ) -> Tensor | None:
@@ -216,7 +221,7 @@ def linear(x: Tensor, q: StoredWeight, activations: Activations | None, bias: Te
     if weight is None:  # for what has no kernel the weight becomes floats
         x = x if activations is None else quantize_activations(x)
         return plain.with_bias(F.linear(x, select(f"dequantize_{q.kind}", None, "cpu")(q).to(x.dtype)), bias)
-    own = bias if bias is not None and x.dtype == torch.float32 and _as_it_lies(bias) else None  # the kernel adds it
+    own = bias if x.dtype == torch.float32 and _can_be_added(bias) else None
     if activations is None:
         y = _with_floats(x, weight, own)
     elif weight.integers:
@@ -234,7 +239,7 @@ def int8_linear(
     weight = ready(q)
     if weight is None or not weight.integers:
         return plain.int8_linear(x, q, input_scale, threshold, bias, dtype)
-    own = bias if bias is not None and bias.dtype == torch.float32 and _as_it_lies(bias) else None
+    own = bias if _can_be_added(bias) else None
     if x.dtype == torch.float64:
         y = _with_integers(x.float(), weight, own, input_scale, plain.some_outliers(x, threshold))
     else:
