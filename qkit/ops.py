@@ -206,7 +206,6 @@ def _learns(*tensors: Tensor | None) -> bool:
     return False
 
 
-@_not_compiled
 def linear(
     x: Tensor,
     q: StoredWeight,
@@ -229,6 +228,25 @@ def linear(
     Returns:
         [..., out], in the dtype of `x`.
     """
+    if backend is None and (kept := _kept(x, q, bias)) is not None:
+        y = kept.linear(x, bias, activations)
+        if y is not None:
+            return y
+    return _linear(x, q, bias, backend, activations)
+
+
+def _kept(x: Tensor, q: StoredWeight, bias: Tensor | None) -> Any:
+    """What a backend keeps with `q` of the product before, if this is a call like most: not looked at, and nothing learns."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _learns(x, bias):
+        return None
+    return getattr(q, "ready", None)
+
+
+@_not_compiled
+def _linear(
+    x: Tensor, q: StoredWeight, bias: Tensor | None, backend: str | None, activations: str | Activations | None
+) -> Tensor:
+    """`linear`, everything asked."""
     _check_linear(x, q, bias)
     if not (activations is None or isinstance(activations, Activations)):
         activations = activations_from(activations, ("int8",))
@@ -266,7 +284,6 @@ def _check_devices(q: StoredWeight, **others: Tensor | None) -> None:
             )
 
 
-@_not_compiled
 def int8_linear(
     x: Tensor,
     q: QTensor,
@@ -291,6 +308,19 @@ def int8_linear(
     Returns:
         [..., out], in the dtype of `x`.
     """
+    if backend is None and (kept := _kept(x, q, bias)) is not None:
+        check_int8_weight(q)
+        y = kept.int8_linear(x, bias, input_scale, threshold)
+        if y is not None:
+            return y
+    return _int8_linear(x, q, bias, input_scale, threshold, backend)
+
+
+@_not_compiled
+def _int8_linear(
+    x: Tensor, q: QTensor, bias: Tensor | None, input_scale: Tensor | None, threshold: float, backend: str | None
+) -> Tensor:
+    """`int8_linear`, everything asked."""
     _check_linear(x, q, bias)
     _check_devices(q, input_scale=input_scale)
     check_int8_weight(q)

@@ -64,6 +64,6 @@ class Int8Linear(QLinear):
         if self.fused is not None and (y := self.fused_part(input)) is not None:
             return y
         scale = cast(Tensor | None, self._buffers["input_scale"])
-        if self.is_operation(input):
+        if torch.compiler.is_compiling() and self.is_operation(input):
             return self.operation(input, "integers", scale, self.threshold)
-        return ops.int8_linear(input, self.qtensor, self.bias, scale, self.threshold)
+        return ops.int8_linear(input, cast(QTensor, self.qtensor), self.offset(), scale, self.threshold)

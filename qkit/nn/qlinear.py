@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,11 +78,15 @@ class QLinear(nn.Module):
         """[..., in] -> [..., out], in the dtype of `input`, which is called as in nn.Linear."""
         if self.fused is not None and (y := self.fused_part(input)) is not None:
             return y
-        if self.is_operation(input):
+        if torch.compiler.is_compiling() and self.is_operation(input):
             return self.operation(input, "int8" if self.activations else None)
+        return ops.linear(input, self.qtensor, self.offset(), None, self.activations)
+
+    def offset(self) -> Tensor | None:
+        """The bias, wherever it is kept now."""
         parameters = self._parameters  # as in `qtensor`
         bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401 (self.bias is what takes long)
-        return ops.linear(input, self.qtensor, bias, None, self.activations)
+        return cast(Tensor | None, bias)
 
     def fused_part(self, x: Tensor) -> Tensor | None:
         """What `qkit.nn.fused` has for this layer; nothing any more once its weight has been replaced."""
@@ -93,8 +97,8 @@ class QLinear(nn.Module):
         return fused.part(number, x, self.bias)
 
     def is_operation(self, x: Tensor) -> bool:
-        """Whether torch.compile is looking, on a GPU and with nothing to learn: the layer is then one operation of its graph."""
-        if not torch.compiler.is_compiling() or ops.exporting() or not self.packed.is_cuda:
+        """Whether it is one operation of the graph where torch.compile is looking: on a GPU and with nothing to learn."""
+        if ops.exporting() or not self.packed.is_cuda:
             return False
         return not torch.is_grad_enabled() or not (
             x.requires_grad or (self.bias is not None and self.bias.requires_grad)

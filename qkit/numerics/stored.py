@@ -24,7 +24,9 @@ class StoredWeight(ABC):
         packed: uint8 [out, ceil(in * bits / 8)], the codes as `qkit.numerics.packing` lays them.
         bits: bits of one code, 2 .. 8.
         shape: (out, in).
-        ready: what a backend keeps here for its next product (`qkit.backends`); no part of the weight, and of no copy of it.
+        ready: what a backend keeps here for its next product (`qkit.backends`), if it does: an object whose `linear(x, bias,
+            activations)` and `int8_linear(x, bias, input_scale, threshold)` are the operations of `qkit.ops` where nothing has
+            to be asked any more, and else None; no part of the weight, and of no copy of it.
     """
 
     __slots__ = ("ready",)

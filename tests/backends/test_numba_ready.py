@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from products import random, weight
-from qkit import NF4, RTN, QLinear, linear, quantize_tensor
-from qkit.backends.numba import linear as cpu
+from qkit import NF4, RTN, QLinear, linear, ops, quantize_tensor
+from qkit.backends.numba import few
 from qkit.backends.numba.ready import ready
 from qkit.methods.int8 import int8_rows
+from qkit.numerics.activations import INT8
 from qkit.ops import int8_linear
 
 WEIGHTS = [weight(4, 8, 96, 32, "zero points", real=True), quantize_tensor(random(8, 128), NF4())]
@@ -92,9 +93,9 @@ def test_nothing_is_kept_of_a_weight_with_gaps():
 @pytest.fixture(params=["no team of threads in this process", "rows too long for the stack"])
 def in_steps(request, monkeypatch):
     if request.param.startswith("no team"):
-        monkeypatch.setattr(cpu, "team_of", lambda *_: None)
+        monkeypatch.setattr(few, "team_of", lambda *_: None)
     else:
-        monkeypatch.setattr(cpu, "MAX_LAID", 0)
+        monkeypatch.setattr(few, "MAX_LAID", 0)
 
 
 PRODUCTS = {
@@ -116,6 +117,78 @@ def test_one_call_and_several_steps_give_the_same_bits(name, in_steps):
         if of == name:
             found = PRODUCTS[name](random(tokens, 96).to(dtype), random(8))
             assert found.dtype == dtype and torch.equal(found, expected), (tokens, dtype)
+
+
+CALLS = {
+    "floats": (lambda: copy.deepcopy(WEIGHTS[0]), lambda *args: linear(*args)),
+    "a codebook": (lambda: copy.deepcopy(WEIGHTS[1]), lambda *args: linear(*args)),
+    "integers": (lambda: copy.deepcopy(WEIGHTS[0]), lambda *args: linear(*args, activations=INT8)),
+    "one scale a row": (lambda: int8_rows(random(8, 96)), lambda *args: int8_linear(*args)),
+    "one scale for all": (lambda: int8_rows(random(8, 96)), lambda *args: int8_linear(*args, torch.tensor(0.02))),
+    "outliers": (lambda: int8_rows(random(8, 96)), lambda *args: int8_linear(*args, threshold=1.5)),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("leading", [(), (1, 1), (3,), (2, 2)], ids=str)
+def test_from_the_second_time_on_nothing_is_asked(name, leading, dtype, monkeypatch):
+    make, call = CALLS[name]
+    q = make()
+    x = random(*leading, q.shape[1]).to(dtype)
+    bias = random(8) if dtype == torch.float32 else None
+    expected = call(x, q, bias)
+    for operation in ("_linear", "_int8_linear"):
+        monkeypatch.setattr(ops, operation, lambda *_: pytest.fail("everything is asked"))
+    found = call(x, q, bias)
+    assert found.dtype == dtype and found.shape == (*leading, 8) and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_is_refused_at_first_is_refused_ever_after(name):
+    make, call = CALLS[name]
+    q, new = make(), make()
+    x = random(1, q.shape[1])
+    wrong = [
+        (x[:, :-1], None),
+        (random(2 * q.shape[1]), None),  # as many numbers as two tokens
+        (torch.zeros(()), None),
+        (x.int(), None),
+        (x.to("meta"), None),
+        (x, random(7)),
+        (x, random(8, 1)),
+        (x, random(8).to("meta")),
+    ]
+    call(x, q, None)
+    for given, bias in wrong:
+        messages = []
+        for one in (new, q):
+            with pytest.raises(ValueError) as error:
+                call(given, one, bias)
+            messages.append(str(error.value))
+        assert messages[0] == messages[1]
+    assert hasattr(q, "ready") and not hasattr(new, "ready")
+
+
+def test_a_scale_of_the_inputs_that_is_elsewhere_is_refused_ever_after():
+    q, x = int8_rows(random(8, 96)), random(1, 96)
+    int8_linear(x, q)
+    with pytest.raises(ValueError, match="input_scale is on meta and the weight on cpu"):
+        int8_linear(x, q, None, torch.tensor(0.02, device="meta"))
+
+
+def test_whoever_looks_or_learns_is_asked_every_time():
+    q, x = copy.deepcopy(WEIGHTS[0]), random(1, 96)
+    expected = linear(x, q)
+    inputs, bias = x.clone().requires_grad_(), random(8).requires_grad_()
+    y = linear(inputs, q, bias)
+    assert torch.equal(y, expected + bias)
+    y.sum().backward()
+    assert inputs.grad is not None and torch.equal(bias.grad, torch.ones(8))
+    _, tangent = torch.func.jvp(lambda x: linear(x, q), (x,), (torch.ones(1, 96),))
+    torch.testing.assert_close(tangent, ops.dequantize(q).sum(1)[None])
+    with pytest.raises(TypeError, match=r"torch.jit.trace and torch.export cannot write down"):
+        torch.jit.trace(QLinear(q), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -121,8 +121,7 @@ def team_of(rows: int, serial: bool) -> tuple[int, int, int] | None:
     no address. None: the threads are Python's, see `run`.
     """
     threads = 1 if serial else thread_count()
-    chunk = chunk_size(rows, threads)
-    if threads == 1 or chunk >= rows:
+    if threads == 1 or (chunk := chunk_size(rows, threads)) >= rows:
         return 0, 1, rows
     address = team_address()
     return (address, threads, chunk) if address else None

@@ -5,33 +5,23 @@ tokens (`gemv`: bound by reading the weight) and for many (`gemm`: bound by arit
 stored; only the activations are laid out anew.
 """
 
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Parameter
 
 from qkit.backends import torch as plain
-from qkit.backends.numba.ready import NO_BYTES, Ready, floats, readied, ready
+from qkit.backends.numba.few import FEW, SERIAL_WEIGHTS, can_be_added, taken_together
+from qkit.backends.numba.ready import NO_BYTES, NONE, Ready, floats, limit_of, readied, ready
 from qkit.dispatch import select
 from qkit.numerics.activations import Activations, quantize_activations
 from qkit.numerics.qtensor import QTensor
 from qkit.numerics.stored import StoredWeight
 from qkit_kernels.numba import amx, integer, streams, tiles, weight_only
-from qkit_kernels.numba.threads import run, team_of, thread_count
-from qkit_kernels.numba.vector import BYTES, LANES, Static
+from qkit_kernels.numba.threads import run, thread_count
+from qkit_kernels.numba.vector import BYTES, LANES
 
-SERIAL_WEIGHTS = 2**17  # times tokens: less is done before a second thread has woken
-MAX_LAID = 2**14  # features: of more, a few laid tokens are too much for the stack of a thread
-_DTYPES = {getattr(torch, name): number for number, name in enumerate(streams.DTYPES)}
 _NO_OUTLIERS = (np.zeros(0, np.int64), np.zeros((0, 0, 0), np.float32))
-_TOGETHER = {count: Static(count) for count in (1, 2, 4)}
-NONE = -1.0  # a limit that finds no outliers
-FEW = max(_TOGETHER)  # tokens: more are multiplied in tiles
 
 
 def _laid(shape: tuple[int, ...], dtype: torch.dtype, zeros: bool = False) -> np.ndarray:
@@ -39,43 +29,11 @@ def _laid(shape: tuple[int, ...], dtype: torch.dtype, zeros: bool = False) -> np
     return (torch.zeros if zeros else torch.empty)(shape, dtype=dtype, device="cpu").numpy()
 
 
-def _few(tokens: int) -> tuple[None, ...]:
-    """How many tokens a kernel takes together: 1, 2 or 4."""
-    return _TOGETHER[tokens if tokens < 3 else FEW]
-
-
 def _tiles(tokens: int) -> tuple[tuple[None, ...], int, int]:
     """The size of a tile in vectors; in tokens; and how many tiles."""
     vectors = tiles.tile(tokens)
     lanes = LANES * len(vectors)
     return vectors, lanes, -(-tokens // lanes)
-
-
-def _as_it_lies(x: Tensor) -> bool:
-    """Whether a kernel may read x where it is: numbers in memory, as torch itself keeps them, without gaps."""
-    return type(x) in (Tensor, Parameter) and x.dtype in _DTYPES and x.is_contiguous() and not x.is_neg()
-
-
-def _can_be_added(bias: Tensor | None) -> bool:
-    """Whether a kernel adds the bias itself: it is float32, as kernels read it by its address."""
-    return bias is not None and bias.dtype == torch.float32 and _as_it_lies(bias)
-
-
-def _in_one_call(
-    layer: Callable[..., None], x: Tensor, weight: Ready, tokens: int, bias: Tensor | None, *more: Any
-) -> Tensor | None:
-    """A few tokens by a kernel that does it all: float32 [..., out]; None: x, or this machine, needs one step after the other."""
-    rows, features = weight.shape
-    team = team_of(rows, tokens * rows * features < SERIAL_WEIGHTS)
-    if team is None or features > MAX_LAID or not _as_it_lies(x):
-        return None
-    together = _few(tokens)
-    whole = len(together) == tokens
-    shape = (*x.shape[:-1], rows) if whole else (len(together), rows)
-    y = x.new_empty(shape) if x.dtype == torch.float32 else x.new_empty(shape, dtype=torch.float32)
-    start = 0 if bias is None else bias.data_ptr()
-    layer(x.data_ptr(), _DTYPES[x.dtype], tokens, features, start, y.data_ptr(), *team, *more, together)
-    return y if whole else y[:tokens].view(*x.shape[:-1], rows)
 
 
 def weight_only_linear(x: Tensor, q: StoredWeight) -> Tensor:
@@ -87,14 +45,14 @@ def _with_floats(x: Tensor, weight: Ready, bias: Tensor | None) -> Tensor:
     """The same with a bias, float32 [out] and contiguous, or None."""
     (out_features, in_features), groups = weight.shape, weight.groups
     tokens = x.numel() // in_features
-    few = weight.together and 0 < tokens <= FEW
-    if few and (y := _in_one_call(weight_only.layer, x, weight, tokens, bias, *weight.arrays)) is not None:
+    if (y := weight.with_floats(x, bias)) is not None:
         return y
+    few = weight.together and 0 < tokens <= FEW
     given = floats(x.reshape(-1, in_features))
     serial = tokens * out_features * in_features < SERIAL_WEIGHTS
     packed, grid, table, *geometry, bits = weight.arrays
     if few:
-        together, masked = _few(tokens), weight_only.masked(len(bits), table is None)
+        together, masked = taken_together(tokens), weight_only.masked(len(bits), table is None)
         n, blocks, places = len(together), len(geometry[0]), streams.UNIT[len(bits)] + (masked > 0)
         laid = _laid((blocks, places, n, LANES), torch.float32, n > tokens)
         sums = np.zeros((-(-groups // LANES), n, LANES), np.float32)
@@ -145,19 +103,17 @@ def _with_integers(
     """The same with a bias, float32 [out] and contiguous, or None; instead of `outliers` the `limit` by which they are found."""
     (out_features, in_features), groups = weight.shape, weight.groups
     tokens = x.numel() // in_features
+    scale = 0.0 if input_scale is None else float(input_scale)
+    if outliers is None and (y := weight.with_integers(x, bias, scale, limit)) is not None:
+        return y
     few = weight.together and 0 < tokens <= FEW
     packed, grid, _, *geometry, bits = weight.arrays
-    scale = 0.0 if input_scale is None else float(input_scale)
-    if few and outliers is None:
-        y = _in_one_call(integer.layer, x, weight, tokens, bias, scale, limit, packed, grid, *geometry, bits)
-        if y is not None:
-            return y
     given, fixed = floats(x.reshape(-1, in_features)), np.float32(scale)
     outliers = _outliers(given, limit) if limit >= 0 else outliers
     serial = tokens * out_features * in_features < SERIAL_WEIGHTS
     keep = NO_BYTES if outliers is None else (~outliers).view(torch.uint8).numpy()
     if few:
-        together, unit = _few(tokens), streams.UNIT[len(bits)]
+        together, unit = taken_together(tokens), streams.UNIT[len(bits)]
         n, blocks = len(together), len(geometry[0])
         laid = _laid((blocks, unit // 4, n, 4 * LANES), torch.int8, n > tokens)
         sums, scales = np.zeros((-(-groups // LANES), n, LANES), np.float32), np.ones(n, np.float32)
@@ -199,12 +155,6 @@ def _outliers(given: np.ndarray, limit: float) -> Tensor | None:
     return torch.from_numpy(found).bool() if found.any() else None
 
 
-@lru_cache
-def _limit(threshold: float, dtype: torch.dtype) -> float:
-    """What |x| is compared with, a number of the dtype of x; `NONE` for 0, which finds no outliers."""
-    return float(torch.tensor(threshold, dtype=dtype, device="cpu")) if threshold else NONE
-
-
 def _wild(x: Tensor, outliers: Tensor | None, lanes: int) -> tuple[np.ndarray, np.ndarray]:
     """The columns that stay floats, int64 [n], and what they hold, float32 [tiles, n, lanes]."""
     if outliers is None:
@@ -221,7 +171,7 @@ def linear(x: Tensor, q: StoredWeight, activations: Activations | None, bias: Te
     if weight is None:  # for what has no kernel the weight becomes floats
         x = x if activations is None else quantize_activations(x)
         return plain.with_bias(F.linear(x, select(f"dequantize_{q.kind}", None, "cpu")(q).to(x.dtype)), bias)
-    own = bias if x.dtype == torch.float32 and _can_be_added(bias) else None
+    own = bias if bias is not None and x.dtype == torch.float32 and can_be_added(bias, len(q.packed)) else None
     if activations is None:
         y = _with_floats(x, weight, own)
     elif weight.integers:
@@ -239,10 +189,10 @@ def int8_linear(
     weight = ready(q)
     if weight is None or not weight.integers:
         return plain.int8_linear(x, q, input_scale, threshold, bias, dtype)
-    own = bias if _can_be_added(bias) else None
+    own = bias if bias is not None and can_be_added(bias, len(q.packed)) else None
     if x.dtype == torch.float64:
         y = _with_integers(x.float(), weight, own, input_scale, plain.some_outliers(x, threshold))
     else:
-        y = _with_integers(x, weight, own, input_scale, limit=_limit(threshold, x.dtype))
+        y = _with_integers(x, weight, own, input_scale, limit=limit_of(threshold, x.dtype))
     y = y if own is not None else plain.with_bias(y, bias)
     return y if y.dtype == dtype else y.to(dtype)

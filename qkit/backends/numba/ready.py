@@ -14,13 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qkit.backends.numba.few import can_be_added, in_one_call
+from qkit.numerics.activations import Activations
 from qkit.numerics.stored import StoredWeight
-from qkit_kernels.numba import streams
+from qkit_kernels.numba import integer, streams, weight_only
 from qkit_kernels.numba.vector import LANES, Static
 
 MAX_FEATURES, MAX_GROUPS = 2**16, 2**11  # a row of features, and one of groups, stand on a thread's stack
 _NOTHING = np.zeros((0, 0), np.float32)
 NO_BYTES = np.zeros(0, np.uint8)
+NONE = -1.0  # a limit that finds no outliers
 _STATIC = {bits: Static(bits) for bits in range(2, 9)}
 
 
@@ -29,31 +32,82 @@ class Ready:
     """What kernels are given of a weight.
 
     Attributes:
-        places: its tensors, and where their memory begins.
+        tensors: what it is stored as.
+        places: where their memory begins.
         shape: (out, in).
         groups: of a row.
         arrays: (packed, grid, table, block_group, lane_group, bits) as `qkit_kernels.numba.weight_only` takes them.
         integers: whether the kernels can multiply it with INT8 activations.
         together: whether they can take a few tokens together, a lane of which must hold codes of one group.
+
+    A product of this object is the one compiled call of a few tokens, and None where there is more to be done.
     """
 
-    places: tuple[tuple[Tensor, int], ...]
+    tensors: tuple[Tensor, ...]
+    places: list[int]
     shape: tuple[int, int]
     groups: int
     arrays: tuple[Any, ...]
     integers: bool
     together: bool
 
+    def stands(self) -> bool:
+        """Whether the tensors are still where they were."""
+        return [tensor.data_ptr() for tensor in self.tensors] == self.places
+
+    def with_floats(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        """x ŵᵀ + bias with float activations: float32 [..., out] of x [..., in]; a bias is one that `can_be_added`."""
+        return in_one_call(weight_only.layer, x, self.shape, bias, self.arrays) if self.together else None
+
+    def with_integers(self, x: Tensor, bias: Tensor | None, scale: float = 0.0, limit: float = NONE) -> Tensor | None:
+        """The same with INT8 activations, in steps of `scale` or, if that is 0, of each token; columns with an |x| of at least
+        `limit` stay floats.
+        """
+        if not self.together:
+            return None
+        packed, grid, _, *rest = self.arrays
+        return in_one_call(integer.layer, x, self.shape, bias, (scale, limit, packed, grid, *rest))
+
+    def linear(self, x: Tensor, bias: Tensor | None, activations: Activations | str | None) -> Tensor | None:
+        """`qkit.ops.linear` where nobody asks for derivatives; nothing else is known of x and bias."""
+        if not self.stands():
+            return None
+        if bias is not None and not (x.dtype == torch.float32 and can_be_added(bias, self.shape[0])):
+            return None
+        if activations is None:
+            y = self.with_floats(x, bias)
+        elif self.integers and isinstance(activations, Activations):
+            y = self.with_integers(x, bias)
+        else:
+            return None
+        return y if y is None or y.dtype == x.dtype else y.to(x.dtype)
+
+    def int8_linear(
+        self, x: Tensor, bias: Tensor | None, input_scale: Tensor | None, threshold: float
+    ) -> Tensor | None:
+        """`qkit.ops.int8_linear`, likewise, of a weight that it takes."""
+        if not self.stands() or not self.integers:
+            return None
+        if bias is not None and not can_be_added(bias, self.shape[0]):
+            return None
+        if input_scale is not None and not input_scale.is_cpu:
+            return None
+        scale = 0.0 if input_scale is None else float(input_scale)
+        y = self.with_integers(x, bias, scale, limit_of(threshold, x.dtype))
+        return y if y is None or y.dtype == x.dtype else y.to(x.dtype)
+
+
+@lru_cache
+def limit_of(threshold: float, dtype: torch.dtype) -> float:
+    """What |x| is compared with, a number of the dtype of x; `NONE` for 0, which finds no outliers."""
+    return float(torch.tensor(threshold, dtype=dtype, device="cpu")) if threshold else NONE
+
 
 def ready(q: StoredWeight) -> Ready | None:
     """What kernels are given of `q`; None where they cannot read it."""
     found: Ready | None = getattr(q, "ready", None)
-    if found is not None:
-        for tensor, place in found.places:
-            if tensor.data_ptr() != place:
-                break
-        else:
-            return found
+    if found is not None and found.stands():
+        return found
     return _found(q) if fits(q) else None
 
 
@@ -70,7 +124,8 @@ def _found(q: StoredWeight) -> Ready:
     table = q.table()
     parts = q.packed.contiguous().numpy(), _grid(q), None if table is None else table.numpy()
     found = Ready(
-        places=tuple((tensor, tensor.data_ptr()) for tensor in tensors),
+        tensors=tensors,
+        places=[tensor.data_ptr() for tensor in tensors],
         shape=q.shape,
         groups=groups,
         arrays=(*parts, *_geometry(q.bits, q.shape[1], groups), _STATIC[q.bits]),
