@@ -120,7 +120,7 @@ def test_whatever_is_tried_computes_the_same(tokens, features):
 def test_the_first_that_is_tried_is_the_tables(tokens):
     laid = layout.lay(weight(4, 256, 2048, 128), torch.float16)
     first = tiles.candidates(tokens, laid, HOPPER)[0]
-    if tokens <= tiles.TOKENS:
+    if tokens <= tiles.few_tokens(laid, HOPPER):
         assert first == tiles.few(laid, HOPPER, tokens)
     else:
         assert first == (tiles.hopper(tokens, laid, HOPPER) or tiles.many(tokens, laid, HOPPER))

@@ -28,7 +28,7 @@ from qkit.backends.triton import linear as adapter
 HALF = 2.0**-11  # the largest relative error of a number rounded to float16
 SHAPES = ((24, 256, 128), (17, 160, 16), (9, 200, None), (16, 320, 64), (33, 96, 32), (16, 192, 48), (8, 512, 256))
 INTEGERS = ((1, 20, 130), (5, 16, 256), (9, 40, 200), (17, 70, 130), (40, 64, 384))  # tokens, rows, features
-CARD = tiles.Card(units=4, shared=227 * 1024, major=8)  # the interpreter knows nothing of launches that begin early
+CARD = tiles.Card(units=4, shared=227 * 1024, major=8, ptx=False)  # the interpreter speaks no assembly
 TABLES = (NF4(), NF4(32, double_quant=False), FP4(), FP4(128))
 
 
@@ -47,7 +47,7 @@ def check_products(q):
     rows, features = q.shape
     made = adapter.floats(laid, ptx=False)
     assert bool(((made.double() - w).abs() <= 2 * HALF * w.abs() + 2.0**-14 * laid.rows[:, None]).all())
-    for tokens in (1, 11):
+    for tokens in (1, 11, 27):
         x = random(tokens, features).half()
         few, many = poisoned(tokens, rows), poisoned(tokens, rows)
         adapter.few(adapter.aligned(x), laid, few, tiles.few(laid, CARD), ptx=False)
@@ -188,6 +188,18 @@ def test_a_cut_covers_all_columns_and_no_more_than_it_must(rows, blocks, major):
             cut = tiles.few(laid, card, tokens)
             covered = cut.warps * cut.unroll * cut.turns
             assert blocks <= covered < blocks + 8 * cut.warps and cut.warps in (4, 8)
+
+
+def test_how_many_tokens_are_few():
+    number = torch.zeros(1, 1, 1, 1, dtype=torch.int32)
+    for shape, major, most in (
+        ((4096, 4096), 9, 32),
+        ((4224, 4096), 9, 16),
+        ((4096, 4096), 8, 16),
+        ((4096, 4096), 10, 16),
+    ):
+        laid = layout.Laid(number, number, None, number, None, shape, 4, 1, torch.float16)
+        assert tiles.few_tokens(laid, tiles.Card(units=132, shared=227 * 1024, major=major)) == most
 
 
 @pytest.mark.parametrize("shared", [99, 163, 227])

@@ -135,6 +135,37 @@ def pairs(threads: int) -> str:
 
 
 @cache
+def summed(warps: int, tokens: int, kind: str) -> str:
+    """What all warps of a program have summed, added up by the first in the order of the warps: one barrier, and nobody waits on.
+
+    The others get nothing that means anything.
+
+    Args:
+        tokens: beside 16 rows: a lane has half as many sums as there are tokens.
+        kind: "f32" or "s32".
+
+    Operands: $0 .. the total; behind them the sums of this warp, as many.
+    """
+    each, threads = tokens // 2, 32 * warps
+    at = [f"{4 * place * threads}" for place in range(0, each, 4)]  # of four sums of all threads, one after the other
+    lines = [
+        "{ .reg .pred first; .reg .b32 i, a, all; .reg .b32 t<4>;",
+        f".shared .align 16 .b8 sums[{4 * each * threads}];",
+        "mov.u32 i, %tid.x; mov.u32 all, sums; mad.lo.u32 a, i, 16, all;",
+    ]
+    for four, place in enumerate(at):
+        sums = ", ".join(f"${each + 4 * four + j}" for j in range(4))
+        lines.append(f"st.shared.v4.b32 [a + {place}], {{{sums}}};")
+    lines.append("bar.sync 0; setp.lt.u32 first, i, 32;")
+    for four, place in enumerate(at):
+        lines.append(f"@first ld.shared.v4.b32 {{{', '.join(f'${4 * four + j}' for j in range(4))}}}, [a + {place}];")
+        for warp in range(1, warps):
+            lines.append(f"@first ld.shared.v4.b32 {{t0, t1, t2, t3}}, [a + {place} + {512 * warp}];")
+            lines += [f"add.{kind} ${4 * four + j}, ${4 * four + j}, t{j};" for j in range(4)]
+    return "\n".join([*lines, "}"])
+
+
+@cache
 def paired(kind: str) -> str:
     """Eight floats table[q] s, two looked up at a time where `pairs` has put them.
 

@@ -1,11 +1,12 @@
-"""y = x ŵᵀ for up to 16 tokens: bound by reading the weight, so that 8 tokens cost what one costs.
+"""y = x ŵᵀ for few tokens: bound by reading the weight, so that 8 tokens cost what one costs.
 
     y[m, n] = r[n] sum_k x[m, k] ŵ[n, k],    r a power of two
 
 The weight is the *left* operand of the tensor core: 16 of its rows fill the 16 that an instruction has. The tokens, few as they
-are, are the right one, which is 8 wide. With tokens on the left, 15 of 16 rows of a product with one token would be empty.
+are, are the right one, which is 8 wide: 16 or 32 take two or four. With tokens on the left, 15 of 16 rows of a product with one
+token would be empty.
 
-A program makes 16 rows of y: its warps take one block of 128 columns each and are added up at the end, always in the same order.
+A program makes 16 rows of y: its warps take one block of 128 columns each and are added up at the end, always in one order.
 Many small programs, all launched at once, keep more loads on their way than few that loop. The weight is read once, and told so
 (evict_first); x is read by all and stays in the caches.
 """
@@ -22,6 +23,7 @@ from qkit_kernels.triton.words import (
     quarter,
     table_bytes,
     table_pairs,
+    total,
     values,
 )
 
@@ -38,13 +40,24 @@ def x_quarter(p, B: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr):
 
 
 @triton.jit
+def x_of_tokens(x_at, further, B: tl.constexpr, TOKENS: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr):
+    """`x_quarter` of 8, 16 or 32 tokens side by side; x_at has a tensor of pointers for each eight of them."""
+    if TOKENS == 8:
+        return x_quarter(x_at[0] + further, B, BF16, PTX)
+    else:
+        below = x_of_tokens(x_at[: TOKENS // 16], further, B, TOKENS // 2, BF16, PTX)
+        above = x_of_tokens(x_at[TOKENS // 16 :], further, B, TOKENS // 2, BF16, PTX)
+        return tl.reshape(tl.permute(tl.join(below, above), (0, 1, 3, 2)), (B, 32, TOKENS))
+
+
+@triton.jit
 def few(
     x_ptr, words_ptr, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr,
     M, N, N8, KB, stride_xm, stride_ym,
     A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, S: tl.constexpr, SPAN: tl.constexpr, BIAS: tl.constexpr,
     OFFSET: tl.constexpr, TABLE: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr,
     WARPS: tl.constexpr, TOKENS: tl.constexpr, UNROLL: tl.constexpr, TURNS: tl.constexpr, RAGGED: tl.constexpr,
-    FILL: tl.constexpr,
+    FILL: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """Rows 16 pid .. 16 pid + 15 of y.
 
@@ -54,10 +67,11 @@ def few(
         rows_ptr: float32 [N], r.
         table_ptr: int32 [40, 8], four words of low bytes and four of high ones, eight times each; then all pairs of numbers.
         y_ptr: [M, N].
-        TOKENS: 8 or 16, at least M.
+        TOKENS: 8, 16 or 32, at least M.
         UNROLL: blocks of a warp that are written out, TURNS times.
         RAGGED: the last ones run over the end; they read the last block again, and scale it with 0.
         FILL: assembly that puts a table's pairs into shared memory; "": its bytes are looked up in registers.
+        SUM: see `total`.
     """
     first = tl.program_id(0) * 2
     g4, b4, r4 = (
@@ -72,8 +86,9 @@ def few(
     )
     x_words = x_ptr.to(tl.pointer_type(tl.int32)) + b3 * 64 + pair
     # a token that is not there is the last one again: to mask it would cost instructions, and its product is not stored
-    x_low = x_words + tl.minimum(token, M - 1) * (stride_xm // 2)
-    x_high = x_words + tl.minimum(token + 8, M - 1) * (stride_xm // 2)
+    x_at = ()
+    for eight in tl.static_range(TOKENS // 8):
+        x_at = x_at + (x_words + tl.minimum(token + 8 * eight, M - 1) * (stride_xm // 2),)
     place = ((first + r4) * KB + b4) * 8 + g4
     second = words_ptr + N8 * KB * 32 * A
     p0, p1, p2 = (
@@ -83,7 +98,7 @@ def few(
     )
     scales_at = grid_at(grid_ptr, first + r4, b4, g4, KB, S, SPAN)
     offsets_at = grid_at(off_ptr, first + r4, b4, g4, KB, S, SPAN)
-    row = first * 8 + tl.arange(0, 16)
+    row = first * 8 + tl.arange(0, 16)[None, :, None]
     factor = tl.load(rows_ptr + row, mask=row < N, other=0.0)
     if FILL == "":
         low, high = table_bytes(table_ptr, g4, TABLE)
@@ -116,10 +131,7 @@ def few(
             if RAGGED:
                 across = tl.minimum(base + b3, KB - 1) - b3
             for i in tl.static_range(4):
-                x = x_quarter(x_low + across * 64 + i * 16, WARPS, BF16, PTX != "")
-                if TOKENS == 16:
-                    more = x_quarter(x_high + across * 64 + i * 16, WARPS, BF16, PTX != "")
-                    x = tl.reshape(tl.permute(tl.join(x, more), (0, 1, 3, 2)), (WARPS, 32, 16))
+                x = x_of_tokens(x_at, across * 64 + i * 16, WARPS, TOKENS, BF16, PTX != "")
                 scales = grid[i * min(S, 4) // 4]
                 offsets = scales
                 if OFFSET:
@@ -130,7 +142,8 @@ def few(
                 )  # g b r t l u h  # fmt: skip
                 w = tl.reshape(tl.permute(w, (1, 2, 0, 5, 3, 6, 4)), (WARPS, 16, 32))  # b, r g, u t h l
                 acc = tl.dot(w, x, acc)
-    column = tl.arange(0, TOKENS)
-    y = tl.sum(acc, 0) * factor[:, None]
-    live = (column < M)[None, :] & (row < N)[:, None]
-    tl.store(y_ptr + column[None, :] * stride_ym + row[:, None], y.to(y_ptr.dtype.element_ty), mask=live)
+    column = tl.arange(0, TOKENS)[None, None, :]
+    y = total(acc, SUM) * factor
+    warp = tl.arange(0, WARPS)[:, None, None]
+    live = (column < M) & (row < N) & (warp == 0)
+    tl.store(y_ptr + warp * 0 + column * stride_ym + row, y.to(y_ptr.dtype.element_ty), mask=live)

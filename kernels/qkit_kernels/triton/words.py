@@ -175,6 +175,27 @@ def eight(PTX: tl.constexpr, OPERANDS: tl.constexpr, given, BF16: tl.constexpr):
 
 
 @triton.jit
+def total(acc, SUM: tl.constexpr):
+    """Sums of warps [warps, 16, tokens] added up, in the same shape; what the first warp has of it counts.
+
+    Args:
+        SUM: `assembly.summed`; "": by Triton's own sum, whose result goes through shared memory three times.
+    """
+    if SUM == "":
+        return tl.broadcast_to(tl.sum(acc, 0)[None, :, :], acc.shape)
+    else:
+        EACH: tl.constexpr = acc.shape[2] // 2  # sums of a lane
+        if acc.dtype == tl.int32:
+            return tl.inline_asm_elementwise(
+                SUM, "=r," * EACH + "r," * (EACH - 1) + "r", [acc], dtype=tl.int32, is_pure=False, pack=EACH
+            )
+        else:
+            return tl.inline_asm_elementwise(
+                SUM, "=f," * EACH + "f," * (EACH - 1) + "f", [acc], dtype=tl.float32, is_pure=False, pack=EACH
+            )
+
+
+@triton.jit
 def plain(
     w0, w1, w2, grid, off, low, high, p: tl.constexpr,
     A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, BIAS: tl.constexpr,

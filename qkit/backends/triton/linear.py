@@ -1,6 +1,6 @@
 """Quantized linear layers on a GPU: chooses how, allocates, launches.
 
-up to 16 tokens      `few`: bound by reading the weight
+up to 16 or 32       `few`: bound by reading the weight
 up to 1023           `many`: codes become floats in registers on their way into the tensor core
                      on Hopper `hopper.many` where its tiles are the better ones
 more                 `floats`, then cuBLAS: made floats once, used by all
@@ -29,6 +29,7 @@ from qkit.backends.triton.layout import BLOCK, KIND, Laid, fits, laid, laid_besi
 from qkit.backends.triton.new_enough import TensorDescriptor, triton
 from qkit.numerics.activations import Activations, quantize_activations
 from qkit.numerics.stored import StoredWeight
+from qkit_kernels.triton import assembly
 from qkit_kernels.triton import few as few_kernels
 from qkit_kernels.triton import floats as floats_kernels
 from qkit_kernels.triton import many as many_kernels
@@ -39,17 +40,17 @@ MOST = 1024  # tokens from which the weight is made floats first
 def few(
     x: Tensor, weight: Laid, y: Tensor, cut: tiles.Few, ptx: bool = True, narrow: int = 8, paired: bool = False
 ) -> None:  # fmt: skip
-    """y [M, N] of aligned x, M up to 16.
+    """y [M, N] of aligned x.
 
     Args:
         paired: a table's numbers are looked up two at a time, in shared memory.
     """
-    rows = weight.shape[0]
+    rows, width = weight.shape[0], max(narrow, triton.next_power_of_2(len(x)))
     few_kernels.few[(triton.cdiv(rows, 16),)](
         x, *pointers(weight), y, len(x), rows, *sizes(weight), x.stride(0), y.stride(0),
         **constants(weight, ptx) | in_pairs(weight, cut.warps if paired else 0),
-        WARPS=cut.warps, TOKENS=narrow if len(x) <= narrow else 16, UNROLL=cut.unroll, TURNS=cut.turns,
-        RAGGED=cut.warps * cut.unroll * cut.turns != weight.blocks,
+        WARPS=cut.warps, TOKENS=width, UNROLL=cut.unroll, TURNS=cut.turns,
+        RAGGED=cut.warps * cut.unroll * cut.turns != weight.blocks, SUM=assembly.summed(cut.warps, width, "f32") if ptx else "",
         num_warps=cut.warps, num_stages=1,
     )  # fmt: skip
 
@@ -107,7 +108,7 @@ def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
     x = aligned(x)
     if (cut := tuning.chosen(len(x), weight, card)) is not None:
         launch(x, weight, y, cut, card)
-    elif len(x) <= tiles.TOKENS:
+    elif len(x) <= tiles.few_tokens(weight, card):
         launch(x, weight, y, tiles.few(weight, card, len(x)), card)
     elif (cut := tiles.hopper(len(x), weight, card)) is not None:
         launch(x, weight, y, cut, card)

@@ -11,6 +11,7 @@ from qkit.backends.triton.layout import Laid
 from qkit_kernels.triton.assembly import PAIRS_BYTES
 
 TOKENS = 16  # up to so many are the narrow side of one instruction of the tensor core
+SMALL = 2**24  # weights
 
 
 @dataclass(frozen=True)
@@ -139,21 +140,27 @@ def launched(cut: Many | Hopper, work: int, blocks: int) -> int:
     return min(cut.programs or most, most)
 
 
+def few_tokens(weight: Laid, card: Card) -> int:
+    """Up to how many tokens `few` is best: of a small weight on Hopper twice as many, since nothing runs before or after it."""
+    small = card.hopper and math.prod(weight.shape) <= SMALL and weight.grid.shape[2] < 8
+    return 2 * TOKENS if small else TOKENS
+
+
 def few(weight: Laid, card: Card, tokens: int = 1) -> Few:
     """A warp takes a block of 128 columns at a time.
 
-    Up to eight are written out: the compiler loads the next while it computes with the last. Four, for lack of registers, where
-    the card would have room for fewer of the many programs: of 8 bits, and of 16 tokens.
+    Up to eight are written out: the compiler loads the next while it computes with the last. Fewer, each in a turn of its own,
+    where the loads of more are put off for lack of registers: of 8 bits, of more than 8 tokens, and where programs are many.
     """
     blocks, each = weight.blocks, -(-weight.shape[0] // 16) / card.units
     if weight.table is not None and card.hopper:
         warps, out = 4, 8  # each program fills its own shared memory with pairs
     elif tokens <= 8:
         warps = warps_of(each, blocks, 3.0 if weight.bits == 8 else 5.0)
-        out = 4 if weight.bits == 8 and each > 6 else 8
+        out = 4 if weight.bits == 8 and each > 6 else 2 if weight.bits == 4 and warps == 4 else 8
     else:
         warps = warps_of(each, blocks, 3.0)
-        out = 4 if warps == 4 and weight.bits <= 4 and weight.grid.shape[2] < 4 else 8
+        out = (2 if blocks > 16 else 1) if warps == 8 else 4 if weight.bits <= 4 and weight.grid.shape[2] < 4 else 8
     stretches = -(-blocks // warps)
     turns = -(-stretches // out)
     return Few(warps, -(-stretches // turns), turns)
@@ -163,7 +170,7 @@ def warps_of(each: float, blocks: int, many: float) -> int:
     """Enough to keep a multiprocessor reading that has so many programs: four to each where they are `many`, else eight, of which
     each has two blocks.
     """
-    return 4 if each >= many or blocks < 16 else 8
+    return 4 if each >= many or blocks < 8 else 8
 
 
 def many(tokens: int, weight: Laid, card: Card) -> Many:
@@ -247,15 +254,16 @@ def dealt(rows: int, bn: int, tokens: int, bm: int, blocks: int, places: int) ->
 def candidates(tokens: int, weight: Laid, card: Card) -> list[Few | Many | Hopper]:
     """What may be tried for so many tokens; what the table says comes first (`tuning`)."""
     rows, blocks = weight.shape[0], weight.blocks
-    if tokens <= TOKENS:
-        found: list[Few | Many | Hopper] = [few(weight, card, tokens)]
+    found: list[Few | Many | Hopper] = []
+    if tokens <= few_tokens(weight, card):
+        found = [few(weight, card, tokens)]
         for warps in (4, 8):
             stretches = -(-blocks // warps)
-            turns = (-(-stretches // unrolled) for unrolled in (4, 8))
+            turns = (-(-stretches // unrolled) for unrolled in (2, 4, 8))
             found += [Few(warps, -(-stretches // n), n) for n in turns if warps <= blocks]
-    else:
+    if tokens > TOKENS:
         by_table = many(tokens, weight, card)
-        found = [hopper(tokens, weight, card) or by_table, by_table]
+        found += [hopper(tokens, weight, card) or by_table, by_table]
         for _, (bn, bm, warps, stages) in _MANY_SMALL_TILES if card.small_tiles else _MANY:
             if bm < 2 * tokens and _shared(weight, bn, bm, stages) <= card.shared:
                 work = number_of_tiles(rows, tokens, (bn, bm))
