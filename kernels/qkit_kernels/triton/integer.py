@@ -4,8 +4,11 @@
     xq = clamp(round(x / s_x), -127, 127),   s_x = absmax / 127 of the token, or one step for all
 
 LLM.int8() (2208.07339, eq. 8) takes columns with any |x| >= threshold out of the integers. How many there are is known on the
-card only, and stays there: the last kernel loops up to a count that it reads from memory. The host never waits, the number of
-launches is fixed, and a CUDA graph can hold them.
+card only, and stays there: the host never waits, the number of launches is fixed, and a CUDA graph can hold them.
+
+few tokens    an outlier is a whole number too, of more than eight bits: its three bytes are three more rows of codes, each with
+              a scale of its own, and the product of one token is that of four. It reads the weight once, and nothing else.
+many          the outliers stand in a list, and the last kernel multiplies them as floats, up to a count that it reads.
 
 With EARLY (sm_90) a kernel may begin while the one before it still runs, and waits before it reads what that one writes. The
 small ones in front tell the next that it may, when they have waited themselves; a product does not: programs that come while
@@ -17,6 +20,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from qkit_kernels.triton.pieces import tile_of
+from qkit_kernels.triton.words import total
 
 
 @triton.jit
@@ -78,6 +82,66 @@ def quantize_tokens(
 
 
 @triton.jit
+def with_outliers(x_ptr, k, M, K, stride_xm, threshold, TOKENS: tl.constexpr):
+    """Columns k of this program's token, float32, and which of them hold an outlier of any of the M tokens, TOKENS at most."""
+    m = tl.program_id(0)
+    x = tl.load(x_ptr + m.to(tl.int64) * stride_xm + k, mask=k < K, other=0.0).to(tl.float32)
+    out = tl.abs(x) >= threshold
+    for further in tl.static_range(1, TOKENS):  # all of them are on their way at once
+        other = x_ptr + tl.minimum(m ^ further, M - 1).to(tl.int64) * stride_xm + k
+        out |= tl.abs(tl.load(other, mask=k < K, other=0.0).to(tl.float32)) >= threshold
+    return x, out
+
+
+@triton.jit
+def take_apart(
+    x_ptr, codes_ptr, token_scale_ptr, scale_ptr, M, K, KP, stride_xm, threshold,
+    TOKENS: tl.constexpr, STATIC: tl.constexpr, WIDTH: tl.constexpr, TURNS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """One of a few tokens as four rows of codes, int8 [4 M, KP], and their scales, float32 [4 M]: their sum is the token.
+
+    The first row is `quantize_tokens` of the columns that are no outliers. Those that are become t = round(x / s), s = 2^e such
+    that |t| < 2^22, which is exact for all that are at least 2^-15 of the token's largest in bfloat16, and 2^-11 in float16; and
+    t = t0 + 256 t1 + 65536 t2, each within -128 .. 127.
+
+    A token with an infinite outlier has signs instead of t, whose step is infinite: its products are infinite, and NaN for 0.
+    """
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    m, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    largest, highest, bad = 0.0, 0.0, 0
+    for turn in tl.static_range(TURNS):
+        x, out = with_outliers(x_ptr, turn * WIDTH + k, M, K, stride_xm, threshold, TOKENS)
+        low = tl.where(out, 0.0, x)
+        largest, highest = tl.maximum(largest, tl.max(tl.abs(low), 0)), tl.maximum(highest, tl.max(tl.abs(x - low), 0))
+        bad = bad | unsayable(low, STATIC) | tl.max((x != x).to(tl.int32), 0)
+    scale, said = step_of(largest, bad, scale_ptr, STATIC)
+    endless = highest == float("inf")
+    place = tl.maximum(
+        (highest.to(tl.int32, bitcast=True) >> 23) - 21, 1
+    )  # the exponent of s; its inverse is a float too
+    step, inverse = (place << 23).to(tl.float32, bitcast=True), ((254 - place) << 23).to(tl.float32, bitcast=True)
+    for turn in tl.static_range(TURNS):
+        at = turn * WIDTH + k
+        if TURNS > 1:
+            x, out = with_outliers(x_ptr, at, M, K, stride_xm, threshold, TOKENS)
+        sign = tl.where(x == float("inf"), 1.0, tl.where(x == float("-inf"), -1.0, 0.0))
+        t = tl.where(out & (x == x), tl.where(endless, sign, x * inverse), 0.0)
+        t = ((t + 12582912.0) - 12582912.0).to(tl.int32)  # as in `rounded`
+        row = codes_ptr + 4 * m * KP + at
+        tl.store(row, rounded(tl.where(out, 0.0, x), scale), mask=at < KP)
+        for byte in tl.static_range(3):
+            digit = ((t + 128) & 255) - 128
+            tl.store(row + (byte + 1) * KP, digit.to(tl.int8), mask=at < KP)
+            t = (t - digit) >> 8
+    tl.store(token_scale_ptr + 4 * m, said)
+    tl.store(token_scale_ptr + 4 * m + 1, tl.where(endless, float("inf"), step))
+    tl.store(token_scale_ptr + 4 * m + 2, tl.where(endless, 0.0, step * 256))
+    tl.store(token_scale_ptr + 4 * m + 3, tl.where(endless, 0.0, step * 65536))
+
+
+@triton.jit
 def outlier_columns(
     x_ptr, flags_ptr, M, K, stride_xm, threshold, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr
 ):  # fmt: skip
@@ -96,21 +160,17 @@ def outlier_columns(
 
 
 @triton.jit
-def outlying(x_ptr, flags_ptr, k, end, K, threshold, stretches, ONE: tl.constexpr):
-    """1 where one of columns k before `end` is an outlier: by any stretch's flags, or by x itself where there is ONE token."""
-    if ONE:
-        out = (tl.abs(tl.load(x_ptr + k, mask=k < end, other=0.0).to(tl.float32)) >= threshold).to(tl.int32)
-    else:
-        out = k * 0
-        for stretch in tl.range(0, stretches):
-            out |= tl.load(flags_ptr + stretch * K + k, mask=k < end, other=0).to(tl.int32)
+def outlying(flags_ptr, k, end, K, stretches):
+    """1 where one of columns k before `end` is an outlier by any stretch's flags."""
+    out = k * 0
+    for stretch in tl.range(0, stretches):
+        out |= tl.load(flags_ptr + stretch * K + k, mask=k < end, other=0).to(tl.int32)
     return out
 
 
 @triton.jit
 def list_outliers(
-    x_ptr, flags_ptr, all_ptr, columns_ptr, count_ptr, K, threshold, stretches,
-    CHUNK: tl.constexpr, WIDTH: tl.constexpr, ONE: tl.constexpr, EARLY: tl.constexpr,
+    flags_ptr, all_ptr, columns_ptr, count_ptr, K, stretches, CHUNK: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr
 ):  # fmt: skip
     """Of CHUNK columns which are outliers: flags of all tokens, int8 [K]; and their numbers in order, int32 [K].
 
@@ -122,9 +182,9 @@ def list_outliers(
         gdc_launch_dependents()
     first, count = tl.program_id(0) * CHUNK, 0
     for start in tl.range(0, first, WIDTH):
-        count += tl.sum(outlying(x_ptr, flags_ptr, start + tl.arange(0, WIDTH), first, K, threshold, stretches, ONE), 0)
+        count += tl.sum(outlying(flags_ptr, start + tl.arange(0, WIDTH), first, K, stretches), 0)
     k = first + tl.arange(0, CHUNK)
-    out = outlying(x_ptr, flags_ptr, k, K, K, threshold, stretches, ONE)
+    out = outlying(flags_ptr, k, K, K, stretches)
     tl.store(all_ptr + k, out.to(tl.int8), mask=k < K)
     tl.store(columns_ptr + count + tl.cumsum(out, 0) - 1, k, mask=out > 0)
     if tl.program_id(0) == tl.num_programs(0) - 1:
@@ -178,13 +238,19 @@ def split_tokens(
 
 
 @triton.jit
+def summed(y, ROWS: tl.constexpr, CODES: tl.constexpr):
+    """[rows of the weight, rows of codes] as [rows of the weight, tokens]: the four of each token added up."""
+    return tl.sum(tl.reshape(y, (ROWS, CODES // 4, 4)), 2)
+
+
+@triton.jit
 def few_integers(
-    codes_ptr, token_scale_ptr, weight_ptr, rows_ptr, bias_ptr, wild_ptr, columns_ptr, count_ptr, y_ptr,
-    M, N, K, KP, stride_ym,
+    codes_ptr, token_scale_ptr, weight_ptr, rows_ptr, bias_ptr, y_ptr,
+    M, N, KP, stride_ym,
     WARPS: tl.constexpr, TOKENS: tl.constexpr, TURNS: tl.constexpr, RAGGED: tl.constexpr,
-    BIAS: tl.constexpr, WILD: tl.constexpr, EARLY: tl.constexpr,
+    BIAS: tl.constexpr, APART: tl.constexpr, EARLY: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """Rows 16 pid .. 16 pid + 15 of y for up to 16 tokens: the weight on the left, as in `few`; blocks of 64 columns.
+    """Rows 16 pid .. 16 pid + 15 of y for M up to 16 rows of codes: the weight on the left, as in `few`; blocks of 64 columns.
 
     A lane of `mma.m16n8k32` wants four neighbours of every 16 columns of rows g and g + 8; it takes 16 neighbours of every 64,
     four instructions' worth, in one load, and so it does of x.
@@ -196,21 +262,14 @@ def few_integers(
         tl.arange(0, 2)[None, None, :, None],
     )
     token, b3, c3 = tl.arange(0, 8)[:, None, None], tl.arange(0, WARPS)[None, :, None], tl.arange(0, 64)[None, None, :]
-    row, column = first + tl.arange(0, 16), tl.arange(0, TOKENS)
+    row, column = first + tl.arange(0, 16)[None, :, None], tl.arange(0, TOKENS)
     source = tl.minimum(first + r4 * 8 + g4, N - 1)
     weights = weight_ptr + source.to(tl.int64) * KP + b4 * 64 + tl.arange(0, 64)[None, None, None, :]
     low = codes_ptr + tl.minimum(token, M - 1) * KP + b3 * 64 + c3
     high = codes_ptr + tl.minimum(token + 8, M - 1) * KP + b3 * 64 + c3
     factor = tl.load(rows_ptr + row, mask=row < N, other=0.0)
-    outlying = weight_ptr + tl.minimum(row, N - 1).to(tl.int64)[:, None] * KP
     if EARLY:
         gdc_wait()
-    if WILD:  # the first of them are on their way while the integers are multiplied
-        count = tl.load(count_ptr)
-        j = tl.arange(0, 32)
-        live = (column < M)[:, None] & (j < count)[None, :]
-        first_x = tl.load(wild_ptr + column[:, None] * K + j[None, :], mask=live, other=0.0)
-        first_w = tl.load(outlying + tl.load(columns_ptr + j, mask=j < count, other=0)[None, :])
     acc = tl.zeros((WARPS, 16, TOKENS), tl.int32)
     for turn in tl.range(0, TURNS, num_stages=1):
         base = turn * (WARPS * 64)
@@ -231,20 +290,16 @@ def few_integers(
             x = tl.reshape(tl.permute(tl.join(x, more), (0, 1, 3, 2)), (WARPS, 64, 16))
         left = tl.permute(tl.reshape(w, (8, WARPS, 2, 4, 4, 4)), (1, 2, 0, 4, 3, 5))  # block, r g, s t j
         acc = tl.dot(tl.reshape(left, (WARPS, 16, 64)), x, acc, out_dtype=tl.int32)
-    y = tl.sum(acc, 0).to(tl.float32) * tl.load(token_scale_ptr + column, mask=column < M, other=0.0)[None, :]
-    if WILD:
-        y = tl.dot(first_w.to(first_x.dtype), first_x.T, y)
-        for start in tl.range(32, count, 32, num_stages=1):
-            j = start + tl.arange(0, 32)
-            k = tl.load(columns_ptr + j, mask=j < count, other=0)
-            live = (column < M)[:, None] & (j < count)[None, :]
-            x = tl.load(wild_ptr + column[:, None] * K + j[None, :], mask=live, other=0.0)
-            y = tl.dot(tl.load(outlying + k[None, :]).to(x.dtype), x.T, y)
-    y *= factor[:, None]
+    y = total(acc, SUM).to(tl.float32) * tl.load(token_scale_ptr + column, mask=column < M, other=0.0)[None, None, :]
+    if APART:
+        y, M, column = summed(y, WARPS * 16, TOKENS), M // 4, tl.arange(0, TOKENS // 4)
+        y = tl.reshape(y, (WARPS, 16, TOKENS // 4))
+    y *= factor
     if BIAS:
-        y += tl.load(bias_ptr + row, mask=row < N, other=0.0).to(tl.float32)[:, None]
-    live = (column < M)[None, :] & (row < N)[:, None]
-    tl.store(y_ptr + column[None, :] * stride_ym + row[:, None], y.to(y_ptr.dtype.element_ty), mask=live)
+        y += tl.load(bias_ptr + row, mask=row < N, other=0.0).to(tl.float32)
+    warp = tl.arange(0, WARPS)[:, None, None]
+    live = (column < M)[None, None, :] & (row < N) & (warp == 0)
+    tl.store(y_ptr + warp * 0 + column[None, None, :] * stride_ym + row, y.to(y_ptr.dtype.element_ty), mask=live)
 
 
 @triton.jit
@@ -252,14 +307,14 @@ def many_integers(
     codes_ptr, weight_ptr, token_scale_ptr, rows_ptr, bias_ptr, wild_ptr, bytes_ptr, gathered_ptr, columns_ptr, count_ptr, y_ptr,
     M, N, K, KP, stride_ym,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TOGETHER: tl.constexpr, STAGES: tl.constexpr, SWAP: tl.constexpr,
-    BIAS: tl.constexpr, WILD: tl.constexpr, ROOM: tl.constexpr, EARLY: tl.constexpr,
+    BIAS: tl.constexpr, APART: tl.constexpr, WILD: tl.constexpr, ROOM: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One tile of y, BM tokens by BN rows of the weight.
+    """One tile of y, BM tokens (rows of codes) by BN rows of the weight.
 
     Args:
         codes_ptr, weight_ptr: tensor descriptors of int8 [M, KP] and [N, KP], in blocks [BM, BK] and [BN, BK].
         gathered_ptr: int8 [N, ROOM], its first outlier columns (`split_tokens`); bytes_ptr: the weight again, for the others.
-        SWAP: the weight is the left operand, which is at least 64 high; the tokens may then be as few as 8.
+        SWAP: the weight is the left operand, which is at least 64 high; the tokens may then be as few as 8. APART wants it so.
     """
     m, n = tile_of(tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(N, BN), TOGETHER)
     token, row = m * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN)
@@ -307,6 +362,10 @@ def many_integers(
                 y = tl.dot(w.to(x.dtype), x.T, y)
             else:
                 y = tl.dot(x, w.to(x.dtype).T, y)
+    if APART:
+        y, M = summed(y, BN, BM), M // 4
+        token = m * (BM // 4) + tl.arange(0, BM // 4)
+        at = token.to(tl.int64)
     if SWAP:
         y *= s_w[:, None]
     else:

@@ -1,6 +1,6 @@
 """INT8 layers on a GPU: chooses how, allocates, launches. Nothing here waits for the card.
 
-Launches: 2 (activations, product); with a threshold 3 (a list of the outliers), or 4 where several tokens say which they are.
+Launches: 2 (activations, product); 4 with a threshold and many tokens (which columns are outliers, a list of them).
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,11 @@ from qkit.backends.triton.layout import BLOCK, KIND, kept
 from qkit.backends.triton.new_enough import TensorDescriptor, triton
 from qkit.numerics.integers import int8_codes
 from qkit.numerics.qtensor import QTensor
+from qkit_kernels.triton import assembly
 from qkit_kernels.triton import integer as kernels
 
+APART = 16  # tokens that are four rows of codes each where there is a threshold,
+HELD = 65536  # if registers hold them all: each looks for outliers in all
 STRETCHES = 8  # of tokens that look for outliers together, at most: one program reads what all of them found
 WHOLE = 16384  # columns of a token that the registers of sixteen warps hold
 ROOM = 64  # outliers that are gathered side by side; more are fetched one by one
@@ -83,90 +86,101 @@ def launch(
     cut: integer_tiles.Integers | None = None,
 ) -> None:  # fmt: skip
     """y [M, N] of x [M, K]; cut so, or as the table says."""
-    few = cut is None and len(x) <= integer_tiles.few_tokens(card)
-    found = split(x, weight, input_scale, threshold, card, gathers=not few)
-    if few:
+    found = split(x, weight, input_scale, threshold, card)
+    if cut is None and len(found.codes) <= integer_tiles.few_tokens(card):
         few_product(found, weight, bias, y, card)
     else:
         rows, filled = weight.codes.shape
-        cut = cut or integer_tiles.many(len(x), rows, filled, card, outliers=threshold > 0)
+        cut = cut or integer_tiles.many(len(found.codes), rows, filled, card, outliers=found.wild is not None)
         many_product(found, weight, bias, y, cut, card)
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
-    """x as a product reads it.
+class Wild:
+    """Outliers beside codes.
 
     Attributes:
-        codes: int8 [M, K filled up]; scales: float32 [M].
-        wild: outliers, [M, K] of which the first `count` are there, int32 [1]; `columns`, int32 [K], says whose they are.
+        numbers: [M, K] of which the first `count` are there, int32 [1]; `columns`, int32 [K], says whose they are.
         gathered: the weight's codes of the first ROOM of these columns, int8 [N, ROOM].
+    """
+
+    numbers: Tensor
+    columns: Tensor
+    count: Tensor
+    gathered: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """x [M, K] as a product reads it.
+
+    Attributes:
+        codes: int8 [M, K filled up], or four rows for each token, whose sum it is; scales: float32, one for each row.
         features: K.
-        outliers: whether there may be outliers; where not, what tells of them is codes, which nobody reads.
+        apart: whether there are four.
+        wild: where there may be outliers that are not in the codes.
     """
 
     codes: Tensor
     scales: Tensor
-    wild: Tensor
-    columns: Tensor
-    count: Tensor
-    gathered: Tensor
     features: int
-    outliers: bool
+    apart: bool = False
+    wild: Wild | None = None
 
 
-def split(
-    x: Tensor, weight: Bytes, input_scale: Tensor | None, threshold: float, card: tiles.Card, gathers: bool
-) -> Split:  # fmt: skip
-    """Codes of x [M, K], and with a threshold its outliers.
-
-    Args:
-        gathers: fetch the weight's columns, too.
-    """
+def split(x: Tensor, weight: Bytes, input_scale: Tensor | None, threshold: float, card: tiles.Card) -> Split:
+    """Codes of x [M, K], and with a threshold its outliers."""
     (tokens, features), (rows, filled) = x.shape, weight.codes.shape
-    early, static = card.early, input_scale is not None
-    codes = torch.empty(tokens, filled, dtype=torch.int8, device=x.device)
-    scales = torch.empty(tokens, dtype=torch.float32, device=x.device)
+    width, together = min(triton.next_power_of_2(filled), WHOLE), triton.next_power_of_2(tokens)
+    early, apart = card.early, threshold > 0 and tokens <= APART and width * together <= HELD
+    codes = torch.empty(4 * tokens if apart else tokens, filled, dtype=torch.int8, device=x.device)
+    scales = torch.empty(len(codes), dtype=torch.float32, device=x.device)
     fixed = scales if input_scale is None else input_scale
-    width = min(triton.next_power_of_2(filled), WHOLE)
-    shape = {"STATIC": static, "WIDTH": width, "TURNS": triton.cdiv(filled, width), "EARLY": early}
-    launched = {"num_warps": 16 if width > WHOLE // 2 else 8, **begins(early)}
+    shape = {"STATIC": input_scale is not None, "WIDTH": width, "TURNS": triton.cdiv(filled, width), "EARLY": early}
+    launched = {"num_warps": 16 if width * (together if apart else 1) > WHOLE // 2 else 8, **begins(early)}
+    if apart:
+        kernels.take_apart[(tokens,)](
+            x, codes, scales, fixed, tokens, features, filled, x.stride(0), float(threshold),
+            TOKENS=together, **shape, **launched,
+        )  # fmt: skip
+        return Split(codes, scales, features, apart=True)
     if not threshold:
         kernels.quantize_tokens[(tokens,)](
             x, codes, scales, fixed, features, filled, x.stride(0), **shape, **launched
         )  # fmt: skip
-        return Split(codes, scales, codes, codes, codes, codes, features, outliers=False)
-    wild = torch.empty(tokens, features, dtype=x.dtype, device=x.device)
+        return Split(codes, scales, features)
+    numbers = torch.empty(tokens, features, dtype=x.dtype, device=x.device)
     columns, count = (torch.empty(n, dtype=torch.int32, device=x.device) for n in (features, 1))
-    flags, stretches = torch.empty(1 + STRETCHES, features, dtype=torch.int8, device=x.device), 0
-    if tokens > 1:
-        height = max(64, triton.next_power_of_2(triton.cdiv(tokens, STRETCHES)))
-        stretches = triton.cdiv(tokens, height)
-        kernels.outlier_columns[(triton.cdiv(features, 64), stretches)](
-            x, flags[1:], tokens, features, x.stride(0), float(threshold), HEIGHT=height, WIDTH=64, EARLY=early,
-            num_warps=4, **begins(early),
-        )  # fmt: skip
-    kernels.list_outliers[(triton.cdiv(features, 1024),)](
-        x, flags[1:], flags, columns, count, features, float(threshold), stretches,
-        CHUNK=1024, WIDTH=width, ONE=tokens == 1, EARLY=early, num_warps=8, **begins(early),
+    height = max(64, triton.next_power_of_2(triton.cdiv(tokens, STRETCHES)))
+    stretches = triton.cdiv(tokens, height)
+    flags = torch.empty(1 + stretches, features, dtype=torch.int8, device=x.device)
+    kernels.outlier_columns[(triton.cdiv(features, 64), stretches)](
+        x, flags[1:], tokens, features, x.stride(0), float(threshold), HEIGHT=height, WIDTH=64, EARLY=early,
+        num_warps=4, **begins(early),
     )  # fmt: skip
-    gathered = torch.empty(rows, ROOM, dtype=torch.int8, device=x.device) if gathers else codes
-    kernels.split_tokens[(tokens + (triton.cdiv(rows, GATHERED) if gathers else 0),)](
-        x, flags, codes, scales, fixed, wild, columns, count, weight.codes, gathered,
+    kernels.list_outliers[(triton.cdiv(features, 1024),)](
+        flags[1:], flags, columns, count, features, stretches, CHUNK=1024, WIDTH=width, EARLY=early,
+        num_warps=8, **begins(early),
+    )  # fmt: skip
+    gathered = torch.empty(rows, ROOM, dtype=torch.int8, device=x.device)
+    kernels.split_tokens[(tokens + triton.cdiv(rows, GATHERED),)](
+        x, flags, codes, scales, fixed, numbers, columns, count, weight.codes, gathered,
         tokens, rows, features, filled, x.stride(0), ROOM=ROOM, R=GATHERED, **shape, **launched,
     )  # fmt: skip
-    return Split(codes, scales, wild, columns, count, gathered, features, outliers=True)
+    return Split(codes, scales, features, wild=Wild(numbers, columns, count, gathered))
 
 
 def few_product(a: Split, weight: Bytes, bias: Tensor | None, y: Tensor, card: tiles.Card) -> None:
-    """y [M, N] for M up to 16."""
-    (tokens, rows), filled = y.shape, weight.codes.shape[1]
+    """y [M, N] of up to 16 rows of codes."""
+    rows, filled = weight.codes.shape
     warps, turns = integer_tiles.few(rows, filled // 64, card.units)
+    width = card.narrow if len(a.codes) <= card.narrow else 16
     kernels.few_integers[(triton.cdiv(rows, 16),)](
-        a.codes, a.scales, weight.codes, weight.rows, _shift(weight, bias), a.wild, a.columns, a.count, y,
-        tokens, rows, a.features, filled, y.stride(0),
-        WARPS=warps, TOKENS=card.narrow if tokens <= card.narrow else 16, TURNS=turns, RAGGED=warps * turns * 64 != filled,
-        BIAS=bias is not None, WILD=a.outliers, EARLY=card.early, num_warps=warps, num_stages=1, **begins(card.early),
+        a.codes, a.scales, weight.codes, weight.rows, _shift(weight, bias), y,
+        len(a.codes), rows, filled, y.stride(0),
+        WARPS=warps, TOKENS=width, TURNS=turns, RAGGED=warps * turns * 64 != filled, BIAS=bias is not None, APART=a.apart,
+        EARLY=card.early, SUM=assembly.summed(warps, width, "s32") if card.ptx else "",
+        num_warps=warps, num_stages=1, **begins(card.early),
     )  # fmt: skip
 
 
@@ -174,14 +188,16 @@ def many_product(
     a: Split, weight: Bytes, bias: Tensor | None, y: Tensor, cut: integer_tiles.Integers, card: tiles.Card
 ) -> None:  # fmt: skip
     """y [M, N], a program for each tile."""
-    (tokens, rows), filled = y.shape, weight.codes.shape[1]
+    (tokens, filled), rows = a.codes.shape, len(weight.codes)
+    wild = a.wild or Wild(a.codes, a.codes, a.codes, a.codes)  # which nobody reads
     kernels.many_integers[(tiles.number_of_tiles(rows, tokens, (cut.bn, cut.bm)),)](
         TensorDescriptor(a.codes, [tokens, filled], [filled, 1], [cut.bm, cut.bk]),
         TensorDescriptor(weight.codes, [rows, filled], [filled, 1], [cut.bn, cut.bk]),
-        a.scales, weight.rows, _shift(weight, bias), a.wild, weight.codes, a.gathered, a.columns, a.count, y,
+        a.scales, weight.rows, _shift(weight, bias), wild.numbers, weight.codes, wild.gathered, wild.columns, wild.count, y,
         tokens, rows, a.features, filled, y.stride(0),
         BM=cut.bm, BN=cut.bn, BK=cut.bk, TOGETHER=TOGETHER, STAGES=cut.stages, SWAP=cut.swap,
-        BIAS=bias is not None, WILD=a.outliers, ROOM=ROOM, EARLY=card.early, num_warps=cut.warps, **begins(card.early),
+        BIAS=bias is not None, APART=a.apart, WILD=a.wild is not None, ROOM=ROOM, EARLY=card.early,
+        num_warps=cut.warps, **begins(card.early),
     )  # fmt: skip
 
 

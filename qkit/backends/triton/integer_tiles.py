@@ -29,11 +29,12 @@ def few(rows: int, blocks: int, units: int) -> tuple[int, int]:
 
 
 def many(tokens: int, rows: int, features: int, card: Card, outliers: bool) -> Integers:
-    """On Hopper what takes the least time by `_HOPPER`; elsewhere up to 128 tokens are the narrow side of the product, and the
-    weight fills the tensor core; small products, small tiles.
+    """On Hopper what takes the least time by `_HOPPER`; elsewhere up to 128 tokens, there up to 64 in any case, are the narrow
+    side of the product, and the weight fills the tensor core; small products, small tiles.
     """
     if card.hopper:
-        return min(_HOPPER, key=lambda cut: microseconds(cut, tokens, rows, features, card.units, outliers))[0]
+        fitting = (cut for cut in _HOPPER if cut[0].swap or tokens > 64)
+        return min(fitting, key=lambda cut: microseconds(cut, tokens, rows, features, card.units, outliers))[0]
     if card.small_tiles:
         cut = next(cut for limit, cut in _SMALL_TILES if tokens <= limit)
     elif tokens > 32 and 2 * number_of_tiles(rows, tokens, (128, 128)) < card.units:
