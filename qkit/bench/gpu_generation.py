@@ -5,7 +5,9 @@ floats beside the finished ones. Time does not depend on the numbers. It then wr
 the same launches on the same memory, each attending over all positions of the cache, the unwritten ones masked. So a step can be
 one CUDA graph, that takes its own token up again, and the host does nothing but replay it. Blocks are compiled (torch.compile,
 one graph of the compiler each): what stands between the products, norms, rotations, SiLU, is fused, and left to itself would take
-as long as the products do.
+as long as the products do. A block leaves its last addition to the next, which fuses it with its norm; kernels that do not wait
+for each other are one launch; and the likeliest of many tokens is found in two steps, since one would be one program's work. All
+that is the same for every row of the table.
 
 qkit's layers that read the same input are one product each, q, k and v, gate and up (`qkit.fuse_projections`); bfloat16 and the
 others are as their library leaves them.
@@ -20,6 +22,7 @@ differs by a bit, and have four to six times that; a wrong kernel makes an error
 """
 
 import gc
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -154,21 +157,38 @@ def attend(
     return (shares @ value).view(batch, 1, heads, dim), None
 
 
-def _begin(model: nn.Module, ids: Tensor, position: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Hidden state [batch, 1, hidden], cosines, sines, and which positions are written already."""
+def _begin(model: nn.Module, ids: Tensor, position: Tensor, length: int) -> tuple[Tensor, ...]:
+    """Hidden state [batch, 1, hidden], what is to be added to it, cosines, sines, and which positions are written already."""
     x = model.embed_tokens(ids)
     seen = torch.arange(length, device=ids.device) <= position
-    return x, *model.rotary_emb(x, position[None]), seen[None, None, None]
+    return x, torch.zeros_like(x), *model.rotary_emb(x, position[None]), seen[None, None, None]
 
 
-def _block(block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, seen: Tensor, cache: Cache) -> Tensor:
-    return block(x, attention_mask=seen, position_embeddings=(cos, sin), past_key_values=cache, use_cache=True)
+def _block(
+    block: nn.Module, x: Tensor, more: Tensor, cos: Tensor, sin: Tensor, seen: Tensor, cache: Cache
+) -> tuple[Tensor, Tensor]:
+    """What a block of a Llama does to x + more: its sum with attention, and what the MLP makes of that."""
+    x = x + more
+    given = {"attention_mask": seen, "position_embeddings": (cos, sin), "past_key_values": cache, "use_cache": True}
+    x = x + block.self_attn(hidden_states=block.input_layernorm(x), **given)[0]
+    return x, block.mlp(block.post_attention_layernorm(x))
 
 
-def _end(norm: nn.Module, head: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def _end(norm: nn.Module, head: nn.Module, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [batch, vocabulary], and the likeliest token [batch, 1]."""
-    logits = head(norm(x))[:, -1]
-    return logits, logits.argmax(-1, keepdim=True)
+    logits = head(norm(x + more))[:, -1]
+    width = math.gcd(logits.shape[1], 256)
+    most, place = logits.unflatten(1, (-1, width)).max(-1)
+    best = most.argmax(-1, keepdim=True)
+    return logits, best * width + place.gather(1, best)
+
+
+def _compiled(part: Callable[..., Any]) -> Callable[..., Any]:
+    """As one graph; kernels that do not wait for each other are one launch, where this torch can do that."""
+    from torch import _inductor
+
+    options: dict[str, Any] | None = {"combo_kernels": True} if "combo_kernels" in _inductor.list_options() else None
+    return torch.compile(part, fullgraph=True, dynamic=False, options=options)
 
 
 class Writer:
@@ -196,15 +216,15 @@ class Writer:
         for block in network.model.layers:
             block.self_attn.layer_idx = 0  # each has a cache of its own, and all are one graph of the compiler
         parts = (_begin, _block, _end)
-        self._parts = [torch.compile(part, fullgraph=True, dynamic=False) for part in parts] if compiled else parts
+        self._parts = [_compiled(part) for part in parts] if compiled else parts
 
     def step(self) -> None:
         """Read `ids` at `position`, and go on to the next."""
         begin, block, end = self._parts
-        x, *beside = begin(self.network.model, self.ids, self.position, self.length)
+        x, more, *beside = begin(self.network.model, self.ids, self.position, self.length)
         for one, cache in zip(self.network.model.layers, self.caches, strict=True):
-            x = block(one, x, *beside, cache)
-        logits, ids = end(self.network.model.norm, self.network.lm_head, x)
+            x, more = block(one, x, more, *beside, cache)
+        logits, ids = end(self.network.model.norm, self.network.lm_head, x, more)
         self.logits.copy_(logits)
         self.ids.copy_(ids)
         self.position.add_(1)
