@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 BY_TRANSFORMERS := tests/peers/test_formats.py tests/peers/test_embedded.py tests/peers/test_goldens.py
 
-.PHONY: demo test coverage test-all test-exhaustive test-oldest test-browser test-peers test-judges test-vllm judges test-arm test-compiled test-gpu bench lab lessons html claims docs lint clean
+.PHONY: demo test coverage test-all test-exhaustive test-oldest test-browser test-peers test-judges test-vllm judges test-arm test-avx2 test-compiled test-gpu bench lab lessons html claims docs lint clean
 
 demo: .venv/installed
 	$(BIN)/qkit compare bookworm-14m --out out
@@ -81,6 +81,14 @@ judges: .venv-judges/installed .venv-vllm/installed .venv/installed-peers
 # The CPU kernels for a 64-bit Arm, run in an emulator: for root on Debian and its like.
 test-arm:
 	PYTHON=$(PYTHON) .ci/arm
+
+# The lessons against their stored output, by what a laptop without AVX-512 has: torch, its libraries and Numba are held to AVX2, so
+# that an output which hangs on the last bit of a processor is seen on another one too.
+AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 FBGEMM_ENABLE_INSTRUCTIONS=AVX2 \
+	NUMBA_CPU_NAME=znver3 NUMBA_CPU_FEATURES=
+
+test-avx2: .venv/installed-dev
+	$(AVX2) OMP_NUM_THREADS=1 $(PYTEST) --nbval --nbval-cell-timeout=1800 $(LESSONS)
 
 # Every Triton kernel for every card, ahead of time; the exhaustive tests have a part of it.
 test-compiled: .venv/installed-dev
