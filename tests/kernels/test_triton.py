@@ -126,10 +126,12 @@ def test_tokens_too_long_for_the_registers_are_read_in_turns(threshold, monkeypa
         assert found[0][0].isfinite().all() and not found[0][1:].isfinite().any()
 
 
+@pytest.mark.parametrize("held", [integer.HELD, 0], ids=["in registers", "too many for registers"])
 @pytest.mark.parametrize("width", [integer.WHOLE, 512])
 @pytest.mark.parametrize("tokens", [1, 3, 20])
-def test_outliers_keep_their_order_over_many_programs_and_more_of_them_than_are_gathered(tokens, width, monkeypatch):
+def test_outliers_keep_their_order_over_many_programs_and_more_of_them_than_are_gathered(tokens, width, held, monkeypatch):
     monkeypatch.setattr(integer, "WHOLE", width)
+    monkeypatch.setattr(integer, "HELD", held)
     features, last = 2300, tokens - 1  # which 1024 columns each list
     q, x = int8_rows(random(20, features)), random(tokens, features).clamp(-5, 5)
     for column in (0, 1023, 1024, 2047, 2048, 2299, *range(1100, 1100 + integer.ROOM)):

@@ -87,7 +87,7 @@ def launch(
 ) -> None:  # fmt: skip
     """y [M, N] of x [M, K]; cut so, or as the table says."""
     found = split(x, weight, input_scale, threshold, card)
-    if cut is None and len(found.codes) <= integer_tiles.few_tokens(card):
+    if cut is None and found.wild is None and len(found.codes) <= integer_tiles.few_tokens(card):
         few_product(found, weight, bias, y, card)
     else:
         rows, filled = weight.codes.shape
