@@ -141,7 +141,12 @@ def build(model: str, row: str, head: bool = False) -> nn.Module:
 
 @torch.inference_mode()
 def time_model(
-    network: nn.Module, prompt: int = PROMPT, before: int = BEFORE, new: int = NEW, repeats: int = REPEATS
+    network: nn.Module,
+    prompt: int = PROMPT,
+    before: int = BEFORE,
+    new: int = NEW,
+    repeats: int = REPEATS,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, tuple[float, ...]]:
     """(seconds of a prefill, the median of several; seconds of each generated token).
 
@@ -156,16 +161,16 @@ def time_model(
     forward(ids[:, :prompt])
     reading = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = clock()
         forward(ids[:, :prompt])
-        reading.append(time.perf_counter() - start)
+        reading.append(clock() - start)
     out = forward(ids[:, :before])
     writing = []
     for _ in range(new + 1):
         token = out.logits[:, -1].argmax(-1, keepdim=True)
-        start = time.perf_counter()
+        start = clock()
         out = forward(token, out.past_key_values)
-        writing.append(time.perf_counter() - start)
+        writing.append(clock() - start)
     return median(reading), tuple(writing[1:])
 
 
