@@ -129,7 +129,9 @@ def test_tokens_too_long_for_the_registers_are_read_in_turns(threshold, monkeypa
 @pytest.mark.parametrize("held", [integer.HELD, 0], ids=["in registers", "too many for registers"])
 @pytest.mark.parametrize("width", [integer.WHOLE, 512])
 @pytest.mark.parametrize("tokens", [1, 3, 20])
-def test_outliers_keep_their_order_over_many_programs_and_more_of_them_than_are_gathered(tokens, width, held, monkeypatch):
+def test_outliers_keep_their_order_over_many_programs_and_more_of_them_than_are_gathered(
+    tokens, width, held, monkeypatch
+):
     monkeypatch.setattr(integer, "WHOLE", width)
     monkeypatch.setattr(integer, "HELD", held)
     features, last = 2300, tokens - 1  # which 1024 columns each list

@@ -86,11 +86,13 @@ def with_outliers(x_ptr, k, M, K, stride_xm, threshold, TOKENS: tl.constexpr):
     """Columns k of this program's token, float32, and which of them hold an outlier of any of the M tokens, TOKENS at most."""
     m = tl.program_id(0)
     x = tl.load(x_ptr + m.to(tl.int64) * stride_xm + k, mask=k < K, other=0.0).to(tl.float32)
-    out = tl.abs(x) >= threshold
+    largest = tl.abs(x)
     for further in tl.static_range(1, TOKENS):  # all of them are on their way at once
         other = x_ptr + tl.minimum(m ^ further, M - 1).to(tl.int64) * stride_xm + k
-        out |= tl.abs(tl.load(other, mask=k < K, other=0.0).to(tl.float32)) >= threshold
-    return x, out
+        largest = tl.maximum(
+            largest, tl.abs(tl.load(other, mask=k < K, other=0.0).to(tl.float32))
+        )  # of a number and NaN, it
+    return x, largest >= threshold
 
 
 @triton.jit

@@ -21,7 +21,7 @@ from qkit_kernels.triton import assembly
 from qkit_kernels.triton import integer as kernels
 
 APART = 16  # tokens that are four rows of codes each where there is a threshold,
-HELD = 65536  # if registers hold them all: each looks for outliers in all
+HELD = 65536  # if registers hold so many numbers of them all: each looks for outliers in all
 STRETCHES = 8  # of tokens that look for outliers together, at most: one program reads what all of them found
 WHOLE = 16384  # columns of a token that the registers of sixteen warps hold
 ROOM = 64  # outliers that are gathered side by side; more are fetched one by one
@@ -132,12 +132,14 @@ def split(x: Tensor, weight: Bytes, input_scale: Tensor | None, threshold: float
     """Codes of x [M, K], and with a threshold its outliers."""
     (tokens, features), (rows, filled) = x.shape, weight.codes.shape
     width, together = min(triton.next_power_of_2(filled), WHOLE), triton.next_power_of_2(tokens)
-    early, apart = card.early, threshold > 0 and tokens <= APART and width * together <= HELD
+    held = HELD if width < WHOLE else HELD // 2
+    early, apart = card.early, threshold > 0 and tokens <= APART and width * together <= held
     codes = torch.empty(4 * tokens if apart else tokens, filled, dtype=torch.int8, device=x.device)
     scales = torch.empty(len(codes), dtype=torch.float32, device=x.device)
     fixed = scales if input_scale is None else input_scale
     shape = {"STATIC": input_scale is not None, "WIDTH": width, "TURNS": triton.cdiv(filled, width), "EARLY": early}
-    launched = {"num_warps": 16 if width * (together if apart else 1) > WHOLE // 2 else 8, **begins(early)}
+    many = width * (together if apart else 1)
+    launched = {"num_warps": 32 if many > WHOLE and width < WHOLE else 16 if many > WHOLE // 2 else 8, **begins(early)}
     if apart:
         kernels.take_apart[(tokens,)](
             x, codes, scales, fixed, tokens, features, filled, x.stride(0), float(threshold),
