@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from qkit.plots.base import GREY
 
@@ -16,9 +16,23 @@ def plain_ticks(axis, ticks: Sequence[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+class _Decades(LogLocator):
+    """Ticks at powers of ten; in a view that holds fewer than two of them, between them too: one tick alone is no scale."""
+
+    def tick_values(self, vmin: float, vmax: float):
+        """Whole decades, 1 2 5, or every digit: the fewest of which two are in view."""
+        for digits in ((1,), (1, 2, 5), range(1, 10)):
+            self.set_params(subs=digits)
+            ticks = super().tick_values(vmin, vmax)
+            if np.sum((min(vmin, vmax) <= ticks) & (ticks <= max(vmin, vmax))) > 1:
+                break
+        return ticks
+
+
 def plain_decades(axis) -> None:
     """1,000 for 10^3: mathematical type and minor ticks would take half of the drawing time."""
     axis.set_minor_locator(NullLocator())
+    axis.set_major_locator(_Decades())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 

@@ -1,9 +1,11 @@
 """Figures of lesson 08: layers under the roofs of a machine, and how long each takes."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.text import Annotation
 from matplotlib.ticker import NullLocator
 
 from qkit.bench.record import Roof
@@ -72,11 +74,8 @@ def steps_on_roofline(roof: Roof, measured: Steps, first: int = 1) -> Picture:
         left, right = picture.subplots(1, 2, width_ratios=[1, 1.15])
         rates = data["rates"]
         _draw_roofs(left, roof, data, 0.4 * min(*rates, roof.gigabytes_per_second))
-        for rank, i in enumerate(np.argsort(rates, kind="stable")):  # neighbours' numbers on either side
-            spot, (shift, side) = (data["intensity"][i], rates[i]), ((9, "left"), (-9, "right"))[rank % 2]
-            left.plot(*spot, "o", color=ORANGE, mec="black", ms=8, zorder=4)
-            where = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side, "va": "center"}
-            left.annotate(str(first + i), spot, **where, fontsize=11)
+        left.plot(data["intensity"], rates, "o", color=ORANGE, mec="black", ms=8, zorder=4)
+        _number_dots(left, data["intensity"], rates, first)
         _draw_step_times(right, data, first)
     listed, floors = _step_words(data, first)
     picture.alt = (
@@ -85,6 +84,26 @@ def steps_on_roofline(roof: Roof, measured: Steps, first: int = 1) -> Picture:
     )
     picture.constant = f"under the roofline of this machine: {', '.join(measured)}"
     return picture
+
+
+def _number_dots(axes, xs: np.ndarray, ys: np.ndarray, first: int) -> None:
+    """A number beside each dot, neighbours' on either side; one that would lie on others' is written behind that on the right."""
+    points = axes.transData.transform(np.column_stack([xs, ys])) * 72 / axes.figure.dpi
+    placed: dict[str, list[tuple[np.ndarray, Annotation]]] = {"left": [], "right": []}
+    for rank, i in enumerate(np.argsort(ys, kind="stable")):
+        near = {
+            side: next((text for point, text in reversed(texts) if np.all(abs(point - points[i]) < (40, 13))), None)
+            for side, texts in placed.items()
+        }
+        sides = ("left", "right") if rank % 2 == 0 else ("right", "left")
+        side = next((side for side in sides if near[side] is None), None)
+        if side is None:
+            text = cast(Annotation, near["left"])
+            text.set_text(f"{text.get_text()}, {first + i}")
+            continue
+        where = {"xytext": (9 if side == "left" else -9, 0), "textcoords": "offset points", "ha": side, "va": "center"}
+        text = axes.annotate(str(first + i), (xs[i], ys[i]), **where, fontsize=11)
+        placed[side].append((points[i], text))
 
 
 def step_times(roof: Roof, measured: Steps, first: int = 1) -> Picture:

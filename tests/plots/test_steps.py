@@ -1,7 +1,10 @@
 """The figures of lesson 08 show what was counted and measured."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
+from matplotlib.text import Annotation
 
 from qkit import plots
 from qkit.bench.record import Roof
@@ -18,6 +21,30 @@ def test_each_step_stands_at_its_operations_a_byte_and_a_second_and_has_its_numb
     assert np.allclose(np.stack([picture.data["intensity"], picture.data["rates"]], 1), expected)
     numbers = {text.get_text(): text.xy for text in picture.axes[0].texts if text.get_text() in "123"}
     assert np.allclose([numbers[str(n)] for n in (1, 2, 3)], expected)
+
+
+def test_numbers_of_steps_that_take_the_same_time_do_not_lie_on_one_another():
+    seconds = (1e-3, 500e-6, 100e-6, 99e-6, 98e-6, 97e-6, 20e-6, 20e-6, 20e-6)
+    picture = plots.steps_on_roofline(ROOF, {f"step {n}": (CODES, s) for n, s in enumerate(seconds, 1)})
+    picture.canvas.draw()
+    texts = [text for text in picture.axes[0].texts if isinstance(text, Annotation)]
+    numbers = [int(number) for text in texts for number in text.get_text().split(", ")]
+    assert sorted(numbers) == list(range(1, 10)) and len(texts) < 9
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+@pytest.mark.parametrize("most", [0.25, 0.293, 0.9, 5.0, 70.0])
+def test_an_axis_of_times_has_two_ticks_at_least(most):
+    picture = plots.grouped_times({"one": {"a": 0.229e-3}, "two": {"a": 1e-3 * most}}, "two cases")
+    picture.canvas.draw()
+    axis = picture.axes[0].xaxis
+    low, high = axis.get_view_interval()
+    inside = [
+        (place, text.get_text()) for place, text in zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=True)
+    ]
+    inside = [(place, text) for place, text in inside if low <= place <= high]
+    assert 2 <= len(inside) <= 9 and all(float(text) == pytest.approx(place) for place, text in inside)
 
 
 def test_the_roofs_are_the_machine():
