@@ -122,7 +122,11 @@ def test_tokens_too_long_for_the_registers_are_read_in_turns(threshold, monkeypa
             monkeypatch.setattr(integer, "WHOLE", width)
             found.append(poisoned(len(tokens), 20, dtype=torch.float32))
             integer.launch(tokens, integer.lay(q), None, threshold, bias, found[-1], CARD)
-        assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0].isnan(), found[1].isnan())
+        # where outliers are looked for, those of tokens that registers hold are bytes, and others are not
+        torch.testing.assert_close(
+            found[0][0], found[1][0], rtol=1e-5 if threshold else 0, atol=1e-5 if threshold else 0
+        )
+        assert torch.equal(found[0].isnan(), found[1].isnan())
         assert found[0][0].isfinite().all() and not found[0][1:].isfinite().any()
 
 

@@ -98,7 +98,7 @@ def with_outliers(x_ptr, k, M, K, stride_xm, threshold, TOKENS: tl.constexpr):
 @triton.jit
 def take_apart(
     x_ptr, codes_ptr, token_scale_ptr, scale_ptr, M, K, KP, stride_xm, threshold,
-    TOKENS: tl.constexpr, STATIC: tl.constexpr, WIDTH: tl.constexpr, TURNS: tl.constexpr, EARLY: tl.constexpr,
+    TOKENS: tl.constexpr, STATIC: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One of a few tokens as four rows of codes, int8 [4 M, KP], and their scales, float32 [4 M]: their sum is the token.
 
@@ -112,31 +112,25 @@ def take_apart(
         gdc_wait()
         gdc_launch_dependents()
     m, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
-    largest, highest, bad = 0.0, 0.0, 0
-    for turn in tl.static_range(TURNS):
-        x, out = with_outliers(x_ptr, turn * WIDTH + k, M, K, stride_xm, threshold, TOKENS)
-        low = tl.where(out, 0.0, x)
-        largest, highest = tl.maximum(largest, tl.max(tl.abs(low), 0)), tl.maximum(highest, tl.max(tl.abs(x - low), 0))
-        bad = bad | unsayable(low, STATIC) | tl.max((x != x).to(tl.int32), 0)
-    scale, said = step_of(largest, bad, scale_ptr, STATIC)
+    x, out = with_outliers(x_ptr, k, M, K, stride_xm, threshold, TOKENS)
+    low = tl.where(out, 0.0, x)
+    highest = tl.max(tl.abs(x - low), 0)
+    bad = unsayable(low, STATIC) | tl.max((x != x).to(tl.int32), 0)
+    scale, said = step_of(tl.max(tl.abs(low), 0), bad, scale_ptr, STATIC)
     endless = highest == float("inf")
     place = tl.maximum(
         (highest.to(tl.int32, bitcast=True) >> 23) - 21, 1
     )  # the exponent of s; its inverse is a float too
     step, inverse = (place << 23).to(tl.float32, bitcast=True), ((254 - place) << 23).to(tl.float32, bitcast=True)
-    for turn in tl.static_range(TURNS):
-        at = turn * WIDTH + k
-        if TURNS > 1:
-            x, out = with_outliers(x_ptr, at, M, K, stride_xm, threshold, TOKENS)
-        sign = tl.where(x == float("inf"), 1.0, tl.where(x == float("-inf"), -1.0, 0.0))
-        t = tl.where(out & (x == x), tl.where(endless, sign, x * inverse), 0.0)
-        t = ((t + 12582912.0) - 12582912.0).to(tl.int32)  # as in `rounded`
-        row = codes_ptr + 4 * m * KP + at
-        tl.store(row, rounded(tl.where(out, 0.0, x), scale), mask=at < KP)
-        for byte in tl.static_range(3):
-            digit = ((t + 128) & 255) - 128
-            tl.store(row + (byte + 1) * KP, digit.to(tl.int8), mask=at < KP)
-            t = (t - digit) >> 8
+    sign = tl.where(x == float("inf"), 1.0, tl.where(x == float("-inf"), -1.0, 0.0))
+    t = tl.where(out & (x == x), tl.where(endless, sign, x * inverse), 0.0)
+    t = ((t + 12582912.0) - 12582912.0).to(tl.int32)  # as in `rounded`
+    row = codes_ptr + 4 * m * KP + k
+    tl.store(row, rounded(low, scale), mask=k < KP)
+    for byte in tl.static_range(3):
+        digit = ((t + 128) & 255) - 128
+        tl.store(row + (byte + 1) * KP, digit.to(tl.int8), mask=k < KP)
+        t = (t - digit) >> 8
     tl.store(token_scale_ptr + 4 * m, said)
     tl.store(token_scale_ptr + 4 * m + 1, tl.where(endless, float("inf"), step))
     tl.store(token_scale_ptr + 4 * m + 2, tl.where(endless, 0.0, step * 256))

@@ -133,7 +133,7 @@ def split(x: Tensor, weight: Bytes, input_scale: Tensor | None, threshold: float
     (tokens, features), (rows, filled) = x.shape, weight.codes.shape
     width, together = min(triton.next_power_of_2(filled), WHOLE), triton.next_power_of_2(tokens)
     held = HELD if width < WHOLE else HELD // 2
-    early, apart = card.early, threshold > 0 and tokens <= APART and width * together <= held
+    early, apart = card.early, threshold > 0 and tokens <= APART and filled <= width and width * together <= held
     codes = torch.empty(4 * tokens if apart else tokens, filled, dtype=torch.int8, device=x.device)
     scales = torch.empty(len(codes), dtype=torch.float32, device=x.device)
     fixed = scales if input_scale is None else input_scale
@@ -143,7 +143,7 @@ def split(x: Tensor, weight: Bytes, input_scale: Tensor | None, threshold: float
     if apart:
         kernels.take_apart[(tokens,)](
             x, codes, scales, fixed, tokens, features, filled, x.stride(0), float(threshold),
-            TOKENS=together, **shape, **launched,
+            TOKENS=together, STATIC=input_scale is not None, WIDTH=width, EARLY=early, **launched,
         )  # fmt: skip
         return Split(codes, scales, features, apart=True)
     if not threshold:
