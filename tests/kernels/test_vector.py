@@ -25,6 +25,7 @@ from qkit_kernels.numba.vector import (
     add_outer_signed,
     add_scaled_each,
     as_float,
+    ask,
     dot4,
     dot4_each,
     dot4_signed_each,
@@ -552,6 +553,7 @@ def test_64_bytes_are_widened_in_their_order():
 @njit
 def asked_for(x, place):
     prefetch(pointer(x), place)
+    ask(pointer(x), place)
 
 
 def test_anything_may_be_asked_for():

@@ -46,6 +46,7 @@ from qkit_kernels.numba.vector import (
     add_scaled_each,
     as_i32,
     as_i64,
+    ask,
     dot4_each,
     dot4_signed_each,
     f32_at,
@@ -77,7 +78,7 @@ from qkit_kernels.numba.vector import (
     zeros_f32,
     zeros_i32,
 )
-from qkit_kernels.numba.weight_only import AHEAD, INLINE, codes_in_lane, copy_tail, lane_scales, reach_of
+from qkit_kernels.numba.weight_only import AHEAD, INLINE, codes_in_lane, copy_tail, lane_scales, open_pages, reach_of
 
 SEVEN = Static(7)  # bits, or so little more that two products with -1 fit into 16
 GROUPS = CODES // 4 + 1  # that may have to do with a stretch: fours at the least, and one that began before
@@ -111,6 +112,7 @@ def gemv_rows(x, x_scales, sums, outliers, packed, grid, block_group, lane_group
     lanes = (s, pointer(block_group), pointer(lane_group), reach)
     grid, sizes = pointers(grid), (grid[0].shape[0], grid[1].size, grid[2].size)
     for row in range(first, last):
+        open_pages(packed, row * row_bytes, row_bytes)
         shifted = load_row(grid, sizes, row, groups, 0, groups, bits, np.float32(taken), s, c)
         start, exact, totals = row * row_bytes, zeros_each(zeros_i32(), together), zeros_each(zeros_f32(), together)
         readable = max(0, min(blocks, min(row_bytes, end - start - 3) // block_bytes))
@@ -172,7 +174,7 @@ def add_blocks(packed, start, first, last, x, totals, bits, together):
     """totals + the products of the blocks first .. last - 1 of a row that begins at `start`, whole numbers."""
     step, size = BYTES * (codes_in_lane(bits) // 4) * value(together), 2 * codes_in_lane(bits) * value(bits)
     for block in range(first, last):
-        prefetch(packed, start + block * size + AHEAD)
+        ask(packed, start + block * size + AHEAD)
         totals = add_block(packed, start + block * size, x, block * step, totals, bits, together)
     return totals
 
@@ -182,7 +184,7 @@ def add_scaled_blocks(packed, start, first, last, x, lanes, totals, bits, togeth
     """The same, each block times its lanes' scales, float32."""
     step, size = BYTES * (codes_in_lane(bits) // 4) * value(together), 2 * codes_in_lane(bits) * value(bits)
     for block in range(first, last):
-        prefetch(packed, start + block * size + AHEAD)
+        ask(packed, start + block * size + AHEAD)
         zeros = zeros_each(zeros_i32(), together)
         dots = add_block(packed, start + block * size, x, block * step, zeros, bits, together)
         totals = scale_each(lane_scales(lanes, block), dots, totals)

@@ -11,7 +11,8 @@ integers are multiplied where they lie, `vector.dots_in_place`, a codebook's num
 Scales come in after each block, a lane its own, so that any group that is whole lanes will do.
 
 What is read next is asked for early (`AHEAD`): the processor looks a few hundred instructions ahead by itself, and a kernel
-that does two dozen with each 64 bytes has too few of them on their way.
+that does two dozen with each 64 bytes has too few of them on their way. Of a page of memory the first read waits longest, and all
+behind it: a line of each is asked for two pages before (`open_pages`).
 
 Many tokens (`gemm`). Arithmetic is what takes the time, so the codes of some rows become floats once for 256 tokens, a stretch
 of features at a time that stays in the cache (`qkit_kernels.numba.tiles`).
@@ -67,6 +68,7 @@ from qkit_kernels.numba.vector import (
 
 INLINE = {"forceinline": True}
 AHEAD = 4096  # bytes: more than a core must have on their way, and far less than its cache holds
+PAGE = 4096  # bytes: of the smallest that any system has
 
 
 @njit(nogil=True, cache=True)
@@ -94,6 +96,7 @@ def gemv_rows(x, sums, packed, grid, table, block_group, lane_group, bits, toget
     lanes = (s, pointer(block_group), pointer(lane_group), reach)
     grid, sizes = pointers(grid), (grid[0].shape[0], grid[1].size, grid[2].size)
     for row in range(first, last):
+        open_pages(packed, row * row_bytes, row_bytes)
         shifted = load_row(grid, sizes, row, groups, 0, groups, bits, middle, s, c)
         start, totals = row * row_bytes, zeros_each(zeros_f32(), together)
         readable = max(0, min(blocks, min(row_bytes, end - start - 3) // block_bytes))
@@ -108,6 +111,16 @@ def gemv_rows(x, sums, packed, grid, table, block_group, lane_group, bits, toget
             for g in range(0, groups, LANES):
                 totals = fma_each(load_f32(c, g), load_each(sums, g * value(together), together, zeros_f32()), totals)
         store_sums(y, row, outputs, totals)
+
+
+@njit(forceinline=True)
+def open_pages(packed, start, row_bytes):
+    """Ask for one line of each page that lies two pages behind a row that begins at `start`.
+
+    So the page's place in memory is looked up, and the processor's own guessing begins there, before all reads wait for it.
+    """
+    for at in range(0, row_bytes, PAGE):
+        prefetch(packed, start + at + 2 * PAGE)
 
 
 @njit(forceinline=True)
