@@ -16,8 +16,8 @@ is AMX, `qkit_kernels.numba.amx` makes the same sums of many tokens.
 """
 
 import numpy as np
-from numba import carray, njit
-from numba.extending import overload
+from numba import carray, njit, types
+from numba.extending import intrinsic, overload
 
 from qkit_kernels.numba.grid import load_row
 from qkit_kernels.numba.streams import UNIT, add_bias, floats_at, mark_outliers, quantize
@@ -372,15 +372,11 @@ def _unpack(packed, place, start, stop, panel, tail, bits):
     return codes
 
 
-def taken_off(bits):
+@intrinsic
+def taken_off(_context, bits):
     """What the numbers of a panel are less than the codes, where their signs are apart; else 0."""
-    raise NotImplementedError("taken_off is for kernels")
-
-
-@overload(taken_off, jit_options=INLINE)
-def _taken_off(bits):
     taken = 2 ** (bits.count - 1) if signs_apart(bits.count) else 0
-    return lambda bits: taken
+    return types.intp(bits), lambda context, *_: context.get_constant(types.intp, taken)
 
 
 @njit

@@ -17,8 +17,8 @@ A block and a band make one piece of work. Pieces are dealt out to threads one b
 
 from functools import cache
 
-from numba import njit
-from numba.extending import overload
+from numba import njit, types
+from numba.extending import intrinsic, overload
 
 from qkit_kernels.numba.threads import CHUNKS_PER_THREAD
 from qkit_kernels.numba.vector import (
@@ -94,15 +94,10 @@ def next_panel(i, rows, start, stop, width, row_bytes, bits):
     return PANEL_ROWS * row_bytes - start * bits // 8  # the next band's
 
 
-def tile_height():
+@intrinsic
+def tile_height(_context):
     """`vector.tile_rows`, for kernels."""
-    raise NotImplementedError("tile_height is for kernels")
-
-
-@overload(tile_height, jit_options={"forceinline": True})
-def _tile_height():
-    rows = tile_rows()
-    return lambda: rows
+    return types.intp(), lambda context, *_: context.get_constant(types.intp, tile_rows())
 
 
 @njit(forceinline=True)

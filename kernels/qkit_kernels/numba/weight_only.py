@@ -22,7 +22,7 @@ from functools import cache
 
 import numpy as np
 from numba import carray, njit, types
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 
 from qkit_kernels.numba.grid import load_row
 from qkit_kernels.numba.streams import UNIT, add_bias, floats_at, lay_floats, masked_by
@@ -134,15 +134,10 @@ def add_blocks(packed, start, first, last, x, lanes, totals, table, bits, togeth
     return totals
 
 
-def codes_in_lane(bits):
+@intrinsic
+def codes_in_lane(_context, bits):
     """UNIT[b]."""
-    raise NotImplementedError("codes_in_lane is for kernels")
-
-
-@overload(codes_in_lane, jit_options=INLINE)
-def _codes_in_lane(bits):
-    unit = UNIT[bits.count]
-    return lambda bits: unit
+    return types.intp(bits), lambda context, *_: context.get_constant(types.intp, UNIT[bits.count])
 
 
 @cache
@@ -157,26 +152,19 @@ def masked(bits: int, plain: bool) -> int:
     return bits if plain and (bits == 3 or (bits < 5 and not has("avx512f"))) else 0
 
 
-def places_of(table, bits):
+@intrinsic
+def places_of(_context, table, bits):
     """Vectors of x a block and token: one a code of a lane, and one more for codes that are masked."""
-    raise NotImplementedError("places_of is for kernels")
-
-
-@overload(places_of, jit_options=INLINE)
-def _places_of(table, bits):
     places = UNIT[bits.count] + (1 if masked(bits.count, table is types.none) else 0)
-    return lambda table, bits: places
+    return types.intp(table, bits), lambda context, *_: context.get_constant(types.intp, places)
 
 
-def masked_bits(table, bits):
+@intrinsic
+def masked_bits(_context, table, bits):
     """`masked`, for kernels."""
-    raise NotImplementedError("masked_bits is for kernels")
-
-
-@overload(masked_bits, jit_options=INLINE)
-def _masked_bits(table, bits):
-    found = masked(bits.count, table is types.none)
-    return lambda table, bits: found
+    return types.intp(table, bits), lambda context, *_: context.get_constant(
+        types.intp, masked(bits.count, table is types.none)
+    )
 
 
 def block_dots(packed, at, x, first, table, bits, together):
