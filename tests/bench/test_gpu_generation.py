@@ -93,9 +93,10 @@ def test_all_blocks_are_one_graph_of_the_compiler(ids, monkeypatch):
     """As on a card, where a layer is one operation: nothing breaks (fullgraph) and no block is compiled anew."""
     counters, compiler = {}, torch.compile
 
-    def count(part, **options):
+    def count(part, options, **more):
+        assert options == {"combo_kernels": True}  # of torch's own compiler, which is not the one here
         counters[part.__name__] = CompileCounterWithBackend("eager")
-        return compiler(part, backend=counters[part.__name__], **options)
+        return compiler(part, backend=counters[part.__name__], **more)
 
     monkeypatch.setattr(torch, "compile", count)
     monkeypatch.setattr(QLinear, "is_operation", lambda self, x: torch.compiler.is_compiling())
