@@ -94,7 +94,7 @@ def test_all_blocks_are_one_graph_of_the_compiler(ids, monkeypatch):
     counters, compiler = {}, torch.compile
 
     def count(part, options, **more):
-        assert options == {"combo_kernels": True}  # of torch's own compiler, which is not the one here
+        assert options in (None, {"combo_kernels": True})  # of torch's own compiler, which is not the one here
         counters[part.__name__] = CompileCounterWithBackend("eager")
         return compiler(part, backend=counters[part.__name__], **more)
 
