@@ -51,6 +51,7 @@ from qkit_kernels.numba.vector import (
     dot4_signed_each,
     f32_at,
     fma_each,
+    known,
     load_bytes,
     load_codes,
     load_each,
@@ -376,7 +377,7 @@ def _unpack(packed, place, start, stop, panel, tail, bits):
 def taken_off(_context, bits):
     """What the numbers of a panel are less than the codes, where their signs are apart; else 0."""
     taken = 2 ** (bits.count - 1) if signs_apart(bits.count) else 0
-    return types.intp(bits), lambda context, *_: context.get_constant(types.intp, taken)
+    return known(types.intp, taken, bits)
 
 
 @njit

@@ -29,6 +29,7 @@ from qkit_kernels.numba.vector import (
     add_outer_pairs,
     add_outer_signed,
     has,
+    known,
     load_each,
     pairs_together,
     tile_rows,
@@ -97,7 +98,7 @@ def next_panel(i, rows, start, stop, width, row_bytes, bits):
 @intrinsic
 def tile_height(_context):
     """`vector.tile_rows`, for kernels."""
-    return types.intp(), lambda context, *_: context.get_constant(types.intp, tile_rows())
+    return known(types.intp, tile_rows())
 
 
 @njit(forceinline=True)

@@ -58,10 +58,15 @@ def Static(number: int) -> tuple[None, ...]:
     return (None,) * number
 
 
+def known(kind: types.Type, number: float, *given: types.Type):
+    """What an intrinsic makes that only names a number, which it knows by the types that it is given."""
+    return kind(*given), lambda context, *_: context.get_constant(kind, number)
+
+
 @intrinsic
 def value(_context, static):
     """The number of a `Static`, inside a kernel."""
-    return types.intp(static), lambda context, *_: context.get_constant(types.intp, static.count)
+    return known(types.intp, static.count, static)
 
 
 # ---- memory: through plain pointers, because Numba counts the references of every array that it hands on

@@ -38,6 +38,7 @@ from qkit_kernels.numba.vector import (
     fma,
     fma_each,
     has,
+    known,
     load_bytes,
     load_codes,
     load_each,
@@ -137,7 +138,7 @@ def add_blocks(packed, start, first, last, x, lanes, totals, table, bits, togeth
 @intrinsic
 def codes_in_lane(_context, bits):
     """UNIT[b]."""
-    return types.intp(bits), lambda context, *_: context.get_constant(types.intp, UNIT[bits.count])
+    return known(types.intp, UNIT[bits.count], bits)
 
 
 @cache
@@ -156,15 +157,13 @@ def masked(bits: int, plain: bool) -> int:
 def places_of(_context, table, bits):
     """Vectors of x a block and token: one a code of a lane, and one more for codes that are masked."""
     places = UNIT[bits.count] + (1 if masked(bits.count, table is types.none) else 0)
-    return types.intp(table, bits), lambda context, *_: context.get_constant(types.intp, places)
+    return known(types.intp, places, table, bits)
 
 
 @intrinsic
 def masked_bits(_context, table, bits):
     """`masked`, for kernels."""
-    return types.intp(table, bits), lambda context, *_: context.get_constant(
-        types.intp, masked(bits.count, table is types.none)
-    )
+    return known(types.intp, masked(bits.count, table is types.none), table, bits)
 
 
 def block_dots(packed, at, x, first, table, bits, together):
@@ -405,15 +404,10 @@ def _number_of(codes, table, bits):
     return lambda codes, table, bits: to_f32(codes)
 
 
-def middle_of(table, bits):
+@intrinsic
+def middle_of(_context, table, bits):
     """What `load_row` is to take for the middle, so that c is the shift of whole codes; a table has none."""
-    raise NotImplementedError("middle_of is for kernels")
-
-
-@overload(middle_of, jit_options=INLINE)
-def _middle_of(table, bits):
-    middle = np.float32(0 if table is types.none else 2 ** (bits.count - 1))
-    return lambda table, bits: middle
+    return known(types.float32, 0 if table is types.none else 2 ** (bits.count - 1), table, bits)
 
 
 @njit
