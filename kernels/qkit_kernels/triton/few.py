@@ -21,6 +21,7 @@ from qkit_kernels.triton.words import (
     load_plane,
     plane_at,
     quarter,
+    store_total,
     table_bytes,
     table_pairs,
     total,
@@ -143,7 +144,4 @@ def few(
                 w = tl.reshape(tl.permute(w, (1, 2, 0, 5, 3, 6, 4)), (WARPS, 16, 32))  # b, r g, u t h l
                 acc = tl.dot(w, x, acc)
     column = tl.arange(0, TOKENS)[None, None, :]
-    y = total(acc, SUM) * factor
-    warp = tl.arange(0, WARPS)[:, None, None]
-    live = (column < M) & (row < N) & (warp == 0)
-    tl.store(y_ptr + warp * 0 + column * stride_ym + row, y.to(y_ptr.dtype.element_ty), mask=live)
+    store_total(total(acc, SUM) * factor, y_ptr, row, column, M, N, stride_ym)

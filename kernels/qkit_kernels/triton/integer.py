@@ -20,7 +20,13 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from qkit_kernels.triton.pieces import tile_of
-from qkit_kernels.triton.words import total
+from qkit_kernels.triton.words import store_total, total
+
+
+@triton.jit
+def nearest(x):
+    """The nearest whole number, the even one of two, where |x| <= 2^22: the last bit of 1.5 2^23 is worth 1."""
+    return (x + 12582912.0) - 12582912.0
 
 
 @triton.jit
@@ -28,7 +34,7 @@ def rounded(x, scale):
     """round(x / scale) to the nearest even within -127 .. 127, int8; the division is the exact one. NaN becomes 0."""
     q = tl.math.div_rn(x, scale)
     q = tl.where(q == q, tl.minimum(tl.maximum(q, -127.0), 127.0), 0.0)
-    return ((q + 12582912.0) - 12582912.0).to(tl.int8)  # 1.5 2^23: its last bit is worth 1
+    return nearest(q).to(tl.int8)
 
 
 @triton.jit
@@ -88,10 +94,9 @@ def with_outliers(x_ptr, k, M, K, stride_xm, threshold, TOKENS: tl.constexpr):
     x = tl.load(x_ptr + m.to(tl.int64) * stride_xm + k, mask=k < K, other=0.0).to(tl.float32)
     largest = tl.abs(x)
     for further in tl.static_range(1, TOKENS):  # all of them are on their way at once
-        other = x_ptr + tl.minimum(m ^ further, M - 1).to(tl.int64) * stride_xm + k
-        largest = tl.maximum(
-            largest, tl.abs(tl.load(other, mask=k < K, other=0.0).to(tl.float32))
-        )  # of a number and NaN, it
+        at = x_ptr + tl.minimum(m ^ further, M - 1).to(tl.int64) * stride_xm + k
+        other = tl.abs(tl.load(at, mask=k < K, other=0.0).to(tl.float32))
+        largest = tl.maximum(largest, other)  # of a number and NaN, the number
     return x, largest >= threshold
 
 
@@ -118,13 +123,11 @@ def take_apart(
     bad = unsayable(low, STATIC) | tl.max((x != x).to(tl.int32), 0)
     scale, said = step_of(tl.max(tl.abs(low), 0), bad, scale_ptr, STATIC)
     endless = highest == float("inf")
-    place = tl.maximum(
-        (highest.to(tl.int32, bitcast=True) >> 23) - 21, 1
-    )  # the exponent of s; its inverse is a float too
+    # the exponent of s, whose inverse is a float too
+    place = tl.maximum((highest.to(tl.int32, bitcast=True) >> 23) - 21, 1)
     step, inverse = (place << 23).to(tl.float32, bitcast=True), ((254 - place) << 23).to(tl.float32, bitcast=True)
     sign = tl.where(x == float("inf"), 1.0, tl.where(x == float("-inf"), -1.0, 0.0))
-    t = tl.where(out & (x == x), tl.where(endless, sign, x * inverse), 0.0)
-    t = ((t + 12582912.0) - 12582912.0).to(tl.int32)  # as in `rounded`
+    t = nearest(tl.where(out & (x == x), tl.where(endless, sign, x * inverse), 0.0)).to(tl.int32)
     row = codes_ptr + 4 * m * KP + k
     tl.store(row, rounded(low, scale), mask=k < KP)
     for byte in tl.static_range(3):
@@ -234,7 +237,7 @@ def split_tokens(
 
 
 @triton.jit
-def summed(y, ROWS: tl.constexpr, CODES: tl.constexpr):
+def fours_added(y, ROWS: tl.constexpr, CODES: tl.constexpr):
     """[rows of the weight, rows of codes] as [rows of the weight, tokens]: the four of each token added up."""
     return tl.sum(tl.reshape(y, (ROWS, CODES // 4, 4)), 2)
 
@@ -288,14 +291,12 @@ def few_integers(
         acc = tl.dot(tl.reshape(left, (WARPS, 16, 64)), x, acc, out_dtype=tl.int32)
     y = total(acc, SUM).to(tl.float32) * tl.load(token_scale_ptr + column, mask=column < M, other=0.0)[None, None, :]
     if APART:
-        y, M, column = summed(y, WARPS * 16, TOKENS), M // 4, tl.arange(0, TOKENS // 4)
+        y, M, column = fours_added(y, WARPS * 16, TOKENS), M // 4, tl.arange(0, TOKENS // 4)
         y = tl.reshape(y, (WARPS, 16, TOKENS // 4))
     y *= factor
     if BIAS:
         y += tl.load(bias_ptr + row, mask=row < N, other=0.0).to(tl.float32)
-    warp = tl.arange(0, WARPS)[:, None, None]
-    live = (column < M)[None, None, :] & (row < N) & (warp == 0)
-    tl.store(y_ptr + warp * 0 + column[None, None, :] * stride_ym + row, y.to(y_ptr.dtype.element_ty), mask=live)
+    store_total(y, y_ptr, row, column[None, None, :], M, N, stride_ym)
 
 
 @triton.jit
@@ -359,7 +360,7 @@ def many_integers(
             else:
                 y = tl.dot(x, w.to(x.dtype).T, y)
     if APART:
-        y, M = summed(y, BN, BM), M // 4
+        y, M = fours_added(y, BN, BM), M // 4
         token = m * (BM // 4) + tl.arange(0, BM // 4)
         at = token.to(tl.int64)
     if SWAP:

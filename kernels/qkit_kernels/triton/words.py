@@ -185,14 +185,17 @@ def total(acc, SUM: tl.constexpr):
         return tl.broadcast_to(tl.sum(acc, 0)[None, :, :], acc.shape)
     else:
         EACH: tl.constexpr = acc.shape[2] // 2  # sums of a lane
-        if acc.dtype == tl.int32:
-            return tl.inline_asm_elementwise(
-                SUM, "=r," * EACH + "r," * (EACH - 1) + "r", [acc], dtype=tl.int32, is_pure=False, pack=EACH
-            )
-        else:
-            return tl.inline_asm_elementwise(
-                SUM, "=f," * EACH + "f," * (EACH - 1) + "f", [acc], dtype=tl.float32, is_pure=False, pack=EACH
-            )
+        KIND: tl.constexpr = "r" if acc.dtype == tl.int32 else "f"
+        OPERANDS: tl.constexpr = ("=" + KIND + ",") * EACH + (KIND + ",") * (EACH - 1) + KIND
+        return tl.inline_asm_elementwise(SUM, OPERANDS, [acc], dtype=acc.dtype, is_pure=False, pack=EACH)
+
+
+@triton.jit
+def store_total(y, y_ptr, row, column, M, N, stride_ym):
+    """What the first warp has of y [warps, 16, tokens] to y_ptr [M, N]; row [1, 16, 1], column [1, 1, tokens]."""
+    warp = tl.arange(0, y.shape[0])[:, None, None]
+    live = (column < M) & (row < N) & (warp == 0)
+    tl.store(y_ptr + warp * 0 + column * stride_ym + row, y.to(y_ptr.dtype.element_ty), mask=live)
 
 
 @triton.jit

@@ -131,21 +131,15 @@ class Split:
 def split(x: Tensor, weight: Bytes, input_scale: Tensor | None, threshold: float, card: tiles.Card) -> Split:
     """Codes of x [M, K], and with a threshold its outliers."""
     (tokens, features), (rows, filled) = x.shape, weight.codes.shape
-    width, together = min(triton.next_power_of_2(filled), WHOLE), triton.next_power_of_2(tokens)
-    held = HELD if width < WHOLE else HELD // 2
-    early, apart = card.early, threshold > 0 and tokens <= APART and filled <= width and width * together <= held
-    codes = torch.empty(4 * tokens if apart else tokens, filled, dtype=torch.int8, device=x.device)
-    scales = torch.empty(len(codes), dtype=torch.float32, device=x.device)
+    if threshold and tokens <= APART and held(tokens, filled):
+        return taken_apart(x, filled, input_scale, threshold, card.early)
+    early = card.early
+    codes = torch.empty(tokens, filled, dtype=torch.int8, device=x.device)
+    scales = torch.empty(tokens, dtype=torch.float32, device=x.device)
     fixed = scales if input_scale is None else input_scale
+    width = min(triton.next_power_of_2(filled), WHOLE)
     shape = {"STATIC": input_scale is not None, "WIDTH": width, "TURNS": triton.cdiv(filled, width), "EARLY": early}
-    many = width * (together if apart else 1)
-    launched = {"num_warps": 32 if many > WHOLE and width < WHOLE else 16 if many > WHOLE // 2 else 8, **begins(early)}
-    if apart:
-        kernels.take_apart[(tokens,)](
-            x, codes, scales, fixed, tokens, features, filled, x.stride(0), float(threshold),
-            TOKENS=together, STATIC=input_scale is not None, WIDTH=width, EARLY=early, **launched,
-        )  # fmt: skip
-        return Split(codes, scales, features, apart=True)
+    launched = {"num_warps": 16 if width > WHOLE // 2 else 8, **begins(early)}
     if not threshold:
         kernels.quantize_tokens[(tokens,)](
             x, codes, scales, fixed, features, filled, x.stride(0), **shape, **launched
@@ -172,11 +166,33 @@ def split(x: Tensor, weight: Bytes, input_scale: Tensor | None, threshold: float
     return Split(codes, scales, features, wild=Wild(numbers, columns, count, gathered))
 
 
+def held(tokens: int, filled: int) -> bool:
+    """Whether registers hold so many tokens of so many columns, each program's all of them; half as many of the longest."""
+    numbers = triton.next_power_of_2(filled) * triton.next_power_of_2(tokens)
+    return filled <= WHOLE and numbers <= (HELD if filled <= WHOLE // 2 else HELD // 2)
+
+
+def taken_apart(x: Tensor, filled: int, input_scale: Tensor | None, threshold: float, early: bool) -> Split:
+    """The few tokens of x [M, K] as four rows of codes each, K filled up."""
+    (tokens, features), width = x.shape, triton.next_power_of_2(filled)
+    codes = torch.empty(4 * tokens, filled, dtype=torch.int8, device=x.device)
+    scales = torch.empty(4 * tokens, dtype=torch.float32, device=x.device)
+    together = triton.next_power_of_2(tokens)
+    numbers = width * together
+    warps = 8 if numbers <= WHOLE // 2 else 16 if numbers <= WHOLE or width == WHOLE else 32
+    kernels.take_apart[(tokens,)](
+        x, codes, scales, scales if input_scale is None else input_scale,
+        tokens, features, filled, x.stride(0), float(threshold),
+        TOKENS=together, STATIC=input_scale is not None, WIDTH=width, EARLY=early, num_warps=warps, **begins(early),
+    )  # fmt: skip
+    return Split(codes, scales, features, apart=True)
+
+
 def few_product(a: Split, weight: Bytes, bias: Tensor | None, y: Tensor, card: tiles.Card) -> None:
     """y [M, N] of up to 16 rows of codes."""
     rows, filled = weight.codes.shape
     warps, turns = integer_tiles.few(rows, filled // 64, card.units)
-    width = card.narrow if len(a.codes) <= card.narrow else 16
+    width = max(card.narrow, triton.next_power_of_2(len(a.codes)))
     kernels.few_integers[(triton.cdiv(rows, 16),)](
         a.codes, a.scales, weight.codes, weight.rows, _shift(weight, bias), y,
         len(a.codes), rows, filled, y.stride(0),

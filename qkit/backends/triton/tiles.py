@@ -167,8 +167,8 @@ def few(weight: Laid, card: Card, tokens: int = 1) -> Few:
 
 
 def warps_of(each: float, blocks: int, many: float) -> int:
-    """Enough to keep a multiprocessor reading that has so many programs: four to each where they are `many`, else eight, of which
-    each has two blocks.
+    """Enough to keep a multiprocessor reading that has so many programs: four to each where they are `many`, else eight, if each
+    has a block.
     """
     return 4 if each >= many or blocks < 8 else 8
 
