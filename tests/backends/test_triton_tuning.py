@@ -1,5 +1,6 @@
 """Tiles that are found by trying: with a clock that is made up, since no test knows how fast a card is."""
 
+import dataclasses
 import itertools
 import json
 
@@ -58,8 +59,8 @@ def test_the_fastest_is_kept_and_taken_in_its_region_on_its_card(launched, cache
     launched.clear()
     for tokens in (1, 8, 9, 31):
         gpu.linear(torch.zeros(tokens, 2048).half(), q, None)
-    by_table = tiles.few(laid, CARD, 9)
-    assert launched == [second, second, by_table, list(made.values())[1]]
+    by_table = [tiles.few(laid, CARD, tokens) for tokens in (1, 9)]
+    assert launched == [by_table[0], second, by_table[1], list(made.values())[1]]
     for other in (weight(4, 32, 2048, 64), weight(3, 32, 2048, 128), weight(4, 48, 2048, 128)):
         assert tuning.chosen(3, layout.laid(other, torch.float16), CARD) is None
     assert tuning.chosen(3, layout.laid(q, torch.bfloat16), CARD) is None
@@ -118,9 +119,11 @@ def test_whatever_is_tried_computes_the_same(tokens, features):
 
 @pytest.mark.parametrize("tokens", tuning.REGIONS)
 def test_the_first_that_is_tried_is_the_tables(tokens):
-    laid = layout.lay(weight(4, 256, 2048, 128), torch.float16)
+    laid = dataclasses.replace(layout.lay(weight(4, 256, 2048, 128), torch.float16), shape=(8192, 4096))
     first = tiles.candidates(tokens, laid, HOPPER)[0]
-    if tokens <= tiles.few_tokens(laid, HOPPER):
+    if tokens == 1:
+        assert first == tiles.one(laid, HOPPER) is not None
+    elif tokens <= tiles.few_tokens(laid, HOPPER):
         assert first == tiles.few(laid, HOPPER, tokens)
     else:
         assert first == (tiles.hopper(tokens, laid, HOPPER) or tiles.many(tokens, laid, HOPPER))

@@ -250,6 +250,19 @@ def test_what_is_on_the_host_is_refused():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_token_that_has_what_is_no_number(dtype, bits):
+    q = weight(bits, 130, 1184, 32, "zero points").to("cuda")
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        for place in (0, 700, 1183):
+            x = inputs(1, dtype, 1184)
+            x[0, place] = bad
+            assert not linear(x, q)[0][q.dequantize()[:, place] != 0].isfinite().any()
+    assert linear(inputs(1, dtype, 1184), q).isfinite().all()
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("tokens", [3, 20, 200, 1300])
 def test_what_is_no_number_stays_none_and_in_its_token(tokens, dtype):

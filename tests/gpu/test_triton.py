@@ -112,10 +112,61 @@ def test_integers(shape, dtype):
 def test_the_same_product_a_hundred_times_is_the_same():
     """A result that moves is a race: instructions that still read registers which are written anew."""
     laid = layout.laid(weight(4, 512, 2048, 128, "zero points", real=True).to("cuda"), torch.bfloat16)
-    for tokens in (4, 48, 100, 256):
+    for tokens in (1, 4, 48, 100, 256):
         x = torch.randn(tokens, 2048, device="cuda").bfloat16()
         first = adapter.product(x, laid)
         assert all(torch.equal(adapter.product(x, laid), first) for _ in range(100))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("group", [32, 64, 128, 256, None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_token_however_its_work_is_shared(kind, group, bits):
+    """Beside float64, with the rounding of the result alone."""
+    card = tiles.card(0)
+    if not card.hopper:
+        pytest.skip("only Hopper has a kernel for one token")
+    for dtype in DTYPES:
+        q = weight(bits, 1000, 1792, group, kind, real=True).to("cuda")
+        laid, w = layout.laid(q, dtype), q.dequantize().double()
+        x = torch.randn(1, 1792, device="cuda").to(dtype)
+        x[:, 3] *= 300
+        exactly, terms = x.double() @ w.T, x.double().abs() @ w.abs().T
+        if (by_table := tiles.one(laid, card)) is None:
+            assert bits < 4 and group == 32
+            continue
+        for cut in {by_table, *(tiles.One(n, depth) for n in (4, 5, 20, 63) for depth in (1, 2, 4))}:
+            y = torch.full((1, 1000), torch.nan, dtype=dtype, device="cuda")
+            adapter.launch(x, laid, y, cut, card)
+            eps = torch.finfo(dtype).eps
+            # the result and, where x is bfloat16, the scales are rounded; sums of 14 blocks in float32; digits of 22 bits
+            limit = exactly.abs() * eps / 2 + terms * ((eps / 2 if dtype == torch.bfloat16 else 0) + eps**2 + 2.0**-19)
+            limit += 2.0**-22 * float(x.abs().max()) * w.abs().sum(1) + 2.0**-14
+            assert ((y.double() - exactly).abs() <= limit).all(), (cut, dtype)
+
+
+def test_kernels_that_begin_early_wait_for_what_they_read():
+    """Products of one token, each of the last one's result: eagerly, in a CUDA graph, and each alone."""
+    laid = [
+        layout.laid(weight(4, 2048, 2048, 128, "zero points", real=True).to("cuda"), torch.float16) for _ in range(2)
+    ]
+    x = torch.randn(1, 2048, device="cuda").half()
+
+    def chain(x, alone=False):
+        for i in range(40):
+            y = adapter.product(x, laid[i % 2])
+            x = (y / y.abs().max()).contiguous() if i % 3 else y.clamp(-1, 1)
+            if alone:
+                torch.cuda.synchronize()
+        return x
+
+    expected = chain(x, alone=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = chain(x)
+    for _ in range(30):
+        graph.replay()
+        assert torch.equal(chain(x), expected) and torch.equal(captured, expected)
 
 
 @pytest.mark.parametrize("tokens", [20, 70, 200, 400])

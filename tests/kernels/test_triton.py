@@ -6,7 +6,7 @@ twin (`words.plain`) stands in, and `tests/gpu` holds the two equal on a card.
 
 import importlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -21,9 +21,11 @@ from qkit.methods.int8 import int8_rows
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'qkit[gpu]'")
 
 import triton
+import triton.language as tl
 
 from qkit.backends.triton import integer, integer_tiles, layout, new_enough, tiles
 from qkit.backends.triton import linear as adapter
+from qkit_kernels.triton import one
 
 HALF = 2.0**-11  # the largest relative error of a number rounded to float16
 SHAPES = ((24, 256, 128), (17, 160, 16), (9, 200, None), (16, 320, 64), (33, 96, 32), (16, 192, 48), (8, 512, 256))
@@ -200,14 +202,104 @@ def test_a_cut_covers_all_columns_and_no_more_than_it_must(rows, blocks, major):
 
 def test_how_many_tokens_are_few():
     number = torch.zeros(1, 1, 1, 1, dtype=torch.int32)
-    for shape, major, most in (
-        ((4096, 4096), 9, 32),
-        ((4224, 4096), 9, 16),
-        ((4096, 4096), 8, 16),
-        ((4096, 4096), 10, 16),
+    for shape, major, table, most in (
+        ((4096, 4096), 9, None, 32),
+        ((4224, 4096), 9, None, 16),
+        ((4096, 4096), 8, None, 16),
+        ((4096, 4096), 10, None, 16),
+        ((4096, 1024), 9, None, 64),
+        ((4096, 1024), 9, number, 32),
+        ((1024, 4096), 9, number, 64),
+        ((256, 512), 9, None, 128),
     ):
-        laid = layout.Laid(number, number, None, number, None, shape, 4, 1, torch.float16)
+        laid = layout.Laid(number, number, None, number, table, shape, 4, 1, torch.float16)
         assert tiles.few_tokens(laid, tiles.Card(units=132, shared=227 * 1024, major=major)) == most
+        widths = [tiles.few_width(tokens, laid) for tokens in (1, 8, 9, 16, 17, 32)]
+        assert widths == [1, 8, 16, 16, *2 * [16 if laid.shape[0] * laid.shape[1] <= 2**22 else 32]]
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 8, 32, 112])
+@pytest.mark.parametrize("rows", [1, 17, 1000, 4096, 14336, 128256])
+def test_the_work_of_one_token_is_shared_so_that_a_warp_meets_two_tiles_at_most(rows, blocks):
+    number = torch.zeros(1, 1, 1, 1, dtype=torch.int32)
+    for bits in (2, 3, 4, 8):
+        laid = layout.Laid(number, number, None, number, None, (rows, 128 * blocks), bits, 1, torch.float16)
+        cut = tiles.one(laid, tiles.Card(units=132, shared=227 * 1024, major=9))
+        tall, least = -(-rows // 16), -(-rows // 16) // cut.programs
+        most = -(-tall // cut.programs)
+        assert least >= 1 and most <= tiles.ONE_WARPS and cut.depth in (1, 2, 4)
+        assert -(-most * blocks // tiles.ONE_WARPS) <= blocks and tiles.one_room(laid) <= 48 * 1024
+
+
+def test_one_token_has_no_kernel_of_its_own_where_that_would_not_fit():
+    number, offsets = torch.zeros(1, 1, 1, 1, dtype=torch.int32), torch.zeros(1, 1, 8, 8, dtype=torch.int32)
+    card = tiles.Card(units=132, shared=227 * 1024, major=9)
+    for shape, bits, grid, table, major in (
+        ((64, 128 * 128), 4, number, None, 9),  # digits of 16,384 numbers
+        ((64, 1024), 5, number, None, 9),
+        ((64, 1024), 4, offsets, None, 9),  # groups of 16
+        ((64, 1024), 4, number, number, 9),
+        ((64, 1024), 4, number, None, 8),
+        ((64, 1024), 4, number, None, 10),
+    ):
+        laid = layout.Laid(number, grid, None, number, table, shape, bits, 1, torch.float16)
+        assert tiles.one(laid, replace(card, major=major)) is None
+
+
+@triton.jit
+def digits_kernel(x_ptr, codes_ptr, step_ptr, N: tl.constexpr):
+    x = tl.load(x_ptr + tl.arange(0, N)).to(tl.float32)
+    inverse, step = one.step_of(tl.max(tl.abs(x), 0))
+    tl.store(codes_ptr + tl.arange(0, N), one.digits_of(x, inverse))
+    tl.store(step_ptr, step)
+
+
+@pytest.mark.parametrize("largest", [1.0, 65504.0, 3e38, 1e-30, 0.0])
+def test_a_token_is_its_three_digits(largest):
+    """Exactly, for all that are at least 2^-14 of the largest; the others to half a step, which is at most 2^-21 of it."""
+    x = torch.randn(128, generator=torch.Generator().manual_seed(3)).bfloat16().float()
+    x = (x / x.abs().max() * largest).bfloat16()
+    codes, step = torch.zeros(128, dtype=torch.int32), torch.zeros(1)
+    digits_kernel[(1,)](x, codes, step, 128)
+    octets = [((codes >> (8 * d)) & 255) - 128 for d in range(3)]
+    assert all(digit.min() >= -128 and digit.max() <= 127 for digit in octets)
+    whole = (octets[0] + 256 * octets[1] + 65536 * octets[2]).double() * step.double()
+    near = x.double().abs() >= 2.0**-14 * largest if largest >= 2.0**-100 else torch.zeros(128, dtype=torch.bool)
+    assert torch.equal(whole[near], x.double()[near])
+    assert float((whole - x.double()).abs().max()) <= float(step) / 2
+    assert float(step) <= max(float(x.double().abs().max()) * 2.0**-21, 2.0**-126)
+    assert codes.abs().max() < 2**24
+
+
+def test_the_step_of_what_is_not_finite_is_none():
+    for bad in (torch.nan, torch.inf):
+        x, step = torch.full((128,), 2.0).half(), torch.zeros(1)
+        x[5] = bad
+        digits_kernel[(1,)](x, torch.zeros(128, dtype=torch.int32), step, 128)
+        assert step.isnan() or bad != bad  # tl.max passes over NaN; what `split_token` does, does not
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_bytes_of_words_are_the_columns_that_a_tokens_digits_are_put_in_order_for(bits):
+    """Column 4 h + 2 u + l of eight; see `one.in_order` and `one.codes`."""
+    codes = torch.randint(0, 2**bits, (16, 256), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    words = layout.pack_words(codes, bits).view(bits // 4 or 1, -1, 2, 8, 4, min(bits, 4))[
+        :, :2
+    ]  # plane, row of eight, block, g, t, word
+    columns = codes.view(2, 8, 2, 4, 4, 8).permute(0, 2, 1, 4, 3, 5)  # row of eight, block, g, t, i, column
+    found = {
+        2: lambda: [(words[0] >> (2 * p)) & 0x03030303 for p in range(4)],
+        4: lambda: [words[0] & 0x0F0F0F0F, (words[0] >> 4) & 0x0F0F0F0F],
+        8: lambda: list(words),
+    }[bits]()
+    order = {4: ((0, 4, 1, 5), (2, 6, 3, 7)), 8: ((0, 2, 1, 3), (4, 6, 5, 7))}
+    for p, octets in enumerate(found):
+        if bits == 2:  # i even and i odd take turns
+            pairs = columns.view(2, 2, 8, 4, 2, 2, 8)[..., 2 * p : 2 * p + 2]
+            expected = pairs.transpose(-1, -2).flatten(-2)
+        else:
+            expected = columns[..., order[bits][p]]
+        assert torch.equal(octets.contiguous().view(torch.uint8).view(expected.shape), expected)
 
 
 @pytest.mark.parametrize("shared", [99, 163, 227])

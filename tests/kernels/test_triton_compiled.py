@@ -67,7 +67,7 @@ def one_of_each():
 
 def every_weight():
     """Every number of bits with every kind, and every size of a group: for few tokens, small tiles, the largest, and floats."""
-    tokens = (1, 17, 150, 2048)
+    tokens = (1, 8, 17, 150, 2048)
     for i, (bits, kind) in enumerate(product(range(2, 9), KINDS)):
         yield from floats(kind, bits, GROUPS[i % len(GROUPS)], tokens, [DTYPES[i % 2]])
     for i, group in enumerate(GROUPS):
@@ -120,7 +120,7 @@ def compiled(target, jobs):
 def wrong(target, usage):
     """What a kernel must not take or lack, in words."""
     kernel, products = usage["kernel"], set(usage["products"])
-    few, many = kernel in ("few", "few_integers"), kernel in ("many", "many_hopper", "many_integers")
+    few, many = kernel in ("one", "few", "few_integers"), kernel in ("many", "many_hopper", "many_integers")
     if usage["shared"] > usage["room"]:
         yield "shared memory"
     if usage.get("stack", 0) > WAITING or usage.get("vgpr_spill_count", 0):
@@ -148,7 +148,7 @@ def test_one_launch_of_each_kernel_for(target):
     names = {"few", "reorder", "many", "floats", "outlier_columns", "list_outliers", "few_integers"}
     names |= {"split_tokens", "many_integers", "round_block"}
     names |= (
-        {"many_hopper", "add_up"} if target == "sm_90" else set()
+        {"one", "many_hopper", "add_up"} if target == "sm_90" else set()
     )  # small tiles are enough of them: nothing to add up
     assert {usage["kernel"] for usage in found} >= names
 

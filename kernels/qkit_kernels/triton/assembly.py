@@ -176,3 +176,12 @@ def paired(kind: str) -> str:
         lines.append(f"bfe.u32 t, $8, {8 * p}, 8; mad.lo.u32 t, t, {4 * COPIES}, $9; ld.shared.b32 v{p}, [t];")
     lines += [_SCALED[kind].format(f"v{p}") for p in range(4)]
     return "\n".join([*lines, _OUTPUTS, "}"])
+
+
+@cache
+def room(nbytes: int) -> str:
+    """So many bytes of shared memory, 48 KB at most.
+
+    Operands: $0 where they begin.
+    """
+    return f"{{ .shared .align 128 .b8 room[{nbytes}]; mov.u32 $0, room; }}"

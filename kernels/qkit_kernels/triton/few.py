@@ -60,7 +60,7 @@ def few(
     WARPS: tl.constexpr, TOKENS: tl.constexpr, UNROLL: tl.constexpr, TURNS: tl.constexpr, RAGGED: tl.constexpr,
     FILL: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """Rows 16 pid .. 16 pid + 15 of y.
+    """Rows 16 pid .. 16 pid + 15 of y, of the TOKENS tokens that are the program's by its second number.
 
     Args:
         x_ptr: float16 or bfloat16 [M, 128 KB], rows `stride_xm` (even) apart.
@@ -68,13 +68,14 @@ def few(
         rows_ptr: float32 [N], r.
         table_ptr: int32 [40, 8], four words of low bytes and four of high ones, eight times each; then all pairs of numbers.
         y_ptr: [M, N].
-        TOKENS: 8, 16 or 32, at least M.
+        TOKENS: 8, 16 or 32.
         UNROLL: blocks of a warp that are written out, TURNS times.
         RAGGED: the last ones run over the end; they read the last block again, and scale it with 0.
         FILL: assembly that puts a table's pairs into shared memory; "": its bytes are looked up in registers.
         SUM: see `total`.
     """
-    first = tl.program_id(0) * 2
+    first, tile = tl.program_id(0) * 2, tl.program_id(1) * TOKENS
+    x_ptr, y_ptr, M = x_ptr + tile * stride_xm, y_ptr + tile * stride_ym, tl.minimum(M - tile, TOKENS)
     g4, b4, r4 = (
         tl.arange(0, 8)[:, None, None, None],
         tl.arange(0, WARPS)[None, :, None, None],

@@ -1,6 +1,7 @@
 """Quantized linear layers on a GPU: chooses how, allocates, launches.
 
-up to 16 or 32       `few`: bound by reading the weight
+1                    on Hopper `one`: the token in whole numbers, nothing but reading the weight
+up to 16, 32 or 128  `few`: bound by reading the weight
 up to 1023           `many`: codes become floats in registers on their way into the tensor core
                      on Hopper `hopper.many` where its tiles are the better ones
 more                 `floats`, then cuBLAS: made floats once, used by all
@@ -33,8 +34,22 @@ from qkit_kernels.triton import assembly
 from qkit_kernels.triton import few as few_kernels
 from qkit_kernels.triton import floats as floats_kernels
 from qkit_kernels.triton import many as many_kernels
+from qkit_kernels.triton import one as one_kernels
 
 MOST = 1024  # tokens from which the weight is made floats first
+
+
+def one(x: Tensor, weight: Laid, y: Tensor, cut: tiles.One) -> None:
+    """y [1, N] of aligned x [1, K]."""
+    (rows, _), (eights, blocks) = weight.shape, sizes(weight)
+    least, over = divmod(triton.cdiv(rows, 16), cut.programs)
+    names = ("S", "SPAN", "BIAS", "OFFSET", "BF16")
+    one_kernels.one[(cut.programs,)](
+        x, *pointers(weight)[:4], y, rows, eights, least, over, KB=blocks, BITS=weight.bits,
+        **{name: value for name, value in constants(weight, True).items() if name in names},
+        WARPS=tiles.ONE_WARPS, DEPTH=cut.depth, ROOM=assembly.room(tiles.one_room(weight)), EARLY=True,
+        num_warps=tiles.ONE_WARPS, num_stages=1, **begins(True),
+    )  # fmt: skip
 
 
 def few(
@@ -45,8 +60,8 @@ def few(
     Args:
         paired: a table's numbers are looked up two at a time, in shared memory.
     """
-    rows, width = weight.shape[0], max(narrow, triton.next_power_of_2(len(x)))
-    few_kernels.few[(triton.cdiv(rows, 16),)](
+    rows, width = weight.shape[0], max(narrow, tiles.few_width(len(x), weight))
+    few_kernels.few[(triton.cdiv(rows, 16), triton.cdiv(len(x), width))](
         x, *pointers(weight), y, len(x), rows, *sizes(weight), x.stride(0), y.stride(0),
         **constants(weight, ptx) | in_pairs(weight, cut.warps if paired else 0),
         WARPS=cut.warps, TOKENS=width, UNROLL=cut.unroll, TURNS=cut.turns,
@@ -106,7 +121,8 @@ def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
     if len(x) >= most(weight, card):
         return torch.mm(x, floats(weight, card.ptx).T, out=y)
     x = aligned(x)
-    if (cut := tuning.chosen(len(x), weight, card)) is not None:
+    cut = tuning.chosen(len(x), weight, card) or (tiles.one(weight, card) if len(x) == 1 else None)
+    if cut is not None:
         launch(x, weight, y, cut, card)
     elif len(x) <= tiles.few_tokens(weight, card):
         launch(x, weight, y, tiles.few(weight, card, len(x)), card)
@@ -121,9 +137,11 @@ def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
     return y
 
 
-def launch(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Few | tiles.Many | tiles.Hopper, card: tiles.Card) -> None:
+def launch(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Cut, card: tiles.Card) -> None:
     """y [M, N] of aligned x by the kernel that is cut so."""
-    if isinstance(cut, tiles.Few):
+    if isinstance(cut, tiles.One):
+        one(x, weight, y, cut)
+    elif isinstance(cut, tiles.Few):
         few(x, weight, y, cut, card.ptx, card.narrow, card.hopper)
     elif isinstance(cut, tiles.Hopper):
         hopper.many(x, weight, y, cut)

@@ -12,6 +12,12 @@ from qkit_kernels.triton.assembly import PAIRS_BYTES
 
 TOKENS = 16  # up to so many are the narrow side of one instruction of the tensor core
 SMALL = 2**24  # weights
+SMALLER = 2**22
+WORK = 2**28  # tokens times weights up to which `few` is best on Hopper, if there are
+MOST_FEW = 128  # tokens, at most,
+PROGRAMS = 512  # and programs, of a table's codes
+ONE_WARPS = 16  # of a program of `one`
+STATIC = 48 * 1024  # bytes of shared memory that a program may have without asking
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,19 @@ def card(device: int) -> Card:
 
 
 @dataclass(frozen=True)
+class One:
+    """How `qkit_kernels.triton.one` is launched; see there.
+
+    Attributes:
+        programs: that share the tiles of 16 rows.
+        depth: blocks ordered ahead.
+    """
+
+    programs: int
+    depth: int
+
+
+@dataclass(frozen=True)
 class Few:
     """How `qkit_kernels.triton.few` is launched; see there."""
 
@@ -129,6 +148,9 @@ class Hopper:
         return 128, self.bm + self.more
 
 
+Cut = One | Few | Many | Hopper
+
+
 def number_of_tiles(rows: int, tokens: int, tile: tuple[int, int]) -> int:
     """Of a product."""
     return -(-rows // tile[0]) * -(-tokens // tile[1])
@@ -140,10 +162,45 @@ def launched(cut: Many | Hopper, work: int, blocks: int) -> int:
     return min(cut.programs or most, most)
 
 
+def one(weight: Laid, card: Card) -> One | None:
+    """On Hopper, for codes that are numbers, of 2, 3, 4 or 8 bits, in groups that are not too small; the token must fit.
+
+    Two programs to a multiprocessor, and two blocks ahead, where the registers are enough for it and each warp has work; else
+    one. A program's warps can add up no more tiles than there are warps.
+    """
+    blocks, tiles, groups = weight.blocks, -(-weight.shape[0] // 16), weight.grid.shape[2]
+    known = weight.table is None and groups <= {2: 2, 3: 2, 4: 4, 8: 4}.get(weight.bits, 0)
+    if not card.hopper or not known or one_room(weight) > STATIC:
+        return None
+    slim = weight.bits <= 4 and groups == 1 and weight.off is None
+    pairs = slim and tiles * blocks > 2.5 * ONE_WARPS * 2 * card.units
+    places = card.units * (2 if pairs else 1)
+    programs = min(tiles, places * -(-tiles // (ONE_WARPS * places)))
+    each = -(-(-(-tiles // programs) * blocks) // ONE_WARPS)
+    return One(programs, 4 if each == 4 and not pairs and weight.bits * groups <= 16 else min(each, 2))
+
+
+def one_room(weight: Laid) -> int:
+    """Bytes of shared memory of a program of `one`."""
+    return weight.blocks * (384 + 4 + 4 * weight.grid.shape[2]) + 128 * ONE_WARPS
+
+
 def few_tokens(weight: Laid, card: Card) -> int:
-    """Up to how many tokens `few` is best: of a small weight on Hopper twice as many, since nothing runs before or after it."""
-    small = card.hopper and math.prod(weight.shape) <= SMALL and weight.grid.shape[2] < 8
-    return 2 * TOKENS if small else TOKENS
+    """Up to how many tokens `few` is best: of a small weight on Hopper more, since nothing runs before or after it."""
+    small = card.hopper and weight.grid.shape[2] < 8
+    numbers = math.prod(weight.shape)
+    if not small or numbers > SMALL:
+        return TOKENS
+    most = min(MOST_FEW, WORK // numbers)
+    if weight.table is not None:  # each program fills its own shared memory with pairs
+        most = min(most, PROGRAMS * TOKENS // -(-weight.shape[0] // 16))
+    return max(2 * TOKENS, most)
+
+
+def few_width(tokens: int, weight: Laid) -> int:
+    """How many of them a program of `few` takes: 32 of a weight that is not so small that reading it twice costs nothing."""
+    width = 1 << (tokens - 1).bit_length()
+    return min(width, TOKENS if math.prod(weight.shape) <= SMALLER else 2 * TOKENS)
 
 
 def few(weight: Laid, card: Card, tokens: int = 1) -> Few:
@@ -152,7 +209,7 @@ def few(weight: Laid, card: Card, tokens: int = 1) -> Few:
     Up to eight are written out: the compiler loads the next while it computes with the last. Fewer, each in a turn of its own,
     where the loads of more are put off for lack of registers: of 8 bits, of more than 8 tokens, and where programs are many.
     """
-    blocks, each = weight.blocks, -(-weight.shape[0] // 16) / card.units
+    blocks, each = weight.blocks, -(-weight.shape[0] // 16) * -(-tokens // few_width(tokens, weight)) / card.units
     if weight.table is not None and card.hopper:
         warps, out = 4, 8  # each program fills its own shared memory with pairs
     elif tokens <= 8:
@@ -251,12 +308,14 @@ def dealt(rows: int, bn: int, tokens: int, bm: int, blocks: int, places: int) ->
         yield -(-work * blocks // programs), programs, STRETCHES
 
 
-def candidates(tokens: int, weight: Laid, card: Card) -> list[Few | Many | Hopper]:
+def candidates(tokens: int, weight: Laid, card: Card) -> list[Cut]:
     """What may be tried for so many tokens; what the table says comes first (`tuning`)."""
     rows, blocks = weight.shape[0], weight.blocks
-    found: list[Few | Many | Hopper] = []
+    found: list[Cut] = []
+    if tokens == 1 and (by_one := one(weight, card)) is not None:
+        found = [by_one]
     if tokens <= few_tokens(weight, card):
-        found = [few(weight, card, tokens)]
+        found += [few(weight, card, tokens)]
         for warps in (4, 8):
             stretches = -(-blocks // warps)
             turns = (-(-stretches // unrolled) for unrolled in (2, 4, 8))

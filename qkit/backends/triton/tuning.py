@@ -4,7 +4,7 @@
 
 They are kept in one file of the user's cache, $XDG_CACHE_HOME/qkit/tiles.json, under the card's name, Triton's version and the
 text of the kernels: what was found for others is not taken. The file is read when the first product asks, and nothing is ever
-tried without being asked for. Up to 256 tokens, in regions that end at 8, 16, 32, ...; for more, whole rounds of tiles decide,
+tried without being asked for. Up to 256 tokens, in regions that end at 1, 8, 16, 32, ...; for more, whole rounds of tiles decide,
 and `tiles` counts them.
 """
 
@@ -21,11 +21,11 @@ from pathlib import Path
 from qkit.backends.triton import tiles
 from qkit.backends.triton.layout import KIND, Laid
 from qkit.backends.triton.new_enough import triton
+from qkit.backends.triton.tiles import Cut
 from qkit_kernels.triton import few as few_kernels
 
-Cut = tiles.Few | tiles.Many | tiles.Hopper
-KINDS = {kind.__name__: kind for kind in (tiles.Few, tiles.Many, tiles.Hopper)}
-REGIONS = (8, 16, 32, 64, 128, 256)
+KINDS = {kind.__name__: kind for kind in (tiles.One, tiles.Few, tiles.Many, tiles.Hopper)}
+REGIONS = (1, 8, 16, 32, 64, 128, 256)
 
 
 def place() -> Path:
