@@ -191,7 +191,7 @@ def codes(words, row: tl.constexpr, j: tl.constexpr, BITS: tl.constexpr):
 
 @triton.jit
 def with_third(low, w, v: tl.constexpr, P: tl.constexpr):
-    """Two bits a byte, and a third from the word of single bits: for i = 2 v it is bit 8 v + P, for i + 1 the one 4 further on."""
+    """Two bits a byte, and a third from the word of single bits: bit 8 v + P for i = 2 v, and the one 4 further on for i + 1."""
     AT: tl.constexpr = 8 * v + P
     if AT > 1:
         even = w >> (AT - 2)
