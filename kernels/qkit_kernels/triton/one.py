@@ -304,7 +304,7 @@ def one(
             if next_block == KB:
                 next_tile, next_block = next_tile + 1, 0
             flat, block = flat + 1, block + 1
-            if (block == KB) | (flat == last):  # the end of a tile, or of the stretch
+            if (flat <= last) & ((block == KB) | (flat == last)):  # the end of a tile, or of the stretch
                 y0, y1 = y[0] * worth0 + y[1] * worth1, y[2] * worth0 + y[3] * worth1
                 put2(sums + warp * 128 + part * 64 + g * 8, y0 + partner(y0, 1), y1 + partner(y1, 1), column0)
                 y, block, part = (none, none, none, none), 0, part + 1
