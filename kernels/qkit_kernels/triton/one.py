@@ -225,14 +225,15 @@ def one(
         x_ptr: float16 or bfloat16 [128 KB].
         words_ptr, grid_ptr, off_ptr, rows_ptr: as `few` reads them; codes of 2 or 3 bits in groups of 64 and more, of 4 or 8 in
             groups of 32 and more.
-        ROOM: see `assembly.room`, KB (DIGITS + 4 + 4 S) + 128 WARPS bytes.
+        ROOM: see `assembly.room`, 128 WARPS + KB (DIGITS + 4 + 4 S) bytes.
         DEPTH: blocks that a warp has ordered ahead.
     """
     thread = tl.arange(0, WARPS * 32)
     lane = thread % 32
     g, t = lane // 4, lane % 4
-    warp, digits = warp_number(N), shared(ROOM, N)
-    steps, totals, sums = digits + KB * DIGITS, digits + KB * (DIGITS + 4), digits + KB * (DIGITS + 4 + 4 * S)
+    warp, sums = warp_number(N), shared(ROOM, N)
+    digits = sums + WARPS * 128
+    steps, totals = digits + KB * DIGITS, digits + KB * (DIGITS + 4)
     pid = tl.program_id(0)
     first, many = pid * least + tl.minimum(pid, over), least + (pid < over).to(tl.int32)
     each = (many * KB + WARPS - 1) // WARPS
