@@ -6,7 +6,7 @@
 import pytest
 import torch
 
-from products import KINDS, random, weight
+from products import KINDS, off_of_one_token, random, weight
 from qkit import FP4, NF4, quantize_tensor
 from qkit.backends import torch as plain
 from qkit.methods.int8 import int8_rows
@@ -128,45 +128,37 @@ def test_one_token_however_its_work_is_shared(kind, group, bits):
         pytest.skip("only Hopper has a kernel for one token")
     for dtype in DTYPES:
         q = weight(bits, 1000, 1792, group, kind, real=True).to("cuda")
-        laid, w = layout.laid(q, dtype), q.dequantize().double()
-        x = torch.randn(1, 1792, device="cuda").to(dtype)
+        laid = layout.laid(q, dtype)
+        x = (torch.randn(1, 1792, device="cuda") / 64).to(dtype)  # so that float16 has room for the result
         x[:, 3] *= 300
-        exactly, terms = x.double() @ w.T, x.double().abs() @ w.abs().T
         if (by_table := tiles.one(laid, card)) is None:
             assert bits < 4 and group == 32
             continue
-        for cut in {by_table, *(tiles.One(n, depth) for n in (4, 5, 20, 63) for depth in (1, 2, 4))}:
+        for cut in (by_table, tiles.One(5, 4), tiles.One(5, 2), tiles.One(20, 2)):
             y = torch.full((1, 1000), torch.nan, dtype=dtype, device="cuda")
             adapter.launch(x, laid, y, cut, card)
-            eps = torch.finfo(dtype).eps
-            # the result and, where x is bfloat16, the scales are rounded; sums of 14 blocks in float32; digits of 22 bits
-            limit = exactly.abs() * eps / 2 + terms * ((eps / 2 if dtype == torch.bfloat16 else 0) + eps**2 + 2.0**-19)
-            limit += 2.0**-22 * float(x.abs().max()) * w.abs().sum(1) + 2.0**-14
-            assert ((y.double() - exactly).abs() <= limit).all(), (cut, dtype)
+            assert off_of_one_token(y, x, q) <= 1, (cut, dtype)
 
 
 def test_kernels_that_begin_early_wait_for_what_they_read():
-    """Products of one token, each of the last one's result: eagerly, in a CUDA graph, and each alone."""
+    """Products of one token, each of the last one's result, one launched behind the other and each alone."""
     laid = [
         layout.laid(weight(4, 2048, 2048, 128, "zero points", real=True).to("cuda"), torch.float16) for _ in range(2)
     ]
     x = torch.randn(1, 2048, device="cuda").half()
 
-    def chain(x, alone=False):
+    def chain(x, alone):
         for i in range(40):
             y = adapter.product(x, laid[i % 2])
-            x = (y / y.abs().max()).contiguous() if i % 3 else y.clamp(-1, 1)
+            x = (y / y.abs().max()).contiguous()
             if alone:
                 torch.cuda.synchronize()
         return x
 
     expected = chain(x, alone=True)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = chain(x)
+    assert expected.isfinite().all()
     for _ in range(30):
-        graph.replay()
-        assert torch.equal(chain(x), expected) and torch.equal(captured, expected)
+        assert torch.equal(chain(x, alone=False), expected)
 
 
 @pytest.mark.parametrize("tokens", [20, 70, 200, 400])

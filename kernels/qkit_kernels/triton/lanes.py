@@ -42,16 +42,10 @@ def shared(TEXT: tl.constexpr, anything):
 
 
 @triton.jit
-def load4(address, AGAIN: tl.constexpr = False):
-    """16 bytes of global memory at an int64 address, four int32; AGAIN: others of this multiprocessor will read them too."""
-    if AGAIN:
-        return tl.inline_asm_elementwise(
-            _LOAD4_AGAIN, "=r,=r,=r,=r,l", [address], dtype=(tl.int32,) * 4, is_pure=True, pack=1
-        )
-    else:
-        return tl.inline_asm_elementwise(
-            _LOAD4, "=r,=r,=r,=r,l", [address], dtype=(tl.int32,) * 4, is_pure=True, pack=1
-        )
+def load4(address, AFTER: tl.constexpr = False):
+    """16 bytes of global memory at an int64 address, four int32. AFTER: not before what stands above, and cached."""
+    TEXT: tl.constexpr = _LOAD4_AGAIN if AFTER else _LOAD4
+    return tl.inline_asm_elementwise(TEXT, "=r,=r,=r,=r,l", [address], dtype=(tl.int32,) * 4, is_pure=not AFTER, pack=1)
 
 
 @triton.jit

@@ -114,7 +114,7 @@ def split_token(
         live = (eight < KB * 16).to(tl.int32)
         eight = tl.minimum(eight, KB * 16 - 1)
         block, at = eight // 16, eight % 16
-        r0, r1, r2, r3 = load4(x_ptr.to(tl.int64) + eight * 16, AGAIN=True)
+        r0, r1, r2, r3 = load4(x_ptr.to(tl.int64) + eight * 16, AFTER=True)
         x = (
             lower(r0, BF16), upper(r0, BF16), lower(r1, BF16), upper(r1, BF16),
             lower(r2, BF16), upper(r2, BF16), lower(r3, BF16), upper(r3, BF16),
@@ -305,9 +305,10 @@ def one(
             if next_block == KB:
                 next_tile, next_block = next_tile + 1, 0
             flat, block = flat + 1, block + 1
-            if (flat <= last) & ((block == KB) | (flat == last)):  # the end of a tile, or of the stretch
+            if (block == KB) | (flat == last):  # the end of a tile, or of the stretch; there is none behind it
                 y0, y1 = y[0] * worth0 + y[1] * worth1, y[2] * worth0 + y[3] * worth1
-                put2(sums + warp * 128 + part * 64 + g * 8, y0 + partner(y0, 1), y1 + partner(y1, 1), column0)
+                there = column0 * (flat <= last).to(tl.int32)
+                put2(sums + warp * 128 + part * 64 + g * 8, y0 + partner(y0, 1), y1 + partner(y1, 1), there)
                 y, block, part = (none, none, none, none), 0, part + 1
     tl.debug_barrier()
     if warp < many:

@@ -191,6 +191,8 @@ def few_tokens(weight: Laid, card: Card) -> int:
     numbers = math.prod(weight.shape)
     if not small or numbers > SMALL:
         return TOKENS
+    if numbers > SMALLER:
+        return 2 * TOKENS
     most = min(MOST_FEW, WORK // numbers)
     if weight.table is not None:  # each program fills its own shared memory with pairs
         most = min(most, PROGRAMS * TOKENS // -(-weight.shape[0] // 16))
