@@ -50,6 +50,18 @@ def main() -> None:
     raise SystemExit(subprocess.call([sys.executable, *sys.argv], env=environment))
 
 
+def called(name: str, known):
+    """The one that is called so, alone or with its library before it.
+
+    Raises:
+        SystemExit: nothing is.
+    """
+    for found in known:
+        if name in (found.name, found.label):
+            return found
+    raise SystemExit(f"--row {name!r} is no contender; give one of {', '.join(found.label for found in known)}")
+
+
 def measure(arguments: argparse.Namespace) -> None:
     """All contenders in turn, and a line for each."""
     import torch
@@ -61,7 +73,7 @@ def measure(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     shape = linear.parse_shape(arguments.shape)
     weight, x = linear.draw_weight(shape), linear.draw_inputs(arguments.tokens, shape[1])
-    chosen = [next(c for c in linear.CONTENDERS if name in (c.name, c.label)) for name in arguments.row or ROWS]
+    chosen = [called(name, linear.CONTENDERS) for name in arguments.row or ROWS]
     calls, seconds = {}, {contender.label: [] for contender in chosen}
     with torch.inference_mode():
         for contender in chosen:
