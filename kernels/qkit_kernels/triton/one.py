@@ -1,4 +1,4 @@
-"""y = x ŵᵀ for one token on Hopper, in whole numbers: two thirds of the instructions of `few` are gone, and nothing is rounded.
+"""y = x ŵᵀ for one token on Hopper, in whole numbers: with half the instructions of `few`, and no weight is rounded.
 
     y[n] = r[n] sum_groups s (sum_k q[n, k] x[k] - z sum_k x[k]),    x[k] = 2^e (d0[k] + 256 d1[k] + 65536 d2[k])
 
@@ -14,9 +14,9 @@ Exact
     that they are read as floats as they are: the sum begins at the bits of 1.5 2^23 (`MAGIC`).
 
 How the work is shared
-    A multiprocessor has one program, which takes its share of the tiles of 16 rows; its blocks of 128 columns lie in a row, and
-    each warp takes a stretch of them, with the last DEPTH ordered from memory ahead. A warp's stretch ends or begins in at
-    most two tiles, whose sums are added up at the end, in the order of the warps.
+    A multiprocessor has one program, or two, which takes its share of the tiles of 16 rows; its blocks of 128 columns lie in a
+    row, and each warp takes a stretch of them, of which it orders DEPTH from memory ahead. A stretch lies in two tiles at
+    most, whose sums are added up at the end, in the order of the warps.
 
 Since nothing waits for another warp until then, and the next kernel may begin meanwhile and order its weight (EARLY), the memory
 is never left alone.
@@ -205,12 +205,28 @@ def with_third(low, w, v: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def shift_of(grid, off, scale, BIAS: tl.constexpr, BF16: tl.constexpr, OFFSET: tl.constexpr):
-    """What a group adds for each x, beside its codes: -z s, and the offset."""
+def of_group(
+    grids, row: tl.constexpr, group: tl.constexpr, step, total,
+    S: tl.constexpr, BIAS: tl.constexpr, BF16: tl.constexpr, OFFSET: tl.constexpr,
+):  # fmt: skip
+    """What a group's sum of codes times digits is multiplied by, s 2^e, and what is added to that: (offset - z s) sum x."""
+    grid = grids[2 * group + row]
+    scale = upper(grid, BF16)
     shift = (lower(grid, BF16) + BIAS) * scale
     if OFFSET:
+        off = grids[2 * (S + group) + row]
         shift += lower(off, BF16) + upper(off, BF16)
-    return shift
+    return scale * step, shift * total
+
+
+@triton.jit
+def next_of(flat, tile, block, last, KB: tl.constexpr):
+    """The block behind this one of a stretch; behind the last one, the last again, which then is multiplied by 0."""
+    further = (flat + 1 < last).to(tl.int32)
+    flat, block = flat + further, block + further
+    if block == KB:
+        tile, block = tile + 1, 0
+    return flat, tile, block
 
 
 @triton.jit
@@ -252,10 +268,7 @@ def one(
     ahead = ()
     for _ in tl.static_range(DEPTH):
         ahead = ahead + fetch(words, bits, grid, off, planes, next_tile, next_block, KB, S, SPAN, BITS, OFFSET)
-        further = (next_flat + 1 < last).to(tl.int32)  # the last one is ordered again, and multiplied by 0
-        next_flat, next_block = next_flat + further, next_block + further
-        if next_block == KB:
-            next_tile, next_block = next_tile + 1, 0
+        next_flat, next_tile, next_block = next_of(next_flat, next_tile, next_block, last, KB)
     row = (first + warp) * 16 + lane % 2 * 8 + lane // 2
     here = (row < N) & (lane < 16)
     factor = tl.load(rows_ptr + row, mask=here, other=0.0)
@@ -285,13 +298,8 @@ def one(
                     b, d = codes(now, 1, j, BITS)
                     found = product(a, b, c, d, x[2 * j], x[2 * j + 1], found)
                 total = tl.where(flat < last, take(totals + (block * S + group) * 4 + 0 * lane, column0), 0.0)
-                s0, s1 = upper(grids[2 * group], BF16), upper(grids[2 * group + 1], BF16)
-                o0, o1 = grids[2 * group], grids[2 * group + 1]
-                if OFFSET:
-                    o0, o1 = grids[2 * (S + group)], grids[2 * (S + group) + 1]
-                shift0 = shift_of(grids[2 * group], o0, s0, BIAS, BF16, OFFSET) * total
-                shift1 = shift_of(grids[2 * group + 1], o1, s1, BIAS, BF16, OFFSET) * total
-                s0, s1 = s0 * unit, s1 * unit
+                s0, shift0 = of_group(grids, 0, group, unit, total, S, BIAS, BF16, OFFSET)
+                s1, shift1 = of_group(grids, 1, group, unit, total, S, BIAS, BF16, OFFSET)
                 y = (
                     y[0] + (found[0].to(tl.float32, bitcast=True) - 12582912.0) * s0 + shift0,
                     y[1] + (found[1].to(tl.float32, bitcast=True) - 12582912.0) * s0,
@@ -300,10 +308,7 @@ def one(
                 )
             new = fetch(words, bits, grid, off, planes, next_tile, next_block, KB, S, SPAN, BITS, OFFSET)
             ahead = ahead[: step * SIZE] + new + ahead[step * SIZE + SIZE :]
-            further = (next_flat + 1 < last).to(tl.int32)
-            next_flat, next_block = next_flat + further, next_block + further
-            if next_block == KB:
-                next_tile, next_block = next_tile + 1, 0
+            next_flat, next_tile, next_block = next_of(next_flat, next_tile, next_block, last, KB)
             flat, block = flat + 1, block + 1
             if (block == KB) | (flat == last):  # the end of a tile, or of the stretch; there is none behind it
                 y0, y1 = y[0] * worth0 + y[1] * worth1, y[2] * worth0 + y[3] * worth1
