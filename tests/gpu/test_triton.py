@@ -122,7 +122,7 @@ def test_the_same_product_a_hundred_times_is_the_same():
 @pytest.mark.parametrize("group", [32, 64, 128, 256, None])
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_token_however_its_work_is_shared(kind, group, bits):
-    """Beside float64, with the rounding of the result alone."""
+    """Beside float64, with the roundings of the result and of the scales alone."""
     card = tiles.card(0)
     if not card.hopper:
         pytest.skip("only Hopper has a kernel for one token")

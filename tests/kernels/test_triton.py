@@ -273,19 +273,17 @@ def test_a_token_is_its_three_digits(largest):
 
 def test_the_step_of_what_is_not_finite_is_none():
     for bad in (torch.nan, torch.inf):
-        x, step = torch.full((128,), 2.0).half(), torch.zeros(1)
-        x[5] = bad
-        digits_kernel[(1,)](x, torch.zeros(128, dtype=torch.int32), step, 128)
-        assert step.isnan() or bad != bad  # tl.max passes over NaN; what `split_token` does, does not
+        step = torch.zeros(1)
+        digits_kernel[(1,)](torch.full((128,), bad).half(), torch.zeros(128, dtype=torch.int32), step, 128)
+        assert step.isnan()
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_bytes_of_words_are_the_columns_that_a_tokens_digits_are_put_in_order_for(bits):
     """Column 4 h + 2 u + l of eight; see `one.in_order` and `one.codes`."""
     codes = torch.randint(0, 2**bits, (16, 256), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    words = layout.pack_words(codes, bits).view(bits // 4 or 1, -1, 2, 8, 4, min(bits, 4))[
-        :, :2
-    ]  # plane, row of eight, block, g, t, word
+    words = layout.pack_words(codes, bits).view(bits // 4 or 1, -1, 2, 8, 4, min(bits, 4))
+    words = words[:, :2]  # plane, row of eight, block, g, t, word
     columns = codes.view(2, 8, 2, 4, 4, 8).permute(0, 2, 1, 4, 3, 5)  # row of eight, block, g, t, i, column
     found = {
         2: lambda: [(words[0] >> (2 * p)) & 0x03030303 for p in range(4)],

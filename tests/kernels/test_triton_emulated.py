@@ -28,7 +28,7 @@ SHAPES = (
 )
 
 
-def shares(jobs):
+def emulated(jobs):
     """What `emulate.py` says of each."""
     script = Path(__file__).parents[1] / "support" / "emulate.py"
     done = subprocess.run(
@@ -36,7 +36,7 @@ def shares(jobs):
         env={**os.environ, "TRITON_INTERPRET": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line)["share"] for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,7 +47,7 @@ def test_one_token_in_every_kind_of_weight(kind):
         for i, (rows, features, group) in enumerate(SHAPES, bits // 4)
         if bits >= 4 or group != 32
     ]
-    found = shares(jobs)
+    found = [said["share"] for said in emulated(jobs)]
     assert len(found) == len(jobs) and max(found) <= 1, list(zip(jobs, found, strict=True))
 
 
@@ -61,7 +61,13 @@ def test_however_the_work_is_shared_and_how_far_ahead_it_is_ordered():
         for rows, features, group in shapes
         for programs, depth in cuts
     ]
-    assert max(shares(jobs)) <= 1
+    assert max(said["share"] for said in emulated(jobs)) <= 1
+
+
+def test_a_token_with_what_is_no_number_has_no_result():
+    job = {"kind": "zero points", "bits": 4, "shape": (40, 640), "group": 64, "dtype": "float16"}
+    assert [said["finite"] for said in emulated([{**job, "bad": bad} for bad in ("nan", "inf", "-inf")])] == [0, 0, 0]
+    assert emulated([job])[0]["finite"] == 40
 
 
 def ran(body, params=(), memory=None, threads=32):

@@ -1,5 +1,7 @@
-"""Products of one token by the PTX of their kernel, run on a CPU: prints a line of JSON, {"share": ...}, for each job of standard
-input; how much of what the roundings can make the largest error is.
+"""Products of one token by the PTX of their kernel, run on a CPU: prints a line of JSON for each job of standard input.
+
+{"share": how much of what the roundings can make the largest error is, "finite": how many results are}. A job may put a number
+that is none into x, {"bad": "nan"}.
 
 A process of its own, like `compiled`: TRITON_INTERPRET must not be set in it.
 """
@@ -30,8 +32,8 @@ def product(x: torch.Tensor, laid: layout.Laid, cut: tiles.One) -> torch.Tensor:
     return y
 
 
-def share(job: dict[str, Any]) -> float:
-    """The largest error of a job over its bound."""
+def done(job: dict[str, Any]) -> dict[str, float]:
+    """What is printed of a job."""
     dtype = DTYPES[job["dtype"]]
     q = weight(job["bits"], *job["shape"], job["group"], job["kind"], real=True)
     laid = layout.lay(q, dtype)
@@ -40,14 +42,17 @@ def share(job: dict[str, Any]) -> float:
     cut = tiles.one(laid, tiles.card(0))
     assert cut is not None
     cut = tiles.One(job.get("programs", cut.programs), job.get("depth", cut.depth))
-    return off_of_one_token(product(linear.aligned(x), laid, cut), x, q)
+    if "bad" in job:
+        x[:, q.shape[1] // 2] = float(job["bad"])
+    y = product(linear.aligned(x), laid, cut)
+    return {"share": off_of_one_token(y, x, q), "finite": int(y.isfinite().sum())}
 
 
 def main() -> None:
     """Every job."""
     tiles.card = lambda device: tiles.Card(132, 227 * 1024, 9)
     for job in json.load(sys.stdin):
-        print(json.dumps({"share": share(job)}), flush=True)
+        print(json.dumps(done(job)), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ store must be aligned and lie within a tensor that was given, or within shared m
 """
 
 import re
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -257,7 +256,7 @@ class Warp:
             bits = self.get(operand, "b32")
             rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
             return np.where((bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000), 0x7FFF, rounded).astype(np.uint16)
-        return self.get(operand, of).astype({**KIND, **{k: UNSIGNED[w] for k, w in WIDTH.items() if k not in KIND}}[to])
+        return self.get(operand, of).astype(KIND.get(to) or UNSIGNED[WIDTH[to]])
 
     def move(self, op: str, rest: list[str], operands: list[str], active: np.ndarray) -> None:
         """Loads and stores."""
@@ -276,8 +275,8 @@ class Warp:
         base, _, offset = place[1:-1].partition("+")
         width = WIDTH[kind] * count
         addresses = self.get(base.strip(), "u64" if rest[0] == "global" else "u32").astype(np.int64) + int(offset or 0)
-        values = [self.get(n, kind).view(UNSIGNED[WIDTH[kind]]).copy() if n in self.registers or op == "st" else
-                  np.zeros(LANES, UNSIGNED[WIDTH[kind]]) for n in names]  # fmt: skip
+        bits = UNSIGNED[WIDTH[kind]]
+        values = [np.zeros(LANES, bits) if op == "ld" else self.get(name, kind).view(bits) for name in names]
         for lane in np.flatnonzero(active):
             address = int(addresses[lane])
             if rest[0] == "shared":
@@ -286,7 +285,7 @@ class Warp:
                 octets = self.shared[address : address + width]
             else:
                 octets = self.memory.at(address, width)
-            words = octets.view(UNSIGNED[WIDTH[kind]])
+            words = octets.view(bits)
             for i, value in enumerate(values):
                 if op == "ld":
                     value[lane] = words[i]
@@ -294,7 +293,7 @@ class Warp:
                     words[i] = value[lane]
         if op == "ld":
             for name, value in zip(names, values, strict=True):
-                self.put(name, value, np.ones(LANES, bool), kind)
+                self.put(name, value, active, kind)
 
     def product(self, operands: list[str]) -> None:
         """mma.m16n8k32 of uint8 and int8."""
@@ -317,9 +316,7 @@ def launch(text: str, blocks: int, params: list[int], memory: Memory) -> None:
     """All programs, one after the other; shared memory is full of what no program wrote."""
     program = parse(text)
     for block in range(blocks):
-        shared = np.frombuffer(struct.pack("<I", 0x7FC12345) * (program.shared // 4 + 1), np.uint8)[
-            : program.shared
-        ].copy()
+        shared = np.full(program.shared // 4 + 1, 0x7FC12345, np.uint32).view(np.uint8)[: program.shared]
         warps = [Warp(program, memory, shared, params, block, n).run() for n in range(program.threads // LANES)]
         while warps:
             still = [warp for warp in warps if next(warp, "done") != "done"]

@@ -25,6 +25,7 @@ _NEUTRAL = ".reg .b32 one, none; mov.b32 one, 0x3f803f80; mov.b32 none, 0x800080
 _SCALED = {"f16": "mul.f16x2 {0}, {0}, ss;", "bf16": "fma.rn.bf16x2 {0}, {0}, ss, none;"}
 COPIES = 32  # of each pair of a table's numbers, see `pairs`
 PAIRS_BYTES = 256 * 4 * COPIES
+DIGITS_BYTES = 3 * 128  # of a block of a token, see `one.split_token`
 _FIELD = {4: 0x000F000F, 2: 0x00030003, 1: 0x00010001}
 _OUTPUTS = " ".join(f"mov.b32 {{${2 * p}, ${2 * p + 1}}}, v{p};" for p in range(4))
 

@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from qkit_kernels.triton.assembly import DIGITS_BYTES
 from qkit_kernels.triton.lanes import (
     bytes_of,
     load,
@@ -41,9 +42,10 @@ from qkit_kernels.triton.lanes import (
     take4,
     warp_number,
 )
+from qkit_kernels.triton.words import half
 
 MAGIC = tl.constexpr(0x4B400000)  # 1.5 2^23: n more is the float 1.5 2^23 + n
-DIGITS = tl.constexpr(384)  # bytes of shared memory: three digits of 128 columns
+DIGITS = tl.constexpr(DIGITS_BYTES)
 
 
 @triton.jit
@@ -52,7 +54,7 @@ def lower(v, BF16: tl.constexpr):
     if BF16:
         return (v << 16).to(tl.float32, bitcast=True)
     else:
-        return (v & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        return half(v, BF16).to(tl.float32)
 
 
 @triton.jit
@@ -61,7 +63,7 @@ def upper(v, BF16: tl.constexpr):
     if BF16:
         return (v & -65536).to(tl.float32, bitcast=True)
     else:
-        return (v >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        return half(v >> 16, BF16).to(tl.float32)
 
 
 @triton.jit
@@ -74,9 +76,15 @@ def step_of(largest):
 
 
 @triton.jit
+def counted(bits):
+    """What has been added to `MAGIC`, as float32."""
+    return bits.to(tl.float32, bitcast=True) - 12582912.0
+
+
+@triton.jit
 def digits_of(x, inverse):
     """round(x inverse) as an int32 whose lowest three bytes are d0 + 128, d1 + 128 and d2 + 128."""
-    return (x * inverse + 12582912.0).to(tl.int32, bitcast=True) - (0x4B400000 - 0x808080)
+    return (x * inverse + 12582912.0).to(tl.int32, bitcast=True) - (MAGIC - 0x808080)
 
 
 @triton.jit
@@ -101,7 +109,7 @@ def in_order(u, odd, BITS: tl.constexpr):
 
 @triton.jit
 def split_token(
-    x_ptr, digits, steps, totals, thread, warps_threads: tl.constexpr,
+    x_ptr, digits, steps, totals, thread, THREADS: tl.constexpr,
     KB: tl.constexpr, S: tl.constexpr, BITS: tl.constexpr, BF16: tl.constexpr,
 ):  # fmt: skip
     """x [128 KB] into shared memory: its digits, the step of each block, and the sums of its S groups.
@@ -109,8 +117,8 @@ def split_token(
     A thread has eight neighbours of 128, 16 threads a block. Digit d of columns 32 i + 8 t + 0 .. 7 lies at bytes 32 (4 d + t) +
     8 i of the block, where lane 4 d + t finds what it multiplies by, in the order in which codes lie in their words.
     """
-    for turn in tl.static_range((KB * 16 + warps_threads - 1) // warps_threads):
-        eight = turn * warps_threads + thread
+    for turn in tl.static_range((KB * 16 + THREADS - 1) // THREADS):
+        eight = turn * THREADS + thread
         live = (eight < KB * 16).to(tl.int32)
         eight = tl.minimum(eight, KB * 16 - 1)
         block, at = eight // 16, eight % 16
@@ -301,10 +309,10 @@ def one(
                 s0, shift0 = of_group(grids, 0, group, unit, total, S, BIAS, BF16, OFFSET)
                 s1, shift1 = of_group(grids, 1, group, unit, total, S, BIAS, BF16, OFFSET)
                 y = (
-                    y[0] + (found[0].to(tl.float32, bitcast=True) - 12582912.0) * s0 + shift0,
-                    y[1] + (found[1].to(tl.float32, bitcast=True) - 12582912.0) * s0,
-                    y[2] + (found[2].to(tl.float32, bitcast=True) - 12582912.0) * s1 + shift1,
-                    y[3] + (found[3].to(tl.float32, bitcast=True) - 12582912.0) * s1,
+                    y[0] + counted(found[0]) * s0 + shift0,
+                    y[1] + counted(found[1]) * s0,
+                    y[2] + counted(found[2]) * s1 + shift1,
+                    y[3] + counted(found[3]) * s1,
                 )
             new = fetch(words, bits, grid, off, planes, next_tile, next_block, KB, S, SPAN, BITS, OFFSET)
             ahead = ahead[: step * SIZE] + new + ahead[step * SIZE + SIZE :]

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 from qkit.backends.triton.layout import Laid
-from qkit_kernels.triton.assembly import PAIRS_BYTES
+from qkit_kernels.triton.assembly import DIGITS_BYTES, PAIRS_BYTES
 
 TOKENS = 16  # up to so many are the narrow side of one instruction of the tensor core
 SMALL = 2**24  # weights
@@ -182,7 +182,7 @@ def one(weight: Laid, card: Card) -> One | None:
 
 def one_room(weight: Laid) -> int:
     """Bytes of shared memory of a program of `one`."""
-    return weight.blocks * (384 + 4 + 4 * weight.grid.shape[2]) + 128 * ONE_WARPS
+    return weight.blocks * (DIGITS_BYTES + 4 + 4 * weight.grid.shape[2]) + 128 * ONE_WARPS
 
 
 def few_tokens(weight: Laid, card: Card) -> int:

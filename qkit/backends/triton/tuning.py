@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 from qkit.backends.triton import tiles
 from qkit.backends.triton.layout import KIND, Laid
@@ -24,7 +25,7 @@ from qkit.backends.triton.new_enough import triton
 from qkit.backends.triton.tiles import Cut
 from qkit_kernels.triton import few as few_kernels
 
-KINDS = {kind.__name__: kind for kind in (tiles.One, tiles.Few, tiles.Many, tiles.Hopper)}
+KINDS = {kind.__name__: kind for kind in get_args(Cut)}
 REGIONS = (1, 8, 16, 32, 64, 128, 256)
 
 
