@@ -1,6 +1,6 @@
 """Quantized layers on a GPU beside bfloat16: every result is checked, then timed.
 
-python benchmarks/gpu.py [--rows 14336 --features 4096] [--tokens 1 8 16 64 256] [--names "W4 g128 bf16"] [--out results.json]
+python benchmarks/gpu.py [--sizes 14336x4096 4096x4096] [--tokens 1 8 16 64 256] [--names "W4 g128 bf16"] [--out results.json]
 
 The developer's table: more formats, sizes and numbers of tokens than `qkit bench gpu`, which has the clock and the checks
 (`qkit.bench.gpu` says how is measured), and what is launched is the kernel's adapter, without the layer around it. Bytes of a
@@ -16,6 +16,7 @@ import datetime
 import json
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -109,8 +110,7 @@ ROWS: dict[str, Callable[[Tensor], Case]] = {
 
 def compile_all(arguments: argparse.Namespace) -> None:
     """Every product once, a process for each row of the table: what is launched later is compiled then."""
-    size = ["--rows", str(arguments.rows), "--features", str(arguments.features)]
-    command = [__file__, "--check", *size, "--tokens", *map(str, arguments.tokens), "--names"]
+    command = [__file__, "--check", "--sizes", *arguments.sizes, "--tokens", *map(str, arguments.tokens), "--names"]
     all_at_once([*command, name] for name in ROWS if name in (arguments.names or ROWS))
 
 
@@ -118,33 +118,38 @@ def compile_all(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=14336)
-    parser.add_argument("--features", type=int, default=4096)
+    parser.add_argument("--sizes", nargs="+", default=["14336x4096"], help="of the weights, out x in")
     parser.add_argument(
         "--tokens", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 512, 1024, 2048, 4096]
     )
     parser.add_argument("--names", nargs="+", help="only these rows of the table")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="a JSON file; of several sizes, each has its own")
     parser.add_argument("--check", action="store_true", help="compile and check, time nothing")
     arguments = parser.parse_args()
-    n, k = arguments.rows, arguments.features
+    sizes = [(size, *map(int, size.split("x"))) for size in arguments.sizes]
     check_card()
-    w = torch.randn(n, k, device="cuda")
     if arguments.check:
-        for name in arguments.names:
-            ours(ROWS[name](w), inputs_of(name, arguments.tokens, k), n, timing=False)
+        for (_, n, k), name in product(sizes, arguments.names):
+            ours(ROWS[name](torch.randn(n, k, device="cuda")), inputs_of(name, arguments.tokens, k), n, timing=False)
         return
     compile_all(arguments)
-    print(
-        torch.cuda.get_device_name(),
-        "torch",
-        torch.__version__,
-        "triton",
-        triton.__version__,
-        f"W {n} x {k}",
-        flush=True,
-    )
+    print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__, flush=True)
+    failed = []
+    for size, n, k in sizes:
+        print(f"W {n} x {k}", flush=True)
+        out = (
+            arguments.out
+            if len(sizes) == 1 or not arguments.out
+            else arguments.out.with_stem(f"{arguments.out.stem}-{size}")
+        )
+        failed += measured(n, k, arguments, out)
+    if failed:
+        raise SystemExit(f"not measured: {', '.join(failed)}")
 
+
+def measured(n: int, k: int, arguments: argparse.Namespace, out: Path | None) -> list[str]:
+    """The table of one size, printed and saved as it comes; what could not be measured."""
+    w = torch.randn(n, k, device="cuda")
     inputs = {m: activations(m, k, torch.bfloat16, False) for m in arguments.tokens}
     times = {"bf16": dict(zip(inputs, dense((n, k), list(inputs.values())), strict=True))}
     report(times, "bf16", None, {})
@@ -163,8 +168,8 @@ def main() -> None:
             "microseconds": times,
             "floors": {name: floors[nbytes] for name, nbytes in sizes.items()},
         }
-        if arguments.out:
-            arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+        if out:
+            out.write_text(json.dumps(record, indent=1) + "\n")
 
     for name, make in ROWS.items():
         if arguments.names and name not in arguments.names:
@@ -179,7 +184,7 @@ def main() -> None:
             times[name], errors[name] = ours(case, inputs_of(name, arguments.tokens, k), n)
         except Exception as why:  # the other rows are wanted all the same
             print(f"{name:21} NOT MEASURED: {why!r:.300}", flush=True)
-            failed.append(name)
+            failed.append(f"{name} {n}x{k}")
         else:
             sizes[name] = case.nbytes
             report(times, name, floors[case.nbytes], errors[name])
@@ -194,8 +199,7 @@ def main() -> None:
         else:
             report(times, name, None, {})
             save()
-    if failed:
-        raise SystemExit(f"not measured: {', '.join(failed)}")
+    return failed
 
 
 def inputs_of(name: str, tokens: list[int], k: int) -> list[Tensor]:

@@ -35,7 +35,7 @@ MODELS = {  # each without what may spoil it: other libraries, a large head
     "model-peers": ("--scheme", "bf16", "--scheme", "bitsandbytes-nf4", "--scheme", "bitsandbytes-llm.int8"),
 }
 # Processes that share the card in the tests, most of whose time goes into compiling; each takes some GB of the card
-WORKERS = 10
+WORKERS = 15
 HANGS = 200  # seconds after which a test is ended, and its worker with it; the others go on
 LEAST = 20.0  # seconds without which nothing is begun
 SHOWN = 12  # last lines of a part that failed; of one that did not, the last
@@ -87,14 +87,14 @@ def parts() -> list[Part]:
             "tests",
             "tests",
             (*tests, *several, *one_hangs),
-            420,
+            540,
             None,
             {**kernels, "TORCHINDUCTOR_COMPILE_THREADS": "1"},
         ),
         Part("sanitizer", "sanitizer", check, 240, None, {**kernels, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}),
     ]
     for rows, features in SHAPES:
-        size = ("--rows", str(rows), "--features", str(features), "--tokens", *map(str, TOKENS))
+        size = ("--sizes", f"{rows}x{features}", "--tokens", *map(str, TOKENS))
         command = (python, "benchmarks/gpu.py", *size, "--out", "{out}/layer.json")
         found.append(Part(f"{rows}x{features}", "layers", command, 200, "layer.json", kernels))
     for name, rest in MODELS.items():

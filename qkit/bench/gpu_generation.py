@@ -184,11 +184,14 @@ def _end(norm: nn.Module, head: nn.Module, x: Tensor, more: Tensor) -> tuple[Ten
 
 
 def _compiled(part: Callable[..., Any]) -> Callable[..., Any]:
-    """As one graph; kernels that do not wait for each other are one launch, where this torch can do that."""
+    """As one graph; kernels that do not wait for each other are one launch, and one that does is launched before the one ahead of
+    it has ended, where this torch and this card can do that.
+    """
     from torch import _inductor
 
-    options: dict[str, Any] | None = {"combo_kernels": True} if "combo_kernels" in _inductor.list_options() else None
-    return torch.compile(part, fullgraph=True, dynamic=False, options=options)
+    known = _inductor.list_options()
+    options: dict[str, Any] = {name: True for name in ("combo_kernels", "triton.enable_pdl") if name in known}
+    return torch.compile(part, fullgraph=True, dynamic=False, options=options or None)
 
 
 class Writer:

@@ -220,15 +220,22 @@ def test_how_many_tokens_are_few():
 
 @pytest.mark.parametrize("blocks", [1, 3, 8, 32, 112])
 @pytest.mark.parametrize("rows", [1, 17, 1000, 4096, 14336, 128256])
-def test_the_work_of_one_token_is_shared_so_that_a_warp_meets_two_tiles_at_most(rows, blocks):
+def test_stretches_meet_two_tiles_at_most(rows, blocks):
     number = torch.zeros(1, 1, 1, 1, dtype=torch.int32)
-    for bits in (2, 3, 4, 8):
-        laid = layout.Laid(number, number, None, number, None, (rows, 128 * blocks), bits, 1, torch.float16)
-        cut = tiles.one(laid, tiles.Card(units=132, shared=227 * 1024, major=9))
-        tall, least = -(-rows // 16), -(-rows // 16) // cut.programs
-        most = -(-tall // cut.programs)
-        assert least >= 1 and most <= tiles.ONE_WARPS and cut.depth in (1, 2, 4)
-        assert -(-most * blocks // tiles.ONE_WARPS) <= blocks and tiles.one_room(laid) <= 48 * 1024
+    card = tiles.Card(units=132, shared=227 * 1024, major=9)
+    for bits, table in ((2, None), (3, None), (4, None), (8, None), (4, number)):
+        laid = layout.Laid(number, number, None, number, table, (rows, 128 * blocks), bits, 1, torch.float16)
+        for tokens in (1, 8):
+            cut = tiles.reading(tokens, laid, card)
+            if tokens == 8 and table is None:
+                assert cut is None
+                continue
+            tall, least = -(-rows // 16), -(-rows // 16) // cut.programs
+            most = -(-tall // cut.programs)
+            assert least >= 1 and most <= tiles.ONE_WARPS and cut.depth in (1, 2)
+            assert -(-most * blocks // tiles.ONE_WARPS) <= blocks
+            assert table is not None or tiles.one_room(laid) <= 48 * 1024
+        assert tiles.reading(9, laid, card) is None
 
 
 def test_one_token_has_no_kernel_of_its_own_where_that_would_not_fit():
@@ -244,6 +251,10 @@ def test_one_token_has_no_kernel_of_its_own_where_that_would_not_fit():
     ):
         laid = layout.Laid(number, grid, None, number, table, shape, bits, 1, torch.float16)
         assert tiles.one(laid, replace(card, major=major)) is None
+        reads = major == 9 and table is not None
+        assert isinstance(tiles.reading(1, laid, replace(card, major=major)), tiles.Codebook if reads else type(None))
+    laid = layout.Laid(number, offsets, None, number, number, (64, 1024), 4, 0, torch.float16)
+    assert tiles.reading(1, laid, card) is None  # groups of 16
 
 
 @triton.jit

@@ -1,6 +1,6 @@
-"""The kernel for one token, which is assembly that Triton's interpreter cannot run: its PTX on the CPU, by tests/support/ptx.py.
+"""The kernels that only read a weight, assembly that Triton's interpreter cannot run: their PTX on the CPU (tests/support/ptx.py).
 
-Each address that it touches must be aligned and lie where a tensor is, and what comes out is compared with float64.
+Each address that they touch must be aligned and lie where a tensor is, and what comes out is compared with float64.
 """
 
 import json
@@ -51,6 +51,25 @@ def test_one_token_in_every_kind_of_weight(kind):
     assert len(found) == len(jobs) and max(found) <= 1, list(zip(jobs, found, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_few_tokens_of_a_codebook(kind):
+    jobs = [
+        {
+            "kind": kind,
+            "shape": (rows, features),
+            "group": group,
+            "dtype": ("float16", "bfloat16")[i % 2],
+            "tokens": tokens,
+        }
+        for i, (rows, features, group) in enumerate(
+            ((40, 640, 64), (129, 352, 32), (33, 1664, 128), (48, 2048, 256), (1, 32, 32))
+        )
+        for tokens in (1, 2 + i, 8 - i)
+    ]
+    found = [said["share"] for said in emulated(jobs)]
+    assert len(found) == len(jobs) and max(found) <= 1, list(zip(jobs, found, strict=True))
+
+
 def test_however_the_work_is_shared_and_how_far_ahead_it_is_ordered():
     """Stretches that end in the middle of a tile, warps without work, more blocks ahead than there are."""
     job = {"kind": "zero points", "bits": 4, "dtype": "bfloat16"}
@@ -84,10 +103,10 @@ def test_the_emulator_looks_at_every_address():
     ran(f"{begin}mad.wide.u32 %rd2, %r1, 8, %rd1;\nst.global.b32 [%rd2], %r1;", [at], memory)
     assert out[::2].tolist() == list(range(32)) and not out[1::2].any()
     for line, what in (
-        ("mad.wide.u32 %rd2, %r1, 16, %rd1;\nst.global.b32 [%rd2], %r1;", "no tensor"),
+        ("mad.wide.u32 %rd2, %r1, 16, %rd1;\nst.global.b32 [%rd2], %r1;", "no global memory"),
         ("mad.wide.u32 %rd2, %r1, 2, %rd1;\nst.global.b32 [%rd2], %r1;", "not aligned"),
-        ("mad.lo.s32 %r2, %r1, 8, 4;\nst.shared.v2.b32 [%r2], {%r1, %r1};", "shared memory"),
-        ("shl.b32 %r2, %r1, 4;\nld.shared.b32 %r3, [%r2];", "shared memory"),
+        ("mad.lo.s32 %r2, %r1, 8, 4;\nst.shared.v2.b32 [%r2], {%r1, %r1};", "shared memory are not aligned"),
+        ("shl.b32 %r2, %r1, 4;\nld.shared.b32 %r3, [%r2];", "no shared memory"),
     ):
         with pytest.raises(IndexError, match=what):
             ran(begin + line, [at], memory)

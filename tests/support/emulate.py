@@ -1,4 +1,5 @@
-"""Products of one token by the PTX of their kernel, run on a CPU: prints a line of JSON for each job of standard input.
+"""Products of few tokens by the PTX of the kernels that only read a weight, run on a CPU: a line of JSON for each job of standard
+input.
 
 {"share": how much of what the roundings can make the largest error is, "finite": how many results are}. A job may put a number
 that is none into x, {"bad": "nan"}.
@@ -14,20 +15,28 @@ import torch
 
 import ptx
 from compiled import DTYPES, compiling
-from products import off_of_one_token, weight
+from products import off_where_read, random, weight
+from qkit import FP4, NF4, quantize_tensor
 from qkit.backends.triton import layout, linear, tiles
 
+TABLES = {"nf4": NF4, "fp4": FP4}
 
-def product(x: torch.Tensor, laid: layout.Laid, cut: tiles.One) -> torch.Tensor:
-    """y [1, N] as `linear.one` would launch it."""
-    y = torch.full((1, laid.shape[0]), torch.nan, dtype=x.dtype)
+
+def product(x: torch.Tensor, laid: layout.Laid, cut: tiles.One | tiles.Codebook) -> torch.Tensor:
+    """y [M, N] as `linear` would launch it."""
+    y = torch.full((len(x), laid.shape[0]), torch.nan, dtype=x.dtype)
     with compiling("sm_90") as made:
-        linear.one(x, laid, y, cut)
+        linear.launch(x, laid, y, cut, tiles.card(0))
     ((_, _, kernel),) = made.values()
-    memory, least, over = ptx.Memory(), *divmod(-(-laid.shape[0] // 16), cut.programs)
-    off = laid.grid if laid.off is None else laid.off
-    tensors = [memory.add(t.view(torch.uint8).numpy()) for t in (x, laid.words, laid.grid, off, laid.rows, y)]
-    numbers = [n for n in (laid.shape[0], laid.grid.shape[0], least, over) if n != 1]  # a 1 is compiled in
+    memory, shared_out = ptx.Memory(), divmod(-(-laid.shape[0] // 16), cut.programs)
+    if isinstance(cut, tiles.Codebook):
+        given = x, laid.words, laid.grid, laid.rows, laid.table, y
+        numbers = (*y.shape, laid.grid.shape[0], x.stride(0), y.stride(0), *shared_out)
+    else:
+        given = x, laid.words, laid.grid, laid.grid if laid.off is None else laid.off, laid.rows, y
+        numbers = (laid.shape[0], laid.grid.shape[0], *shared_out)
+    tensors = [memory.add(t.view(torch.uint8).numpy()) for t in given]
+    numbers = [n for n in numbers if n != 1]  # a 1 is compiled in
     ptx.launch(kernel.asm["ptx"], cut.programs, [*tensors, *numbers, 0, 0], memory)
     return y
 
@@ -35,17 +44,21 @@ def product(x: torch.Tensor, laid: layout.Laid, cut: tiles.One) -> torch.Tensor:
 def done(job: dict[str, Any]) -> dict[str, float]:
     """What is printed of a job."""
     dtype = DTYPES[job["dtype"]]
-    q = weight(job["bits"], *job["shape"], job["group"], job["kind"], real=True)
+    tokens, shape = job.get("tokens", 1), job["shape"]
+    if job["kind"] in TABLES:
+        q = quantize_tensor(random(*shape), TABLES[job["kind"]](job["group"]))
+    else:
+        q = weight(job["bits"], *shape, job["group"], job["kind"], real=True)
     laid = layout.lay(q, dtype)
-    x = (torch.randn(1, q.shape[1], generator=torch.Generator().manual_seed(5)) / 16).to(dtype)
-    x[:, q.shape[1] // 3] *= 100
-    cut = tiles.one(laid, tiles.card(0))
+    x = (torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(5)) / 16).to(dtype)
+    x[:, shape[1] // 3] *= 100
+    cut = tiles.reading(tokens, laid, tiles.card(0))
     assert cut is not None
-    cut = tiles.One(job.get("programs", cut.programs), job.get("depth", cut.depth))
+    cut = type(cut)(job.get("programs", cut.programs), job.get("depth", cut.depth))
     if "bad" in job:
         x[:, q.shape[1] // 2] = float(job["bad"])
     y = product(linear.aligned(x), laid, cut)
-    return {"share": off_of_one_token(y, x, q), "finite": int(y.isfinite().sum())}
+    return {"share": off_where_read(y, x, q), "finite": int(y.isfinite().sum())}
 
 
 def main() -> None:

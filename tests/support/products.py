@@ -112,14 +112,18 @@ def off_int8(found: Tensor, x: Tensor, q: QTensor) -> float:
     return off(found, codes, q, scales.double())
 
 
-def off_of_one_token(y: Tensor, x: Tensor, q: QTensor) -> float:
-    """The largest error of a token's product as a share of what the roundings can make: the result's and, where x is bfloat16,
-    the scales'; of float32 sums; of the token as whole numbers of 22 bits. Infinite for NaN.
+def off_where_read(y: Tensor, x: Tensor, q: QTensor) -> float:
+    """The largest error of a product by a kernel that only reads its weight, as a share of what the roundings can make.
+
+    Those are: the result's; the scales', where x is bfloat16; float32 sums; of the token as whole numbers of 22 bits, or of the
+    numbers of a table and their scales, whatever x is. Infinite for NaN.
     """
     w, sizes = values(q.to("cpu"))
     y, x, eps = y.cpu(), x.cpu().double(), torch.finfo(y.dtype).eps
     expected, terms = x @ w.T, x.abs() @ sizes.T
-    scales = eps / 2 if y.dtype == torch.bfloat16 else 0.0
-    bound = expected.abs() * eps / 2 + terms * (scales + eps**2 + 2.0**-19)
-    bound += 2.0**-22 * float(x.abs().max()) * sizes.sum(1) + 2.0**-14
+    if isinstance(q, CodebookQTensor):
+        rounded, steps = eps, 0.0
+    else:
+        rounded, steps = eps / 2 if y.dtype == torch.bfloat16 else 0.0, 2.0**-22 * x.abs().amax(1, keepdim=True)
+    bound = expected.abs() * eps / 2 + terms * (rounded + eps**2 + 2.0**-19) + steps * sizes.sum(1) + 2.0**-14
     return float(((y.double() - expected).abs() / bound).nan_to_num(torch.inf).max())

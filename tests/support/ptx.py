@@ -48,27 +48,15 @@ class Memory:
         self.regions[address] = array.reshape(-1).view(np.uint8)
         return address
 
-    def at(self, address: int, nbytes: int) -> np.ndarray:
-        """So many bytes there.
-
-        Raises:
-            IndexError: they lie in no tensor, or are not aligned.
-        """
-        for start, region in self.regions.items():
-            if start <= address and address + nbytes <= start + len(region):
-                if address % nbytes:
-                    raise IndexError(f"{nbytes} bytes at {address - start} of a tensor are not aligned")
-                return region[address - start : address - start + nbytes]
-        raise IndexError(f"{nbytes} bytes at {address:#x} lie in no tensor")
-
 
 @dataclass
 class Program:
-    """Instructions (guard, name, operands), where labels are, how many bytes of shared memory."""
+    """Instructions (guard, name, operands), where labels are, how many bytes of shared memory, and where in it each name is."""
 
     body: list[tuple[str, str, list[str]]]
     labels: dict[str, int]
     shared: int
+    places: dict[str, int]
     threads: int
 
 
@@ -76,10 +64,13 @@ def parse(text: str) -> Program:
     """The one kernel of a PTX module."""
     body: list[tuple[str, str, list[str]]] = []
     labels: dict[str, int] = {}
-    shared = [int(n) for n in re.findall(r"\.shared \.align \d+ \.b8 \w+\[(\d+)\]", text)]
+    places, shared = {}, 0
+    for align, name, size in re.findall(r"\.shared \.align (\d+) \.b8 (\w+)\[(\d+)\]", text):
+        places[name] = -(-shared // int(align)) * int(align)
+        shared = places[name] + int(size)
     text = re.sub(r"//[^\n]*", "", text)
     start = re.search(r"\.visible \.entry[^{]*", text)
-    assert start and len(shared) == 1
+    assert start
     code = re.sub(r"\.loc[^\n]*", "", text[start.end() :])
     for statement in re.split(r"[;\n]", code):
         statement = re.sub(r"^\{(?=\s|$)", "", statement.strip()).strip()  # blocks only give names a place
@@ -97,7 +88,7 @@ def parse(text: str) -> Program:
         body.append((guard[1] if guard else "", name.strip(), operands))
     threads = re.search(r"\.reqntid (\d+)", text)
     assert threads
-    return Program(body, labels, shared[0], int(threads[1]))
+    return Program(body, labels, shared, places, int(threads[1]))
 
 
 class Warp:
@@ -121,8 +112,8 @@ class Warp:
             bits = LANE
         elif operand == "%ctaid.x":
             bits = np.full(LANES, self.block, np.uint32)
-        elif operand == "room":
-            bits = np.zeros(LANES, np.uint32)
+        elif operand in self.program.places:
+            bits = np.full(LANES, self.program.places[operand], np.uint32)
         elif operand.startswith("0f"):
             bits = np.full(LANES, int(operand[2:], 16), np.uint32)
         else:
@@ -165,7 +156,7 @@ class Warp:
         if op in ("ld", "st"):
             self.move(op, rest, operands, active)
         elif op == "mma":
-            self.product(operands)
+            (self.product if kind == "s32" else self.product_of_floats)(operands, rest)
         elif op == "setp":
             a, b = (self.get(o, kind) for o in operands[1:3])
             self.put(operands[0], COMPARED[rest[0]](a, b), active, "pred")
@@ -217,6 +208,11 @@ class Warp:
                 top = np.uint64(1) << (length - np.uint64(1))
                 made = (made ^ top) - top
             return made.astype(np.uint32)
+        if op == "shf":  # of two registers, the lower first, one's worth
+            low, high, by = (self.get(o, "u32").astype(np.uint64) for o in operands)
+            by = by & np.uint64(31) if "wrap" in rest else np.minimum(by, np.uint64(32))
+            both = high << np.uint64(32) | low
+            return (both << by >> np.uint64(32) if "l" in rest else both >> by).astype(np.uint32)
         if op in ("shl", "shr"):
             value, by = self.get(operands[0], kind), self.get(operands[1], "u32")
             most = 8 * WIDTH[kind]
@@ -277,25 +273,40 @@ class Warp:
         addresses = self.get(base.strip(), "u64" if rest[0] == "global" else "u32").astype(np.int64) + int(offset or 0)
         bits = UNSIGNED[WIDTH[kind]]
         values = [np.zeros(LANES, bits) if op == "ld" else self.get(name, kind).view(bits) for name in names]
-        for lane in np.flatnonzero(active):
-            address = int(addresses[lane])
-            if rest[0] == "shared":
-                if address < 0 or address + width > len(self.shared) or address % width:
-                    raise IndexError(f"{width} bytes at {address} of {len(self.shared)} of shared memory")
-                octets = self.shared[address : address + width]
-            else:
-                octets = self.memory.at(address, width)
-            words = octets.view(bits)
+        lanes = np.flatnonzero(active)
+        for region, start, there in self.regions_of(rest[0], addresses, width, lanes):
+            words = region[: len(region) // WIDTH[kind] * WIDTH[kind]].view(bits)
+            first = (addresses[there] - start) // WIDTH[kind]
             for i, value in enumerate(values):
                 if op == "ld":
-                    value[lane] = words[i]
+                    value[there] = words[first + i]
                 else:
-                    words[i] = value[lane]
+                    words[first + i] = value[there]
         if op == "ld":
             for name, value in zip(names, values, strict=True):
                 self.put(name, value, active, kind)
 
-    def product(self, operands: list[str]) -> None:
+    def regions_of(
+        self, space: str, addresses: np.ndarray, width: int, lanes: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+        """The memory in which lanes find `width` bytes, where it begins, and which of them do.
+
+        Raises:
+            IndexError: there is none for one of them, or they are not aligned in it.
+        """
+        regions = {0: self.shared} if space == "shared" else self.memory.regions
+        for start, region in regions.items():
+            inside = (addresses[lanes] >= start) & (addresses[lanes] + width <= start + len(region))
+            there, lanes = lanes[inside], lanes[~inside]
+            if len(wrong := there[(addresses[there] - start) % width != 0]):
+                raise IndexError(f"{width} bytes at {addresses[wrong[0]] - start} of {space} memory are not aligned")
+            if len(there):
+                yield region, start, there
+            if not len(lanes):
+                return
+        raise IndexError(f"{width} bytes at {addresses[lanes[0]]:#x} lie in no {space} memory")
+
+    def product(self, operands: list[str], rest: list[str]) -> None:
         """mma.m16n8k32 of uint8 and int8."""
         names = [[o.strip() for o in group[1:-1].split(",")] for group in operands]
         octets = [[self.get(o, "b32").copy().view(np.uint8).reshape(LANES, 4) for o in group] for group in names[1:3]]
@@ -310,6 +321,29 @@ class Warp:
         for i, (into, sums) in enumerate(zip(names[0], names[3], strict=True)):
             value = made[g + 8 * (i // 2), 2 * t + i % 2].astype(np.int32) + self.get(sums, "s32")
             self.put(into, value, np.ones(LANES, bool), "s32")
+
+    def product_of_floats(self, operands: list[str], rest: list[str]) -> None:
+        """mma.m16n8k16 of 16-bit floats; its sum is rounded once, where a card's may be rounded more often."""
+        names = [[o.strip() for o in group[1:-1].split(",")] for group in operands]
+        g, t = LANE // 4, LANE % 4
+        a, b = np.zeros((16, 16)), np.zeros((16, 8))
+        for j in range(2):
+            for i in range(4):
+                a[g + 8 * (i % 2), 8 * (i // 2) + 2 * t + j] = self.halves(names[1][i], rest[-2])[j]
+            for i in range(2):
+                b[8 * i + 2 * t + j, g] = self.halves(names[2][i], rest[-2])[j]
+        made = a @ b
+        for i, (into, sums) in enumerate(zip(names[0], names[3], strict=True)):
+            value = made[g + 8 * (i // 2), 2 * t + i % 2] + self.get(sums, "f32")
+            self.put(into, value.astype(np.float32), np.ones(LANES, bool), "f32")
+
+    def halves(self, operand: str, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        """The two 16-bit floats of a register, the lower first."""
+        bits = self.get(operand, "b32")
+        parts = bits & np.uint32(0xFFFF), bits >> np.uint32(16)
+        if kind == "bf16":
+            return tuple((part << np.uint32(16)).view(np.float32) for part in parts)
+        return tuple(part.astype(np.uint16).view(np.float16) for part in parts)
 
 
 def launch(text: str, blocks: int, params: list[int], memory: Memory) -> None:

@@ -180,6 +180,18 @@ def paired(kind: str) -> str:
 
 
 @cache
+def looked_up() -> str:
+    """Four pairs of a table's numbers, as they lie in `pairs`.
+
+    Operands: $0 .. $3 the pairs; $4 a word of codes; $5 where this lane's copy of pair 0 lies.
+    """
+    lines = [
+        f"bfe.u32 t, $4, {8 * p}, 8; mad.lo.u32 t, t, {4 * COPIES}, $5; ld.shared.b32 ${p}, [t];" for p in range(4)
+    ]
+    return "\n".join(["{ .reg .b32 t;", *lines, "}"])
+
+
+@cache
 def room(nbytes: int) -> str:
     """So many bytes of shared memory, 48 KB at most.
 

@@ -27,6 +27,11 @@ _PRODUCT = tl.constexpr(
     "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32"
     " {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
 )
+_PRODUCT_OF_FLOATS = tl.constexpr(
+    "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+    " {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
+)
+_PRODUCT_OF_BFLOATS = tl.constexpr(_PRODUCT_OF_FLOATS.value.replace("f16.f16", "bf16.bf16"))
 
 
 @triton.jit
@@ -120,4 +125,18 @@ def product(a0, a1, a2, a3, b0, b1, sums):
     return tl.inline_asm_elementwise(
         _PRODUCT, "=r,=r,=r,=r,r,r,r,r,r,r,r,r,r,r", [a0, a1, a2, a3, b0, b1, sums[0], sums[1], sums[2], sums[3]],
         dtype=(tl.int32,) * 4, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def product_of_floats(a0, a1, a2, a3, b0, b1, sums, BF16: tl.constexpr):
+    """sums + a b of a warp, float32 [16, 8]: a [16, 16] and b [16, 8] of 16-bit floats, two in an int32, as `mma.m16n8k16` wants.
+
+    a0 and a1: columns 2 t and 2 t + 1 of rows g and g + 8; a2 and a3: those 8 further on; b0 and b1: the same rows of column g.
+    Sums as those of `product`.
+    """
+    TEXT: tl.constexpr = _PRODUCT_OF_BFLOATS if BF16 else _PRODUCT_OF_FLOATS
+    return tl.inline_asm_elementwise(
+        TEXT, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", [a0, a1, a2, a3, b0, b1, sums[0], sums[1], sums[2], sums[3]],
+        dtype=(tl.float32,) * 4, is_pure=True, pack=1,
     )  # fmt: skip

@@ -13,13 +13,8 @@ Exact
     (float16) of it are whole, others are off by 2^-23 of it. Products and sums of a group are whole numbers below 2^22, so
     that they are read as floats as they are: the sum begins at the bits of 1.5 2^23 (`MAGIC`).
 
-How the work is shared
-    A multiprocessor has one program, or two, which takes its share of the tiles of 16 rows; its blocks of 128 columns lie in a
-    row, and each warp takes a stretch of them, of which it orders DEPTH from memory ahead. A stretch lies in two tiles at
-    most, whose sums are added up at the end, in the order of the warps.
-
-Since nothing waits for another warp until then, and the next kernel may begin meanwhile and order its weight (EARLY), the memory
-is never left alone.
+`stretch` says how the work is shared. The next kernel may begin meanwhile and order its weight (EARLY), so that the memory is never
+left alone.
 """
 
 import triton
@@ -29,8 +24,6 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from qkit_kernels.triton.assembly import DIGITS_BYTES
 from qkit_kernels.triton.lanes import (
     bytes_of,
-    load,
-    load2,
     load4,
     partner,
     product,
@@ -42,28 +35,10 @@ from qkit_kernels.triton.lanes import (
     take4,
     warp_number,
 )
-from qkit_kernels.triton.words import half
+from qkit_kernels.triton.stretch import fetch, lower, next_of, upper
 
 MAGIC = tl.constexpr(0x4B400000)  # 1.5 2^23: n more is the float 1.5 2^23 + n
 DIGITS = tl.constexpr(DIGITS_BYTES)
-
-
-@triton.jit
-def lower(v, BF16: tl.constexpr):
-    """The 16-bit float in the lower half of an int32, as float32."""
-    if BF16:
-        return (v << 16).to(tl.float32, bitcast=True)
-    else:
-        return half(v, BF16).to(tl.float32)
-
-
-@triton.jit
-def upper(v, BF16: tl.constexpr):
-    """The one in its upper half."""
-    if BF16:
-        return (v & -65536).to(tl.float32, bitcast=True)
-    else:
-        return half(v >> 16, BF16).to(tl.float32)
 
 
 @triton.jit
@@ -117,16 +92,18 @@ def split_token(
     A thread has eight neighbours of 128, 16 threads a block. Digit d of columns 32 i + 8 t + 0 .. 7 lies at bytes 32 (4 d + t) +
     8 i of the block, where lane 4 d + t finds what it multiplies by, in the order in which codes lie in their words.
     """
-    for turn in tl.static_range((KB * 16 + THREADS - 1) // THREADS):
+    TURNS: tl.constexpr = (KB * 16 + THREADS - 1) // THREADS
+    r = ()
+    for turn in tl.static_range(TURNS):  # all are on their way before the first is looked at
+        r = r + load4(x_ptr.to(tl.int64) + tl.minimum(turn * THREADS + thread, KB * 16 - 1) * 16, AFTER=True)
+    for turn in tl.static_range(TURNS):
         eight = turn * THREADS + thread
         live = (eight < KB * 16).to(tl.int32)
         eight = tl.minimum(eight, KB * 16 - 1)
         block, at = eight // 16, eight % 16
-        r0, r1, r2, r3 = load4(x_ptr.to(tl.int64) + eight * 16, AFTER=True)
-        x = (
-            lower(r0, BF16), upper(r0, BF16), lower(r1, BF16), upper(r1, BF16),
-            lower(r2, BF16), upper(r2, BF16), lower(r3, BF16), upper(r3, BF16),
-        )  # fmt: skip
+        x = ()
+        for j in tl.static_range(4):
+            x = x + (lower(r[4 * turn + j], BF16), upper(r[4 * turn + j], BF16))
         largest, total = tl.abs(x[0]), x[0]
         for j in tl.static_range(1, 8):
             largest, total = tl.maximum(largest, tl.abs(x[j]), propagate_nan=tl.PropagateNan.ALL), total + x[j]
@@ -146,36 +123,6 @@ def split_token(
             put2(own + d * 128, first ^ -0x7F7F7F80, second ^ -0x7F7F7F80, live)  # 0x80 in each byte: from d + 128 to d
         put(steps + block * 4, step, live * (at == 0).to(tl.int32))
         put(totals + (block * S + at * S // 16) * 4, total, live * (at % (16 // S) == 0).to(tl.int32))
-
-
-@triton.jit
-def fetch(
-    words, bits, grid, off, planes, tile, block,
-    KB: tl.constexpr, S: tl.constexpr, SPAN: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr,
-):  # fmt: skip
-    """A lane's words of rows g and g + 8 of a block, plane by plane, and the scales (and offsets) of its groups, row by row."""
-    place = (2 * tile * KB + block).to(tl.int64)
-    if BITS == 8 or BITS == 4:
-        at = words + place * 512
-        found = load4(at) + load4(at + KB * 512)
-        if BITS == 8:
-            found = found + load4(at + planes) + load4(at + planes + KB * 512)
-    else:
-        at = words + place * 256
-        found = load2(at) + load2(at + KB * 256)
-        if BITS == 3:
-            at = bits + place * 128
-            found = found + (load(at), load(at + KB * 128))
-    GROUPS: tl.constexpr = KB // SPAN if SPAN else 1  # strides of S
-    place = (2 * tile * GROUPS).to(tl.int64)
-    if SPAN:
-        place += block // SPAN
-    for i in tl.static_range(S):
-        found = found + (load(grid + (place * S + i) * 32), load(grid + ((place + GROUPS) * S + i) * 32))
-    if OFFSET:
-        for i in tl.static_range(S):
-            found = found + (load(off + (place * S + i) * 32), load(off + ((place + GROUPS) * S + i) * 32))
-    return found
 
 
 @triton.jit
@@ -225,16 +172,6 @@ def of_group(
         off = grids[2 * (S + group) + row]
         shift += lower(off, BF16) + upper(off, BF16)
     return scale * step, shift * total
-
-
-@triton.jit
-def next_of(flat, tile, block, last, KB: tl.constexpr):
-    """The block behind this one of a stretch; behind the last one, the last again, which then is multiplied by 0."""
-    further = (flat + 1 < last).to(tl.int32)
-    flat, block = flat + further, block + further
-    if block == KB:
-        tile, block = tile + 1, 0
-    return flat, tile, block
 
 
 @triton.jit
@@ -298,14 +235,14 @@ def one(
             x = take4(digits + block * DIGITS + lane * 32, digit) + take4(
                 digits + block * DIGITS + lane * 32 + 16, digit
             )
-            unit = tl.where(flat < last, take(steps + block * 4 + 0 * lane, 1 + 0 * lane), 0.0)
+            unit = take(steps + block * 4 + 0 * lane, 1 + 0 * lane)
             for group in tl.static_range(S):
                 found = (start, start, start, start)
                 for j in tl.static_range(4 // S * group, 4 // S * (group + 1)):
                     a, c = codes(now, 0, j, BITS)
                     b, d = codes(now, 1, j, BITS)
                     found = product(a, b, c, d, x[2 * j], x[2 * j + 1], found)
-                total = tl.where(flat < last, take(totals + (block * S + group) * 4 + 0 * lane, column0), 0.0)
+                total = take(totals + (block * S + group) * 4 + 0 * lane, column0)
                 s0, shift0 = of_group(grids, 0, group, unit, total, S, BIAS, BF16, OFFSET)
                 s1, shift1 = of_group(grids, 1, group, unit, total, S, BIAS, BF16, OFFSET)
                 y = (
@@ -318,7 +255,9 @@ def one(
             ahead = ahead[: step * SIZE] + new + ahead[step * SIZE + SIZE :]
             next_flat, next_tile, next_block = next_of(next_flat, next_tile, next_block, last, KB)
             flat, block = flat + 1, block + 1
-            if (block == KB) | (flat == last):  # the end of a tile, or of the stretch; there is none behind it
+            if (block == KB) | (
+                flat == last
+            ):  # the end of a tile, or of the stretch; what comes behind it is not stored
                 y0, y1 = y[0] * worth0 + y[1] * worth1, y[2] * worth0 + y[3] * worth1
                 there = column0 * (flat <= last).to(tl.int32)
                 put2(sums + warp * 128 + part * 64 + g * 8, y0 + partner(y0, 1), y1 + partner(y1, 1), there)

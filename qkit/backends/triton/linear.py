@@ -1,6 +1,7 @@
 """Quantized linear layers on a GPU: chooses how, allocates, launches.
 
 1                    on Hopper `one`: the token in whole numbers, nothing but reading the weight
+up to 8              on Hopper `codebook`, where a code stands for a number of a table
 up to 16, 32 or 128  `few`: bound by reading the weight
 up to 1023           `many`: codes become floats in registers on their way into the tensor core
                      on Hopper `hopper.many` where its tiles are the better ones
@@ -31,6 +32,7 @@ from qkit.backends.triton.new_enough import TensorDescriptor, triton
 from qkit.numerics.activations import Activations, quantize_activations
 from qkit.numerics.stored import StoredWeight
 from qkit_kernels.triton import assembly
+from qkit_kernels.triton import codebook as codebook_kernels
 from qkit_kernels.triton import few as few_kernels
 from qkit_kernels.triton import floats as floats_kernels
 from qkit_kernels.triton import many as many_kernels
@@ -49,6 +51,19 @@ def one(x: Tensor, weight: Laid, y: Tensor, cut: tiles.One) -> None:
         **{name: value for name, value in constants(weight, True).items() if name in names},
         WARPS=tiles.ONE_WARPS, DEPTH=cut.depth, ROOM=assembly.room(tiles.one_room(weight)), EARLY=True,
         num_warps=tiles.ONE_WARPS, num_stages=1, **begins(True),
+    )  # fmt: skip
+
+
+def codebook(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Codebook) -> None:
+    """y [M, N] of aligned x [M, K], M at most 8."""
+    least, over = divmod(triton.cdiv(weight.shape[0], 16), cut.programs)
+    tokens, warps = 1 if len(x) == 1 else 8, tiles.ONE_WARPS
+    words, grid, _, rows, table = pointers(weight)
+    codebook_kernels.codebook[(cut.programs,)](
+        x, words, grid, rows, table, y, *y.shape, sizes(weight)[0], x.stride(0), y.stride(0), least, over,
+        KB=weight.blocks, S=grid.shape[2], SPAN=weight.span, BF16=KIND[weight.dtype] == "bf16", WARPS=warps, DEPTH=cut.depth,
+        TOKENS=tokens, ROOM=assembly.room(128 * warps * tokens), FILL=assembly.pairs(32 * warps), LOOK=assembly.looked_up(),
+        EARLY=True, num_warps=warps, num_stages=1, **begins(True),
     )  # fmt: skip
 
 
@@ -121,7 +136,7 @@ def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
     if len(x) >= most(weight, card):
         return torch.mm(x, floats(weight, card.ptx).T, out=y)
     x = aligned(x)
-    cut = tuning.chosen(len(x), weight, card) or (tiles.one(weight, card) if len(x) == 1 else None)
+    cut = tuning.chosen(len(x), weight, card) or tiles.reading(len(x), weight, card)
     if cut is not None:
         launch(x, weight, y, cut, card)
     elif len(x) <= tiles.few_tokens(weight, card):
@@ -139,7 +154,9 @@ def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
 
 def launch(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Cut, card: tiles.Card) -> None:
     """y [M, N] of aligned x by the kernel that is cut so."""
-    if isinstance(cut, tiles.One):
+    if isinstance(cut, tiles.Codebook):
+        codebook(x, weight, y, cut)
+    elif isinstance(cut, tiles.One):
         one(x, weight, y, cut)
     elif isinstance(cut, tiles.Few):
         few(x, weight, y, cut, card.ptx, card.narrow, card.hopper)

@@ -93,6 +93,11 @@ class One:
 
 
 @dataclass(frozen=True)
+class Codebook(One):
+    """How `qkit_kernels.triton.codebook` is launched: as `one` is."""
+
+
+@dataclass(frozen=True)
 class Few:
     """How `qkit_kernels.triton.few` is launched; see there."""
 
@@ -148,7 +153,7 @@ class Hopper:
         return 128, self.bm + self.more
 
 
-Cut = One | Few | Many | Hopper
+Cut = One | Codebook | Few | Many | Hopper
 
 
 def number_of_tiles(rows: int, tokens: int, tile: tuple[int, int]) -> int:
@@ -163,21 +168,38 @@ def launched(cut: Many | Hopper, work: int, blocks: int) -> int:
 
 
 def one(weight: Laid, card: Card) -> One | None:
-    """On Hopper, for codes that are numbers, of 2, 3, 4 or 8 bits, in groups that are not too small; the token must fit.
-
-    Two programs to a multiprocessor, and two blocks ahead, where the registers are enough for it and each warp has work; else
-    one. A program's warps can add up no more tiles than there are warps.
-    """
-    blocks, tiles, groups = weight.blocks, -(-weight.shape[0] // 16), weight.grid.shape[2]
+    """On Hopper, for codes that are numbers, of 2, 3, 4 or 8 bits, in groups that are not too small; the token must fit."""
+    groups = weight.grid.shape[2]
     known = weight.table is None and groups <= {2: 2, 3: 2, 4: 4, 8: 4}.get(weight.bits, 0)
     if not card.hopper or not known or one_room(weight) > STATIC:
         return None
-    slim = weight.bits <= 4 and groups == 1 and weight.off is None
-    pairs = slim and tiles * blocks > 2.5 * ONE_WARPS * 2 * card.units
-    places = card.units * (2 if pairs else 1)
+    slim = weight.off is None or groups == 1
+    return One(*_stretches(weight, card, slim, further=2 if weight.bits < 4 and groups == 1 else 1))
+
+
+def codebook(tokens: int, weight: Laid, card: Card) -> Codebook | None:
+    """On Hopper, for up to eight tokens and the codes of a table, in groups that are not too small."""
+    if not card.hopper or tokens > 8 or weight.table is None or weight.grid.shape[2] > 4:
+        return None
+    return Codebook(*_stretches(weight, card, slim=tokens == 1 or weight.grid.shape[2] <= 2))
+
+
+def _stretches(weight: Laid, card: Card, slim: bool = True, further: int = 1) -> tuple[int, int]:
+    """Programs, and blocks ordered ahead: two programs to a multiprocessor where their registers are enough (they are `slim`, and
+    order no further) and each warp has work; else one, which orders more ahead. None has more tiles than its warps can add up.
+    """
+    tiles, blocks = -(-weight.shape[0] // 16), weight.blocks
+    two = slim and tiles * blocks > 1.5 * ONE_WARPS * 2 * card.units
+    places = card.units * (2 if two else 1)
     programs = min(tiles, places * -(-tiles // (ONE_WARPS * places)))
     each = -(-(-(-tiles // programs) * blocks) // ONE_WARPS)
-    return One(programs, 4 if each == 4 and not pairs and weight.bits * groups <= 16 else min(each, 2))
+    return programs, min(each, further if two else 2)
+
+
+def reading(tokens: int, weight: Laid, card: Card) -> One | Codebook | None:
+    """A kernel that does nothing but read the weight, if there is one for so many tokens."""
+    found = one(weight, card) if tokens == 1 else None
+    return found or codebook(tokens, weight, card)
 
 
 def one_room(weight: Laid) -> int:
@@ -314,8 +336,8 @@ def candidates(tokens: int, weight: Laid, card: Card) -> list[Cut]:
     """What may be tried for so many tokens; what the table says comes first (`tuning`)."""
     rows, blocks = weight.shape[0], weight.blocks
     found: list[Cut] = []
-    if tokens == 1 and (by_one := one(weight, card)) is not None:
-        found = [by_one]
+    if (by_reading := reading(tokens, weight, card)) is not None:
+        found = [by_reading]
     if tokens <= few_tokens(weight, card):
         found += [few(weight, card, tokens)]
         for warps in (4, 8):
