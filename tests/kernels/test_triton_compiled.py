@@ -60,7 +60,7 @@ def one_of_each():
     yield from floats(tokens=(1, 17, 300), dtypes=DTYPES[1:])
     yield from floats("offsets", 3, 32, (9, 2048), DTYPES[:1], (1000, 1312))
     yield from floats("zero points", 4, 16, (300,), DTYPES[:1])  # no groups of 16 in `many_hopper`
-    yield from floats("nf4", 4, 64, (1, 64), DTYPES[:1])
+    yield from floats("nf4", 4, 64, (1, 8, 64), DTYPES[:1])
     yield from integers((1, 17, 300), (6.0,), (False,))
     yield {"kind": "columns", "shape": (4096, 128)}
 

@@ -1,4 +1,4 @@
-"""The kernels that only read a weight, assembly that Triton's interpreter cannot run: their PTX on the CPU (tests/support/ptx.py).
+"""Kernels that only read a weight, assembly that Triton's interpreter cannot run: their PTX on the CPU (tests/support/ptx.py).
 
 Each address that they touch must be aligned and lie where a tensor is, and what comes out is compared with float64.
 """

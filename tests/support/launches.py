@@ -24,7 +24,7 @@ WEIGHTS = (
     quantize_tensor(random(9, 640), NF4()),
     quantize_tensor(random(130, 128), FP4(32)),
 )
-TOKENS = (1, 9, 17, 70, 150, 300, 2 * linear.MOST)
+TOKENS = (1, 5, 9, 17, 70, 150, 300, 2 * linear.MOST)
 
 
 @torch.no_grad()

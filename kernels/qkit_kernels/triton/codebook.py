@@ -93,9 +93,7 @@ def codebook(
             ahead = ahead[: step * SIZE] + new + ahead[step * SIZE + SIZE :]
             next_flat, next_tile, next_block = next_of(next_flat, next_tile, next_block, last, KB)
             flat, block = flat + 1, block + 1
-            if (block == KB) | (
-                flat == last
-            ):  # the end of a tile, or of the stretch; what comes behind it is not stored
+            if (block == KB) | (flat == last):  # the end of a tile, or of the stretch; the rest is not stored
                 there = (flat <= last).to(tl.int32) + 0 * lane
                 own = sums + (2 * warp + part) * SUMS + g * (4 * TOKENS)
                 if TOKENS == 1:

@@ -13,8 +13,8 @@ Exact
     (float16) of it are whole, others are off by 2^-23 of it. Products and sums of a group are whole numbers below 2^22, so
     that they are read as floats as they are: the sum begins at the bits of 1.5 2^23 (`MAGIC`).
 
-`stretch` says how the work is shared. The next kernel may begin meanwhile and order its weight (EARLY), so that the memory is never
-left alone.
+`stretch` says how the work is shared. The next kernel may begin meanwhile and order its weight (EARLY), so that the memory is
+never left alone.
 """
 
 import triton
@@ -92,18 +92,14 @@ def split_token(
     A thread has eight neighbours of 128, 16 threads a block. Digit d of columns 32 i + 8 t + 0 .. 7 lies at bytes 32 (4 d + t) +
     8 i of the block, where lane 4 d + t finds what it multiplies by, in the order in which codes lie in their words.
     """
-    TURNS: tl.constexpr = (KB * 16 + THREADS - 1) // THREADS
-    r = ()
-    for turn in tl.static_range(TURNS):  # all are on their way before the first is looked at
-        r = r + load4(x_ptr.to(tl.int64) + tl.minimum(turn * THREADS + thread, KB * 16 - 1) * 16, AFTER=True)
-    for turn in tl.static_range(TURNS):
+    for turn in tl.static_range((KB * 16 + THREADS - 1) // THREADS):
         eight = turn * THREADS + thread
         live = (eight < KB * 16).to(tl.int32)
         eight = tl.minimum(eight, KB * 16 - 1)
         block, at = eight // 16, eight % 16
-        x = ()
+        r, x = load4(x_ptr.to(tl.int64) + eight * 16, AFTER=True), ()
         for j in tl.static_range(4):
-            x = x + (lower(r[4 * turn + j], BF16), upper(r[4 * turn + j], BF16))
+            x = x + (lower(r[j], BF16), upper(r[j], BF16))
         largest, total = tl.abs(x[0]), x[0]
         for j in tl.static_range(1, 8):
             largest, total = tl.maximum(largest, tl.abs(x[j]), propagate_nan=tl.PropagateNan.ALL), total + x[j]
@@ -255,9 +251,7 @@ def one(
             ahead = ahead[: step * SIZE] + new + ahead[step * SIZE + SIZE :]
             next_flat, next_tile, next_block = next_of(next_flat, next_tile, next_block, last, KB)
             flat, block = flat + 1, block + 1
-            if (block == KB) | (
-                flat == last
-            ):  # the end of a tile, or of the stretch; what comes behind it is not stored
+            if (block == KB) | (flat == last):  # the end of a tile, or of the stretch; the rest is not stored
                 y0, y1 = y[0] * worth0 + y[1] * worth1, y[2] * worth0 + y[3] * worth1
                 there = column0 * (flat <= last).to(tl.int32)
                 put2(sums + warp * 128 + part * 64 + g * 8, y0 + partner(y0, 1), y1 + partner(y1, 1), there)

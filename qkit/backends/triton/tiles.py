@@ -168,32 +168,44 @@ def launched(cut: Many | Hopper, work: int, blocks: int) -> int:
 
 
 def one(weight: Laid, card: Card) -> One | None:
-    """On Hopper, for codes that are numbers, of 2, 3, 4 or 8 bits, in groups that are not too small; the token must fit."""
+    """On Hopper, for codes that are numbers, of 2, 3, 4 or 8 bits, in groups that are not too small; the token must fit.
+
+    Two programs to a multiprocessor, and two blocks ahead, where the registers are enough and each warp has work; else one.
+    """
     groups = weight.grid.shape[2]
     known = weight.table is None and groups <= {2: 2, 3: 2, 4: 4, 8: 4}.get(weight.bits, 0)
     if not card.hopper or not known or one_room(weight) > STATIC:
         return None
-    slim = weight.off is None or groups == 1
-    return One(*_stretches(weight, card, slim, further=2 if weight.bits < 4 and groups == 1 else 1))
+    slim = weight.bits <= 4 and groups == 1 and weight.off is None
+    two = slim and _blocks_of_a_warp(weight, 2 * card.units) > 2.5
+    programs, each = _stretches(weight, card.units * (2 if two else 1))
+    return One(programs, 4 if each == 4 and not two and weight.bits * groups <= 16 else min(each, 2))
 
 
 def codebook(tokens: int, weight: Laid, card: Card) -> Codebook | None:
-    """On Hopper, for up to eight tokens and the codes of a table, in groups that are not too small."""
-    if not card.hopper or tokens > 8 or weight.table is None or weight.grid.shape[2] > 4:
-        return None
-    return Codebook(*_stretches(weight, card, slim=tokens == 1 or weight.grid.shape[2] <= 2))
+    """On Hopper, for up to eight tokens and the codes of a table, in groups that are not too small.
 
-
-def _stretches(weight: Laid, card: Card, slim: bool = True, further: int = 1) -> tuple[int, int]:
-    """Programs, and blocks ordered ahead: two programs to a multiprocessor where their registers are enough (they are `slim`, and
-    order no further) and each warp has work; else one, which orders more ahead. None has more tiles than its warps can add up.
+    Two programs to a multiprocessor, and one block ahead, where the registers are enough and each warp has work; else one.
     """
-    tiles, blocks = -(-weight.shape[0] // 16), weight.blocks
-    two = slim and tiles * blocks > 1.5 * ONE_WARPS * 2 * card.units
-    places = card.units * (2 if two else 1)
+    groups = weight.grid.shape[2]
+    if not card.hopper or tokens > 8 or weight.table is None or groups > 4:
+        return None
+    slim = tokens == 1 or groups <= 2
+    two = slim and _blocks_of_a_warp(weight, 2 * card.units) > 1.5
+    programs, each = _stretches(weight, card.units * (2 if two else 1))
+    return Codebook(programs, 1 if two else min(each, 2))
+
+
+def _blocks_of_a_warp(weight: Laid, places: int) -> float:
+    """Where so many programs share them evenly."""
+    return -(-weight.shape[0] // 16) * weight.blocks / (places * ONE_WARPS)
+
+
+def _stretches(weight: Laid, places: int) -> tuple[int, int]:
+    """Programs, none of which has more tiles than its warps can add up, for so many places; blocks of a warp of the longest."""
+    tiles = -(-weight.shape[0] // 16)
     programs = min(tiles, places * -(-tiles // (ONE_WARPS * places)))
-    each = -(-(-(-tiles // programs) * blocks) // ONE_WARPS)
-    return programs, min(each, further if two else 2)
+    return programs, -(-(-(-tiles // programs) * weight.blocks) // ONE_WARPS)
 
 
 def reading(tokens: int, weight: Laid, card: Card) -> One | Codebook | None:
