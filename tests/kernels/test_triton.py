@@ -238,6 +238,19 @@ def test_stretches_meet_two_tiles_at_most(rows, blocks):
         assert tiles.reading(9, laid, card) is None
 
 
+def test_two_programs_share_a_multiprocessor_where_both_have_about_the_same_to_do():
+    number = torch.zeros(1, 1, 1, 1, dtype=torch.int32)
+    card = tiles.Card(units=132, shared=227 * 1024, major=9)
+    for rows, features, programs, depth in (
+        (4096, 14336, 256, 1),
+        (14336, 4096, 264, 1),
+        (5120, 13824, 132, 2),  # 320 tiles: some of 264 programs would have two
+        (1024, 4096, 64, 2),
+    ):
+        laid = layout.Laid(number, number, None, number, number, (rows, features), 4, 1, torch.float16)
+        assert tiles.codebook(1, laid, card) == tiles.Codebook(programs, depth)
+
+
 def test_one_token_has_no_kernel_of_its_own_where_that_would_not_fit():
     number, offsets = torch.zeros(1, 1, 1, 1, dtype=torch.int32), torch.zeros(1, 1, 8, 8, dtype=torch.int32)
     card = tiles.Card(units=132, shared=227 * 1024, major=9)

@@ -185,13 +185,14 @@ def one(weight: Laid, card: Card) -> One | None:
 def codebook(tokens: int, weight: Laid, card: Card) -> Codebook | None:
     """On Hopper, for up to eight tokens and the codes of a table, in groups that are not too small.
 
-    Two programs to a multiprocessor, and one block ahead, where the registers are enough and each warp has work; else one.
+    Two programs to a multiprocessor, and one block ahead, where the registers are enough, each warp has work and no program has
+    much more than others; else one.
     """
-    groups = weight.grid.shape[2]
+    groups, tiles, two_each = weight.grid.shape[2], -(-weight.shape[0] // 16), 2 * card.units
     if not card.hopper or tokens > 8 or weight.table is None or groups > 4:
         return None
-    slim = tokens == 1 or groups <= 2
-    two = slim and _blocks_of_a_warp(weight, 2 * card.units) > 1.5
+    even = -(-tiles // two_each) * two_each < 1.5 * tiles or tiles <= two_each
+    two = even and (tokens == 1 or groups <= 2) and _blocks_of_a_warp(weight, two_each) > 1.5
     programs, each = _stretches(weight, card.units * (2 if two else 1))
     return Codebook(programs, 1 if two else min(each, 2))
 
