@@ -28,7 +28,17 @@ from qkit.backends.triton import linear as adapter
 from qkit_kernels.triton import one
 
 HALF = 2.0**-11  # the largest relative error of a number rounded to float16
-SHAPES = ((24, 256, 128), (17, 160, 16), (9, 200, None), (16, 320, 64), (33, 96, 32), (16, 192, 48), (8, 512, 256))
+SHAPES = (
+    (24, 256, 128),
+    (17, 160, 16),
+    (9, 200, None),
+    (16, 320, 64),
+    (33, 96, 32),
+    (16, 192, 48),
+    (8, 512, 256),
+    (16, 640, 320),
+    (8, 816, 272),
+)
 INTEGERS = ((1, 20, 130), (5, 16, 256), (9, 40, 200), (17, 70, 130), (40, 64, 384))  # tokens, rows, features
 CARD = tiles.Card(units=4, shared=227 * 1024, major=8, ptx=False)  # the interpreter speaks no assembly
 TABLES = (NF4(), NF4(32, double_quant=False), FP4(), FP4(128))
@@ -249,6 +259,7 @@ def test_two_programs_share_a_multiprocessor_where_both_have_about_the_same_to_d
     ):
         laid = layout.Laid(number, number, None, number, number, (rows, features), 4, 1, torch.float16)
         assert tiles.codebook(1, laid, card) == tiles.Codebook(programs, depth)
+        assert (tiles.codebook(2, laid, card) is None) == (rows == 5120)
 
 
 def test_one_token_has_no_kernel_of_its_own_where_that_would_not_fit():

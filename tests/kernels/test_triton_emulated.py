@@ -24,6 +24,7 @@ SHAPES = (
     (65, 200, None),
     (33, 1664, 128),
     (48, 2048, 256),
+    (40, 640, 320),
     (1, 1, None),
 )
 
@@ -53,40 +54,46 @@ def test_one_token_in_every_kind_of_weight(kind):
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_few_tokens_of_a_codebook(kind):
+    shapes = ((40, 640, 64), (129, 352, 32), (33, 1664, 128), (48, 2048, 256), (1, 32, 32))
     jobs = [
         {
             "kind": kind,
-            "shape": (rows, features),
+            "shape": (rows, k),
             "group": group,
             "dtype": ("float16", "bfloat16")[i % 2],
-            "tokens": tokens,
+            "tokens": n,
+            "apart": 8,
         }
-        for i, (rows, features, group) in enumerate(
-            ((40, 640, 64), (129, 352, 32), (33, 1664, 128), (48, 2048, 256), (1, 32, 32))
-        )
-        for tokens in (1, 2 + i, 8 - i)
+        for i, (rows, k, group) in enumerate(shapes)
+        for n in (1, 2 + i, 8 - i)
     ]
     found = [said["share"] for said in emulated(jobs)]
     assert len(found) == len(jobs) and max(found) <= 1, list(zip(jobs, found, strict=True))
 
 
-def test_however_the_work_is_shared_and_how_far_ahead_it_is_ordered():
+@pytest.mark.parametrize(
+    "job", [{"kind": "zero points", "bits": 4}, {"kind": "nf4"}, {"kind": "nf4", "tokens": 3}], ids=str
+)
+def test_however_the_work_is_shared_and_how_far_ahead_it_is_ordered(job):
     """Stretches that end in the middle of a tile, warps without work, more blocks ahead than there are."""
-    job = {"kind": "zero points", "bits": 4, "dtype": "bfloat16"}
     shapes = ((120, 640, 64), (250, 256, 128), (100, 1792, 128))
-    cuts = ((1, 4), (2, 2), (3, 4), (7, 1), (7, 4))
+    cuts = ((1, 4), (2, 2), (3, 4), (7, 1), (7, 4)) if "bits" in job else ((1, 2), (3, 1), (7, 4))
     jobs = [
-        {**job, "shape": (rows, features), "group": group, "programs": programs, "depth": depth}
-        for rows, features, group in shapes
+        {**job, "dtype": "bfloat16", "shape": (rows, k), "group": group, "programs": programs, "depth": depth}
+        for rows, k, group in shapes
         for programs, depth in cuts
+        if -(-rows // 16) <= 16 * programs
     ]
-    assert max(said["share"] for said in emulated(jobs)) <= 1
+    found = [said["share"] for said in emulated(jobs)]
+    assert len(found) == len(jobs) and max(found) <= 1, list(zip(jobs, found, strict=True))
 
 
 def test_a_token_with_what_is_no_number_has_no_result():
     job = {"kind": "zero points", "bits": 4, "shape": (40, 640), "group": 64, "dtype": "float16"}
     assert [said["finite"] for said in emulated([{**job, "bad": bad} for bad in ("nan", "inf", "-inf")])] == [0, 0, 0]
     assert emulated([job])[0]["finite"] == 40
+    job = {"kind": "nf4", "shape": (40, 640), "group": 64, "dtype": "float16", "tokens": 3}
+    assert [said["finite"] for said in emulated([{**job, "bad": bad} for bad in ("nan", "inf")])] == [80, 80]
 
 
 def ran(body, params=(), memory=None, threads=32):

@@ -2,7 +2,7 @@
 input.
 
 {"share": how much of what the roundings can make the largest error is, "finite": how many results are}. A job may put a number
-that is none into x, {"bad": "nan"}.
+that is none into the first token, {"bad": "nan"}, and so many columns of something else behind each, {"apart": 8}.
 
 A process of its own, like `compiled`: TRITON_INTERPRET must not be set in it.
 """
@@ -22,6 +22,11 @@ from qkit.backends.triton import layout, linear, tiles
 TABLES = {"nf4": NF4, "fp4": FP4}
 
 
+def held(t: torch.Tensor) -> torch.Tensor:
+    """All that lies between a tensor's first number and its last, in one row."""
+    return t.as_strided((1 + sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True)),), (1,))
+
+
 def product(x: torch.Tensor, laid: layout.Laid, cut: tiles.One | tiles.Codebook) -> torch.Tensor:
     """y [M, N] as `linear` would launch it."""
     y = torch.full((len(x), laid.shape[0]), torch.nan, dtype=x.dtype)
@@ -31,11 +36,11 @@ def product(x: torch.Tensor, laid: layout.Laid, cut: tiles.One | tiles.Codebook)
     memory, shared_out = ptx.Memory(), divmod(-(-laid.shape[0] // 16), cut.programs)
     if isinstance(cut, tiles.Codebook):
         given = x, laid.words, laid.grid, laid.rows, laid.table, y
-        numbers = (*y.shape, laid.grid.shape[0], x.stride(0), y.stride(0), *shared_out)
+        numbers = (*y.shape, x.stride(0), y.stride(0), *shared_out)
     else:
         given = x, laid.words, laid.grid, laid.grid if laid.off is None else laid.off, laid.rows, y
         numbers = (laid.shape[0], laid.grid.shape[0], *shared_out)
-    tensors = [memory.add(t.view(torch.uint8).numpy()) for t in given]
+    tensors = [memory.add(held(t).view(torch.uint8).numpy()) for t in given]
     numbers = [n for n in numbers if n != 1]  # a 1 is compiled in
     ptx.launch(kernel.asm["ptx"], cut.programs, [*tensors, *numbers, 0, 0], memory)
     return y
@@ -52,11 +57,13 @@ def done(job: dict[str, Any]) -> dict[str, float]:
     laid = layout.lay(q, dtype)
     x = (torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(5)) / 16).to(dtype)
     x[:, shape[1] // 3] *= 100
+    if "apart" in job:
+        x = torch.cat([x, torch.full((tokens, job["apart"]), torch.nan, dtype=dtype)], 1)[:, : shape[1]]
     cut = tiles.reading(tokens, laid, tiles.card(0))
     assert cut is not None
     cut = type(cut)(job.get("programs", cut.programs), job.get("depth", cut.depth))
     if "bad" in job:
-        x[:, q.shape[1] // 2] = float(job["bad"])
+        x[0, q.shape[1] // 2] = float(job["bad"])
     y = product(linear.aligned(x), laid, cut)
     return {"share": off_where_read(y, x, q), "finite": int(y.isfinite().sum())}
 

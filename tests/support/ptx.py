@@ -1,8 +1,8 @@
 """Runs the PTX of a kernel on a CPU: what a card would do, one warp after the other, each address looked at.
 
-For kernels that are assembly in Triton's clothes (`qkit_kernels.triton.one`), which Triton's interpreter cannot run. It knows the
-instructions that those are compiled to and no others; a branch must be taken by all lanes of a warp or by none, and a load or
-store must be aligned and lie within a tensor that was given, or within shared memory.
+For kernels that are assembly in Triton's clothes (`qkit_kernels.triton.one`, `codebook`), which Triton's interpreter cannot run.
+It knows the instructions that those are compiled to and no others; a branch must be taken by all lanes of a warp or by none, and
+a load or store must be aligned and lie within a tensor that was given, or within shared memory.
 """
 
 import re

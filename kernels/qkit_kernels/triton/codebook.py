@@ -12,7 +12,7 @@ How
     a group. Weights are not rounded a second time.
 
 Trade-off
-    Groups of at least 32 columns. x is read through the cache, eight tokens at the price of one.
+    Groups of at least 32 columns. x is read through the cache, by each warp for itself.
 """
 
 import triton
@@ -32,7 +32,7 @@ def looked_up(word, copy, LOOK: tl.constexpr):
 
 @triton.jit
 def codebook(
-    x_ptr, words_ptr, grid_ptr, rows_ptr, table_ptr, y_ptr, M, N, N8, stride_xm, stride_ym, least, over,
+    x_ptr, words_ptr, grid_ptr, rows_ptr, table_ptr, y_ptr, M, N, stride_xm, stride_ym, least, over,
     KB: tl.constexpr, S: tl.constexpr, SPAN: tl.constexpr, BF16: tl.constexpr, WARPS: tl.constexpr, DEPTH: tl.constexpr,
     TOKENS: tl.constexpr, ROOM: tl.constexpr, FILL: tl.constexpr, LOOK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip

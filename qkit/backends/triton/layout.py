@@ -46,7 +46,7 @@ class Laid:
         table: int32 [40, 8], the bytes of a codebook's numbers, and its pairs; None where a code is the number that it is.
         shape: (N, K).
         bits: of a code.
-        span: blocks that share a scale; 0 where a row is one group.
+        span: blocks that share a scale (1 where a block has several, or parts of two); 0 where a row is one group.
         dtype: of x.
     """
 
@@ -183,6 +183,7 @@ def lay(q: StoredWeight, dtype: torch.dtype, words: Tensor | None = None) -> Lai
         offsets = offsets / rows[:, None]
         rest = offsets - offsets.to(dtype).float()
         off = _pairs(_spread(offsets, q.shape[1]), _spread(rest, q.shape[1]), dtype)
+    size = q.shape[1] // q.row_groups
     return Laid(
         words=pack_words(q.codes(), q.bits, numbers is not None) if words is None else words,
         grid=grid,
@@ -191,7 +192,7 @@ def lay(q: StoredWeight, dtype: torch.dtype, words: Tensor | None = None) -> Lai
         table=None if numbers is None else _table(numbers, dtype),
         shape=q.shape,
         bits=q.bits,
-        span=0 if q.row_groups == 1 else max(1, q.shape[1] // q.row_groups // BLOCK),
+        span=0 if q.row_groups == 1 else size // BLOCK if size % BLOCK == 0 else 1,
         dtype=dtype,
     )
 

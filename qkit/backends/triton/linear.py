@@ -60,7 +60,7 @@ def codebook(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Codebook) -> None:
     tokens, warps = 1 if len(x) == 1 else 8, tiles.ONE_WARPS
     words, grid, _, rows, table = pointers(weight)
     codebook_kernels.codebook[(cut.programs,)](
-        x, words, grid, rows, table, y, *y.shape, sizes(weight)[0], x.stride(0), y.stride(0), least, over,
+        x, words, grid, rows, table, y, *y.shape, x.stride(0), y.stride(0), least, over,
         KB=weight.blocks, S=grid.shape[2], SPAN=weight.span, BF16=KIND[weight.dtype] == "bf16", WARPS=warps, DEPTH=cut.depth,
         TOKENS=tokens, ROOM=assembly.room(128 * warps * tokens), FILL=assembly.pairs(32 * warps), LOOK=assembly.looked_up(),
         EARLY=True, num_warps=warps, num_stages=1, **begins(True),

@@ -16,7 +16,7 @@ SMALLER = 2**22
 WORK = 2**28  # tokens times weights up to which `few` is best on Hopper, if there are
 MOST_FEW = 128  # tokens, at most,
 PROGRAMS = 512  # and programs, of a table's codes
-ONE_WARPS = 16  # of a program of `one`
+ONE_WARPS = 16  # of a program of `one` or `codebook`
 STATIC = 48 * 1024  # bytes of shared memory that a program may have without asking
 
 
@@ -186,13 +186,13 @@ def codebook(tokens: int, weight: Laid, card: Card) -> Codebook | None:
     """On Hopper, for up to eight tokens and the codes of a table, in groups that are not too small.
 
     Two programs to a multiprocessor, and one block ahead, where the registers are enough, each warp has work and no program has
-    much more than others; else one.
+    much more than others; else one. With several tokens `few` is faster where some would have much more.
     """
-    groups, tiles, two_each = weight.grid.shape[2], -(-weight.shape[0] // 16), 2 * card.units
-    if not card.hopper or tokens > 8 or weight.table is None or groups > 4:
+    groups, tiles, places = weight.grid.shape[2], -(-weight.shape[0] // 16), 2 * card.units
+    even = tiles <= places or -(-tiles // places) * places < 1.5 * tiles
+    if not card.hopper or tokens > (8 if even else 1) or weight.table is None or groups > 4:
         return None
-    even = -(-tiles // two_each) * two_each < 1.5 * tiles or tiles <= two_each
-    two = even and (tokens == 1 or groups <= 2) and _blocks_of_a_warp(weight, two_each) > 1.5
+    two = even and (tokens == 1 or groups <= 2) and _blocks_of_a_warp(weight, places) > 1.5
     programs, each = _stretches(weight, card.units * (2 if two else 1))
     return Codebook(programs, 1 if two else min(each, 2))
 
