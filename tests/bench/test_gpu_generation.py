@@ -94,7 +94,8 @@ def test_all_blocks_are_one_graph_of_the_compiler(ids, monkeypatch):
     counters, compiler = {}, torch.compile
 
     def count(part, options, **more):
-        assert options in (None, {"combo_kernels": True})  # of torch's own compiler, which is not the one here
+        known = {"combo_kernels", "triton.enable_pdl"}  # of torch's own compiler, which is not the one here
+        assert set(options or ()) <= known and all((options or {}).values())
         counters[part.__name__] = CompileCounterWithBackend("eager")
         return compiler(part, backend=counters[part.__name__], **more)
 

@@ -155,8 +155,8 @@ def test_few_tokens_of_a_codebook_however_their_work_is_shared(scheme):
         x = (torch.randn(tokens, 1800, device="cuda") / 64).to(dtype)[:, :1792]
         x[:, 3] *= 300
         by_table = tiles.reading(tokens, laid, card)
-        assert isinstance(by_table, tiles.Codebook)
-        for cut in (by_table, tiles.Codebook(5, 4), tiles.Codebook(20, 1)):
+        assert isinstance(by_table, tiles.Lookup)
+        for cut in (by_table, tiles.Lookup(5, 4), tiles.Lookup(20, 1)):
             y = torch.full((tokens, 1000), torch.nan, dtype=dtype, device="cuda")
             adapter.launch(x, laid, y, cut, card)
             assert off_where_read(y, x, q) <= 1, (cut, dtype)

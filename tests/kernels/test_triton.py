@@ -258,7 +258,7 @@ def test_two_programs_share_a_multiprocessor_where_both_have_about_the_same_to_d
         (1024, 4096, 64, 2),
     ):
         laid = layout.Laid(number, number, None, number, number, (rows, features), 4, 1, torch.float16)
-        assert tiles.codebook(1, laid, card) == tiles.Codebook(programs, depth)
+        assert tiles.codebook(1, laid, card) == tiles.Lookup(programs, depth)
         assert (tiles.codebook(2, laid, card) is None) == (rows == 5120)
 
 
@@ -276,7 +276,7 @@ def test_one_token_has_no_kernel_of_its_own_where_that_would_not_fit():
         laid = layout.Laid(number, grid, None, number, table, shape, bits, 1, torch.float16)
         assert tiles.one(laid, replace(card, major=major)) is None
         reads = major == 9 and table is not None
-        assert isinstance(tiles.reading(1, laid, replace(card, major=major)), tiles.Codebook if reads else type(None))
+        assert isinstance(tiles.reading(1, laid, replace(card, major=major)), tiles.Lookup if reads else type(None))
     laid = layout.Laid(number, offsets, None, number, number, (64, 1024), 4, 0, torch.float16)
     assert tiles.reading(1, laid, card) is None  # groups of 16
 

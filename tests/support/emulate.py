@@ -27,14 +27,14 @@ def held(t: torch.Tensor) -> torch.Tensor:
     return t.as_strided((1 + sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True)),), (1,))
 
 
-def product(x: torch.Tensor, laid: layout.Laid, cut: tiles.One | tiles.Codebook) -> torch.Tensor:
+def product(x: torch.Tensor, laid: layout.Laid, cut: tiles.One | tiles.Lookup) -> torch.Tensor:
     """y [M, N] as `linear` would launch it."""
     y = torch.full((len(x), laid.shape[0]), torch.nan, dtype=x.dtype)
     with compiling("sm_90") as made:
         linear.launch(x, laid, y, cut, tiles.card(0))
     ((_, _, kernel),) = made.values()
     memory, shared_out = ptx.Memory(), divmod(-(-laid.shape[0] // 16), cut.programs)
-    if isinstance(cut, tiles.Codebook):
+    if isinstance(cut, tiles.Lookup):
         given = x, laid.words, laid.grid, laid.rows, laid.table, y
         numbers = (*y.shape, x.stride(0), y.stride(0), *shared_out)
     else:

@@ -54,7 +54,7 @@ def one(x: Tensor, weight: Laid, y: Tensor, cut: tiles.One) -> None:
     )  # fmt: skip
 
 
-def codebook(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Codebook) -> None:
+def codebook(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Lookup) -> None:
     """y [M, N] of aligned x [M, K], M at most 8."""
     least, over = divmod(triton.cdiv(weight.shape[0], 16), cut.programs)
     tokens, warps = 1 if len(x) == 1 else 8, tiles.ONE_WARPS
@@ -154,7 +154,7 @@ def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
 
 def launch(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Cut, card: tiles.Card) -> None:
     """y [M, N] of aligned x by the kernel that is cut so."""
-    if isinstance(cut, tiles.Codebook):
+    if isinstance(cut, tiles.Lookup):
         codebook(x, weight, y, cut)
     elif isinstance(cut, tiles.One):
         one(x, weight, y, cut)

@@ -93,7 +93,7 @@ class One:
 
 
 @dataclass(frozen=True)
-class Codebook(One):
+class Lookup(One):
     """How `qkit_kernels.triton.codebook` is launched: as `one` is."""
 
 
@@ -153,7 +153,7 @@ class Hopper:
         return 128, self.bm + self.more
 
 
-Cut = One | Codebook | Few | Many | Hopper
+Cut = One | Lookup | Few | Many | Hopper
 
 
 def number_of_tiles(rows: int, tokens: int, tile: tuple[int, int]) -> int:
@@ -182,7 +182,7 @@ def one(weight: Laid, card: Card) -> One | None:
     return One(programs, 4 if each == 4 and not two and weight.bits * groups <= 16 else min(each, 2))
 
 
-def codebook(tokens: int, weight: Laid, card: Card) -> Codebook | None:
+def codebook(tokens: int, weight: Laid, card: Card) -> Lookup | None:
     """On Hopper, for up to eight tokens and the codes of a table, in groups that are not too small.
 
     Two programs to a multiprocessor, and one block ahead, where the registers are enough, each warp has work and no program has
@@ -194,7 +194,7 @@ def codebook(tokens: int, weight: Laid, card: Card) -> Codebook | None:
         return None
     two = even and (tokens == 1 or groups <= 2) and _blocks_of_a_warp(weight, places) > 1.5
     programs, each = _stretches(weight, card.units * (2 if two else 1))
-    return Codebook(programs, 1 if two else min(each, 2))
+    return Lookup(programs, 1 if two else min(each, 2))
 
 
 def _blocks_of_a_warp(weight: Laid, places: int) -> float:
@@ -209,7 +209,7 @@ def _stretches(weight: Laid, places: int) -> tuple[int, int]:
     return programs, -(-(-(-tiles // programs) * weight.blocks) // ONE_WARPS)
 
 
-def reading(tokens: int, weight: Laid, card: Card) -> One | Codebook | None:
+def reading(tokens: int, weight: Laid, card: Card) -> One | Lookup | None:
     """A kernel that does nothing but read the weight, if there is one for so many tokens."""
     found = one(weight, card) if tokens == 1 else None
     return found or codebook(tokens, weight, card)
