@@ -20,12 +20,10 @@ from qkit.checkpoints.manifest import files_in
 from qkit.checkpoints.steps import rounded_inputs
 from qkit.export.linear import integers, why_not
 from qkit.export.onnx import check_model, model_proto
-from qkit.nn.layers import quantized_layers
 from qkit.nn.qlinear import QLinear
 from qkit.nn.steps import steps
 
 GRAPH, DATA, CONFIG = "model.onnx", "model.onnx.data", "genai_config.json"
-PRECISE = "session.x64quantprecision"
 ONE_FILE = 1 << 30  # bytes of numbers that still go into the graph's own file
 
 
@@ -78,7 +76,6 @@ class ONNXFormat(Format):
             notes += (
                 f"{whole} layers multiply INT8 by INT8 there as here (QDQ); where a float32 sum before them ends in another "
                 f"bit, an input may fall on the next step: logits differ, by less than rounding inputs costs",
-                f"on x86 without VNNI onnxruntime's sums of integers overflow unless {PRECISE} is 1, as {CONFIG} has it",
             )
         return notes
 
@@ -111,8 +108,6 @@ def genai_config(model: nn.Module) -> dict[str, Any]:
     first = ends[0] if isinstance(ends, list) else ends
     pad = config.pad_token_id if config.pad_token_id is not None else first
     options: dict[str, Any] = {"log_id": "onnxruntime-genai", "provider_options": []}
-    if any(integers(layer) for layer in quantized_layers(model).values()):
-        options[PRECISE] = "1"  # right on every processor; where there is VNNI, "0" reads a prompt faster
     return {
         "model": {
             "bos_token_id": config.bos_token_id,

@@ -5,8 +5,9 @@ columns along each row, codes of 2, 4 or 8 bits packed lowest bits first, which 
 and nothing quantized again; a scale that serves more than one block is repeated.
 
 Layers that multiply integers (`Int8Linear`) are QDQ, plain operations that say what is rounded how: QuantizeLinear and
-DequantizeLinear of the inputs, DequantizeLinear of the int8 weight by its scale a row, MatMul. onnxruntime makes of the four one
-product of integers (`MatMulIntegerToFloat`), summed in int32.
+DequantizeLinear of the inputs, DequantizeLinear of the weight by its scale a row, MatMul. onnxruntime makes of the four one
+product of integers (`MatMulIntegerToFloat`), summed in int32. Both sides are uint8 with the zero point 128: on x86 without VNNI
+onnxruntime adds two products of uint8 and int8 in 16 bits, where they do not fit (its session.x64quantprecision is for that).
 
     a fixed scale s       Max(x, -127 s), for QuantizeLinear would go down to -128; then steps of s
     a scale a token       QuantizeLinear has none whose tokens are not counted beforehand. So a token is divided by its own scale
@@ -14,8 +15,7 @@ product of integers (`MatMulIntegerToFloat`), summed in int32.
 
 Both compute what `qkit.ops.int8_linear` computes, save for NaN, which INT8 does not have: a layer turns it into some number (in a
 decoder the sum around the layer, and with it that token's logits, stays NaN). `DynamicQuantizeLinear` would be shorter, and has
-one scale for all tokens. On x86 without VNNI onnxruntime adds two products of uint8 and int8 in 16 bits, where they do not fit;
-the session's option session.x64quantprecision = 1 takes another way there.
+one scale for all tokens.
 
 LLM.int8 keeps outliers apart, by columns that only the inputs show, and is written as its weight alone.
 """
@@ -110,9 +110,10 @@ def matmul_nbits(graph: Graph, x: str, layer: QLinear, name: str, accuracy_level
 def qdq(graph: Graph, x: str, layer: Int8Linear, name: str) -> str:
     """x ŵᵀ of integers on both sides."""
     q = steps(layer)
-    codes = graph.tensor(f"{name}.codes", int8_codes(q).cpu().numpy().T)
+    codes = graph.tensor(f"{name}.codes", int8_codes(q).cpu().numpy().T.view(np.uint8) ^ 128)  # q + 128
     scales = graph.tensor(f"{name}.scales", floats(spread(q, 1)[0][:, 0]))
-    weight = graph.op("DequantizeLinear", [codes, scales], f"{name}.weight", axis=1)
+    zeros = graph.tensor(f"{name}.zeros", np.full(q.shape[0], 128, np.uint8))
+    weight = graph.op("DequantizeLinear", [codes, scales, zeros], f"{name}.weight", axis=1)
     if isinstance(layer.input_scale, Tensor):
         step = np.float32(layer.input_scale.item())
         x = graph.op("Max", [x, graph.scalar(np.float32(-127) * step)], f"{name}.clamped")

@@ -7,7 +7,6 @@ import torch
 import qkit
 from qkit.bench.judged import READS_OURS
 from qkit.bench.peers import onnx_threads
-from qkit.checkpoints.onnx import PRECISE
 from qkit.model.surgery import clone
 from verdicts import PROMPT, compared, greedy
 
@@ -23,7 +22,6 @@ def in_onnxruntime(path, config):
     onnx_threads()  # a process has one pool
     options = runtime.SessionOptions()
     options.use_per_session_threads = False
-    options.add_session_config_entry(PRECISE, "1")  # as the folder's settings have it
     session = runtime.InferenceSession(str(path / "model.onnx"), options, providers=["CPUExecutionProvider"])
     empty = np.zeros((1, config.num_key_value_heads, 0, config.head_dim), np.float32)
     past = {one.name: empty for one in session.get_inputs() if one.name.startswith("past_key_values")}
