@@ -120,7 +120,7 @@ def compiled(target, jobs):
 def wrong(target, usage):
     """What a kernel must not take or lack, in words."""
     kernel, products = usage["kernel"], set(usage["products"])
-    few, many = kernel in ("one", "few", "few_integers"), kernel in ("many", "many_hopper", "many_integers")
+    few, many = kernel in ("one", "codebook", "few", "few_integers"), kernel in ("many", "many_hopper", "many_integers")
     if usage["shared"] > usage["room"]:
         yield "shared memory"
     if usage.get("stack", 0) > WAITING or usage.get("vgpr_spill_count", 0):
@@ -148,7 +148,7 @@ def test_one_launch_of_each_kernel_for(target):
     names = {"few", "reorder", "many", "floats", "outlier_columns", "list_outliers", "few_integers"}
     names |= {"split_tokens", "many_integers", "round_block"}
     names |= (
-        {"one", "many_hopper", "add_up"} if target == "sm_90" else set()
+        {"one", "codebook", "many_hopper", "add_up"} if target == "sm_90" else set()
     )  # small tiles are enough of them: nothing to add up
     assert {usage["kernel"] for usage in found} >= names
 

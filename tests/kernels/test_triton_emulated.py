@@ -42,11 +42,18 @@ def emulated(jobs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_token_in_every_kind_of_weight(kind):
+    """Each number of bits with every other shape, the others with the next kind."""
     jobs = [
-        {"kind": kind, "bits": bits, "shape": (rows, features), "group": group, "dtype": ("float16", "bfloat16")[i % 2]}
-        for bits in (2, 3, 4, 8)
-        for i, (rows, features, group) in enumerate(SHAPES, bits // 4)
-        if bits >= 4 or group != 32
+        {
+            "kind": kind,
+            "bits": bits,
+            "shape": (rows, features),
+            "group": group,
+            "dtype": ("float16", "bfloat16")[i // 2 % 2],
+        }
+        for number, bits in enumerate((2, 3, 4, 8), KINDS.index(kind))
+        for i, (rows, features, group) in enumerate(SHAPES)
+        if (i + number) % 2 and (bits >= 4 or group != 32)
     ]
     found = [said["share"] for said in emulated(jobs)]
     assert len(found) == len(jobs) and max(found) <= 1, list(zip(jobs, found, strict=True))
@@ -65,7 +72,7 @@ def test_few_tokens_of_a_codebook(kind):
             "apart": 8,
         }
         for i, (rows, k, group) in enumerate(shapes)
-        for n in (1, 2 + i, 8 - i)
+        for n in ((1, 8 - i) if kind == "nf4" else (2 + i,))
     ]
     found = [said["share"] for said in emulated(jobs)]
     assert len(found) == len(jobs) and max(found) <= 1, list(zip(jobs, found, strict=True))
@@ -77,7 +84,7 @@ def test_few_tokens_of_a_codebook(kind):
 def test_however_the_work_is_shared_and_how_far_ahead_it_is_ordered(job):
     """Stretches that end in the middle of a tile, warps without work, more blocks ahead than there are."""
     shapes = ((120, 640, 64), (250, 256, 128), (100, 1792, 128))
-    cuts = ((1, 4), (2, 2), (3, 4), (7, 1), (7, 4)) if "bits" in job else ((1, 2), (3, 1), (7, 4))
+    cuts = ((1, 4), (2, 2), (3, 1), (7, 4)) if "bits" in job else ((1, 2), (3, 1))
     jobs = [
         {**job, "dtype": "bfloat16", "shape": (rows, k), "group": group, "programs": programs, "depth": depth}
         for rows, k, group in shapes
