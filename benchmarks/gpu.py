@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="compile and check, time nothing")
     arguments = parser.parse_args()
     sizes = [(size, *map(int, size.split("x"))) for size in arguments.sizes]
+    out = arguments.out
     check_card()
     if arguments.check:
         for (_, n, k), name in product(sizes, arguments.names):
@@ -137,11 +138,8 @@ def main() -> None:
     failed = []
     for size, n, k in sizes:
         print(f"W {n} x {k}", flush=True)
-        out = (
-            arguments.out
-            if len(sizes) == 1 or not arguments.out
-            else arguments.out.with_stem(f"{arguments.out.stem}-{size}")
-        )
+        if arguments.out and len(sizes) > 1:
+            out = arguments.out.with_stem(f"{arguments.out.stem}-{size}")
         failed += measured(n, k, arguments, out)
     if failed:
         raise SystemExit(f"not measured: {', '.join(failed)}")

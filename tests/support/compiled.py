@@ -64,14 +64,14 @@ class Driver:
 
 @contextmanager
 def compiling(target: str) -> Iterator[dict[str, Any]]:
-    """Inside, a launch compiles, and what it made stands in the dictionary under the kernel's name and its constants."""
+    """Inside, a launch compiles, and what it made is in the dictionary: a kernel's name, its constants, itself, its arguments."""
     made: dict[str, Any] = {}
     launch = JITFunction.run
 
     def compiled(self, *arguments, grid, warmup, **options):
         kernel = launch(self, *arguments, grid=grid, warmup=True, **options)
         short = {n: v for n, v in options.items() if n != "PTX"}
-        made.setdefault(kernel.hash, (self.__name__, short, kernel))
+        made.setdefault(kernel.hash, (self.__name__, short, kernel, arguments))
         return kernel
 
     triton.runtime.driver.set_active(Driver(target))
@@ -152,7 +152,7 @@ def main() -> None:
     with compiling(order["target"]) as made:
         for job in order["jobs"]:
             run(job)
-    for name, constants, kernel in made.values():
+    for name, constants, kernel, _ in made.values():
         print(
             json.dumps({"kernel": name, "room": CARDS[order["target"]][1], **usage(kernel), "constants": constants}),
             flush=True,

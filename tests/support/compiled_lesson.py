@@ -77,7 +77,7 @@ def main(target: str) -> None:
                 given = [value.to("meta") if isinstance(value, torch.Tensor) else value for value in arguments]
                 for kernel in (getattr(lesson_09_kernels, exercise.kernel), kernels[exercise.kernel]):
                     exercise.launch(kernel, *given, exercise.solution(*arguments).to("meta"))
-    for name, _, kernel in made.values():
+    for name, _, kernel, _ in made.values():
         print(json.dumps({"kernel": name, **usage(kernel)}), flush=True)
 
 

@@ -32,17 +32,14 @@ def product(x: torch.Tensor, laid: layout.Laid, cut: tiles.One | tiles.Lookup) -
     y = torch.full((len(x), laid.shape[0]), torch.nan, dtype=x.dtype)
     with compiling("sm_90") as made:
         linear.launch(x, laid, y, cut, tiles.card(0))
-    ((_, _, kernel),) = made.values()
-    memory, shared_out = ptx.Memory(), divmod(-(-laid.shape[0] // 16), cut.programs)
-    if isinstance(cut, tiles.Lookup):
-        given = x, laid.words, laid.grid, laid.rows, laid.table, y
-        numbers = (*y.shape, x.stride(0), y.stride(0), *shared_out)
-    else:
-        given = x, laid.words, laid.grid, laid.grid if laid.off is None else laid.off, laid.rows, y
-        numbers = (laid.shape[0], laid.grid.shape[0], *shared_out)
-    tensors = [memory.add(held(t).view(torch.uint8).numpy()) for t in given]
-    numbers = [n for n in numbers if n != 1]  # a 1 is compiled in
-    ptx.launch(kernel.asm["ptx"], cut.programs, [*tensors, *numbers, 0, 0], memory)
+    ((_, _, kernel, arguments),) = made.values()
+    memory = ptx.Memory()
+    params = [
+        memory.add(held(one).view(torch.uint8).numpy()) if torch.is_tensor(one) else one
+        for one in arguments
+        if torch.is_tensor(one) or one != 1  # a 1 is compiled in
+    ]
+    ptx.launch(kernel.asm["ptx"], cut.programs, [*params, 0, 0], memory)
     return y
 
 

@@ -156,7 +156,7 @@ class Warp:
         if op in ("ld", "st"):
             self.move(op, rest, operands, active)
         elif op == "mma":
-            (self.product if kind == "s32" else self.product_of_floats)(operands, rest)
+            self.product(operands) if kind == "s32" else self.product_of_floats(operands, rest[-2])
         elif op == "setp":
             a, b = (self.get(o, kind) for o in operands[1:3])
             self.put(operands[0], COMPARED[rest[0]](a, b), active, "pred")
@@ -306,7 +306,7 @@ class Warp:
                 return
         raise IndexError(f"{width} bytes at {addresses[lanes[0]]:#x} lie in no {space} memory")
 
-    def product(self, operands: list[str], rest: list[str]) -> None:
+    def product(self, operands: list[str]) -> None:
         """mma.m16n8k32 of uint8 and int8."""
         names = [[o.strip() for o in group[1:-1].split(",")] for group in operands]
         octets = [[self.get(o, "b32").copy().view(np.uint8).reshape(LANES, 4) for o in group] for group in names[1:3]]
@@ -322,16 +322,16 @@ class Warp:
             value = made[g + 8 * (i // 2), 2 * t + i % 2].astype(np.int32) + self.get(sums, "s32")
             self.put(into, value, np.ones(LANES, bool), "s32")
 
-    def product_of_floats(self, operands: list[str], rest: list[str]) -> None:
+    def product_of_floats(self, operands: list[str], kind: str) -> None:
         """mma.m16n8k16 of 16-bit floats; its sum is rounded once, where a card's may be rounded more often."""
         names = [[o.strip() for o in group[1:-1].split(",")] for group in operands]
         g, t = LANE // 4, LANE % 4
         a, b = np.zeros((16, 16)), np.zeros((16, 8))
         for j in range(2):
             for i in range(4):
-                a[g + 8 * (i % 2), 8 * (i // 2) + 2 * t + j] = self.halves(names[1][i], rest[-2])[j]
+                a[g + 8 * (i % 2), 8 * (i // 2) + 2 * t + j] = self.halves(names[1][i], kind)[j]
             for i in range(2):
-                b[8 * i + 2 * t + j, g] = self.halves(names[2][i], rest[-2])[j]
+                b[8 * i + 2 * t + j, g] = self.halves(names[2][i], kind)[j]
         made = a @ b
         for i, (into, sums) in enumerate(zip(names[0], names[3], strict=True)):
             value = made[g + 8 * (i // 2), 2 * t + i % 2] + self.get(sums, "f32")

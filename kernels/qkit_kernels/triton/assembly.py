@@ -173,22 +173,22 @@ def paired(kind: str) -> str:
     Operands: $0 .. $7 the floats; $8 a word of codes; $9 where this lane's copy of pair 0 lies; $10 the scale, above.
     """
     lines = ["{ .reg .b32 t, v0, v1, v2, v3, ss; prmt.b32 ss, $10, $10, 0x3232;", _NEUTRAL]
-    for p in range(4):
-        lines.append(f"bfe.u32 t, $8, {8 * p}, 8; mad.lo.u32 t, t, {4 * COPIES}, $9; ld.shared.b32 v{p}, [t];")
+    lines += [_look(p, "$8", "$9", f"v{p}") for p in range(4)]
     lines += [_SCALED[kind].format(f"v{p}") for p in range(4)]
     return "\n".join([*lines, _OUTPUTS, "}"])
 
 
-@cache
 def looked_up() -> str:
     """Four pairs of a table's numbers, as they lie in `pairs`.
 
     Operands: $0 .. $3 the pairs; $4 a word of codes; $5 where this lane's copy of pair 0 lies.
     """
-    lines = [
-        f"bfe.u32 t, $4, {8 * p}, 8; mad.lo.u32 t, t, {4 * COPIES}, $5; ld.shared.b32 ${p}, [t];" for p in range(4)
-    ]
-    return "\n".join(["{ .reg .b32 t;", *lines, "}"])
+    return "\n".join(["{ .reg .b32 t;", *(_look(p, "$4", "$5", f"${p}") for p in range(4)), "}"])
+
+
+def _look(pair: int, word: str, copy: str, into: str) -> str:
+    """into = what a pair of codes of a word stands for."""
+    return f"bfe.u32 t, {word}, {8 * pair}, 8; mad.lo.u32 t, t, {4 * COPIES}, {copy}; ld.shared.b32 {into}, [t];"
 
 
 @cache

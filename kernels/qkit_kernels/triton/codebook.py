@@ -19,22 +19,27 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from qkit_kernels.triton.lanes import load4, product_of_floats, put, put2, shared, store, take, warp_number
-from qkit_kernels.triton.stretch import fetch, next_of, upper
-from qkit_kernels.triton.words import table_pairs
+from qkit_kernels.triton.assembly import looked_up as look
+from qkit_kernels.triton.lanes import load4, product_of_floats, put, put2, shared, store, warp_number
+from qkit_kernels.triton.stretch import added_up, fetch, next_of, stretch
+from qkit_kernels.triton.words import table_pairs, upper
+
+_LOOK = tl.constexpr(look())
 
 
 @triton.jit
-def looked_up(word, copy, LOOK: tl.constexpr):
+def looked_up(word, copy):
     """The four pairs of numbers that a word of codes stands for, int32."""
-    return tl.inline_asm_elementwise(LOOK, "=r,=r,=r,=r,r,r", [word, copy], dtype=(tl.int32,) * 4, is_pure=True, pack=1)
+    return tl.inline_asm_elementwise(
+        _LOOK, "=r,=r,=r,=r,r,r", [word, copy], dtype=(tl.int32,) * 4, is_pure=True, pack=1
+    )
 
 
 @triton.jit
 def codebook(
     x_ptr, words_ptr, grid_ptr, rows_ptr, table_ptr, y_ptr, M, N, stride_xm, stride_ym, least, over,
     KB: tl.constexpr, S: tl.constexpr, SPAN: tl.constexpr, BF16: tl.constexpr, WARPS: tl.constexpr, DEPTH: tl.constexpr,
-    TOKENS: tl.constexpr, ROOM: tl.constexpr, FILL: tl.constexpr, LOOK: tl.constexpr, EARLY: tl.constexpr,
+    TOKENS: tl.constexpr, ROOM: tl.constexpr, FILL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """All of y [M, N], a program for `least` tiles of 16 rows, or one more: the first `over` of them.
 
@@ -43,7 +48,7 @@ def codebook(
         words_ptr, grid_ptr, rows_ptr, table_ptr: as `few` reads them; groups of 32 columns and more.
         TOKENS: 1 or 8, of which there are M.
         ROOM: see `assembly.room`, 128 WARPS TOKENS bytes.
-        FILL, LOOK: see `assembly.pairs` and `assembly.looked_up`.
+        FILL: see `assembly.pairs`.
         DEPTH: blocks that a warp has ordered ahead.
     """
     SUMS: tl.constexpr = 64 * TOKENS  # bytes of a tile's
@@ -51,11 +56,7 @@ def codebook(
     lane = thread % 32
     g, t = lane // 4, lane % 4
     warp, sums = warp_number(N), shared(ROOM, N)
-    pid = tl.program_id(0)
-    first, many = pid * least + tl.minimum(pid, over), least + (pid < over).to(tl.int32)
-    each = (many * KB + WARPS - 1) // WARPS
-    flat = warp * each
-    last = tl.minimum(flat + each, many * KB)
+    first, many, each, flat, last = stretch(least, over, warp, KB, WARPS)
     words, grid = words_ptr.to(tl.int64) + lane * 16, grid_ptr.to(tl.int64) + g * 4
     SIZE: tl.constexpr = 8 + 2 * S  # of what `fetch` finds
     next_flat = tl.minimum(flat, many * KB - 1)
@@ -84,7 +85,7 @@ def codebook(
             for group in tl.static_range(S):
                 found = (none, none, none, none)
                 for i in tl.static_range(4 // S * group, 4 // S * (group + 1)):
-                    a, b = looked_up(now[i], copy, LOOK), looked_up(now[4 + i], copy, LOOK)
+                    a, b = looked_up(now[i], copy), looked_up(now[4 + i], copy)
                     found = product_of_floats(a[0], b[0], a[1], b[1], x[4 * i], x[4 * i + 1], found, BF16)
                     found = product_of_floats(a[2], b[2], a[3], b[3], x[4 * i + 2], x[4 * i + 3], found, BF16)
                 s0, s1 = upper(now[8 + 2 * group], BF16), upper(now[9 + 2 * group], BF16)
@@ -107,10 +108,8 @@ def codebook(
     if warp < many:
         for turn in tl.static_range((TOKENS + 1) // 2):
             token = 2 * turn + lane // 16
-            result = none
-            for other in tl.range(warp * KB // each, ((warp + 1) * KB - 1) // each + 1, num_stages=1):
-                at = sums + (2 * other + warp - other * each // KB) * SUMS + (lane % 16 * TOKENS + token) * 4
-                result += take(at, (token < TOKENS).to(tl.int32), AFTER=True)
+            place = (lane % 16 * TOKENS + token) * 4
+            result = added_up(sums, place, (token < TOKENS).to(tl.int32), warp, each, KB, SUMS)
             here = (row < N) & (token < M)
             y_at = y_ptr + token.to(tl.int64) * stride_ym + row
             store(y_at, (result * factor).to(y_ptr.dtype.element_ty), here.to(tl.int32))

@@ -35,7 +35,8 @@ from qkit_kernels.triton.lanes import (
     take4,
     warp_number,
 )
-from qkit_kernels.triton.stretch import fetch, lower, next_of, upper
+from qkit_kernels.triton.stretch import added_up, fetch, next_of, stretch
+from qkit_kernels.triton.words import lower, upper
 
 MAGIC = tl.constexpr(0x4B400000)  # 1.5 2^23: n more is the float 1.5 2^23 + n
 DIGITS = tl.constexpr(DIGITS_BYTES)
@@ -191,11 +192,7 @@ def one(
     warp, sums = warp_number(N), shared(ROOM, N)
     digits = sums + WARPS * 128
     steps, totals = digits + KB * DIGITS, digits + KB * (DIGITS + 4)
-    pid = tl.program_id(0)
-    first, many = pid * least + tl.minimum(pid, over), least + (pid < over).to(tl.int32)
-    each = (many * KB + WARPS - 1) // WARPS
-    flat = warp * each
-    last = tl.minimum(flat + each, many * KB)
+    first, many, each, flat, last = stretch(least, over, warp, KB, WARPS)
     words, bits, grid, off = (
         words_ptr.to(tl.int64) + lane * (8 if BITS < 4 else 16),
         words_ptr.to(tl.int64) + N8.to(tl.int64) * KB * 256 + lane * 4,
@@ -258,8 +255,5 @@ def one(
                 y, block, part = (none, none, none, none), 0, part + 1
     tl.debug_barrier()
     if warp < many:
-        result = none
-        for other in tl.range(warp * KB // each, ((warp + 1) * KB - 1) // each + 1, num_stages=1):
-            at = sums + other * 128 + (warp - other * each // KB) * 64 + lane * 4
-            result += take(at, (lane < 16).to(tl.int32), AFTER=True)
+        result = added_up(sums, lane * 4, (lane < 16).to(tl.int32), warp, each, KB, 64)
         store(y_ptr + row, (result * factor).to(y_ptr.dtype.element_ty), here.to(tl.int32))

@@ -8,26 +8,19 @@ are added up at the end, in the order of the warps. Nothing waits for another wa
 import triton
 import triton.language as tl
 
-from qkit_kernels.triton.lanes import load, load2, load4
-from qkit_kernels.triton.words import half
+from qkit_kernels.triton.lanes import load, load2, load4, take
 
 
 @triton.jit
-def lower(v, BF16: tl.constexpr):
-    """The 16-bit float in the lower half of an int32, as float32."""
-    if BF16:
-        return (v << 16).to(tl.float32, bitcast=True)
-    else:
-        return half(v, BF16).to(tl.float32)
-
-
-@triton.jit
-def upper(v, BF16: tl.constexpr):
-    """The one in its upper half."""
-    if BF16:
-        return (v & -65536).to(tl.float32, bitcast=True)
-    else:
-        return half(v >> 16, BF16).to(tl.float32)
+def stretch(least, over, warp, KB: tl.constexpr, WARPS: tl.constexpr):
+    """What a program takes, the first of its tiles and how many (`least`, the first `over` programs one more), and of its blocks
+    what a warp takes: how many at most, the first, and the one behind the last.
+    """
+    pid = tl.program_id(0)
+    first, many = pid * least + tl.minimum(pid, over), least + (pid < over).to(tl.int32)
+    each = (many * KB + WARPS - 1) // WARPS
+    flat = warp * each
+    return first, many, each, flat, tl.minimum(flat + each, many * KB)
 
 
 @triton.jit
@@ -68,3 +61,17 @@ def next_of(flat, tile, block, last, KB: tl.constexpr):
     if block == KB:
         tile, block = tile + 1, 0
     return flat, tile, block
+
+
+@triton.jit
+def added_up(sums, place, live, warp, each, KB: tl.constexpr, SUMS: tl.constexpr):
+    """A sum of the program's tile `warp`, of all warps that have blocks of it, in their order.
+
+    Args:
+        sums: where two times SUMS bytes of each warp begin, for the tile in which its stretch begins and for the next one.
+        place: of that sum, in bytes.
+    """
+    result = place.to(tl.float32) * 0.0
+    for other in tl.range(warp * KB // each, ((warp + 1) * KB - 1) // each + 1, num_stages=1):
+        result += take(sums + (2 * other + warp - other * each // KB) * SUMS + place, live, AFTER=True)
+    return result

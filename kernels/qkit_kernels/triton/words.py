@@ -47,6 +47,24 @@ def half(v, BF16: tl.constexpr):
 
 
 @triton.jit
+def lower(v, BF16: tl.constexpr):
+    """The 16-bit float in the lower half of an int32, as float32."""
+    if BF16:
+        return (v << 16).to(tl.float32, bitcast=True)
+    else:
+        return half(v, BF16).to(tl.float32)
+
+
+@triton.jit
+def upper(v, BF16: tl.constexpr):
+    """The one in its upper half."""
+    if BF16:
+        return (v & -65536).to(tl.float32, bitcast=True)
+    else:
+        return half(v >> 16, BF16).to(tl.float32)
+
+
+@triton.jit
 def plane_at(words_ptr, place, B: tl.constexpr, LANE: tl.constexpr = False):
     """Pointers to the words of one plane, [..., 4 B], of `place` int32 [..., 1], which counts (row of eight, block, g).
 

@@ -62,8 +62,8 @@ def codebook(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Lookup) -> None:
     codebook_kernels.codebook[(cut.programs,)](
         x, words, grid, rows, table, y, *y.shape, x.stride(0), y.stride(0), least, over,
         KB=weight.blocks, S=grid.shape[2], SPAN=weight.span, BF16=KIND[weight.dtype] == "bf16", WARPS=warps, DEPTH=cut.depth,
-        TOKENS=tokens, ROOM=assembly.room(128 * warps * tokens), FILL=assembly.pairs(32 * warps), LOOK=assembly.looked_up(),
-        EARLY=True, num_warps=warps, num_stages=1, **begins(True),
+        TOKENS=tokens, ROOM=assembly.room(128 * warps * tokens), FILL=assembly.pairs(32 * warps), EARLY=True,
+        num_warps=warps, num_stages=1, **begins(True),
     )  # fmt: skip
 
 

@@ -188,9 +188,12 @@ def codebook(tokens: int, weight: Laid, card: Card) -> Lookup | None:
     Two programs to a multiprocessor, and one block ahead, where the registers are enough, each warp has work and no program has
     much more than others; else one. With several tokens `few` is faster where some would have much more.
     """
-    groups, tiles, places = weight.grid.shape[2], -(-weight.shape[0] // 16), 2 * card.units
+    groups = weight.grid.shape[2]
+    if weight.table is None or tokens > 8 or groups > 4 or not card.hopper:
+        return None
+    tiles, places = -(-weight.shape[0] // 16), 2 * card.units
     even = tiles <= places or -(-tiles // places) * places < 1.5 * tiles
-    if not card.hopper or tokens > (8 if even else 1) or weight.table is None or groups > 4:
+    if tokens > 1 and not even:
         return None
     two = even and (tokens == 1 or groups <= 2) and _blocks_of_a_warp(weight, places) > 1.5
     programs, each = _stretches(weight, card.units * (2 if two else 1))
