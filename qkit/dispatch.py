@@ -73,6 +73,12 @@ TABLE = (  # of one operation, the fastest first
     Kernel("products", "torch", ANY, "qkit.backends.torch:products"),
     Kernel("int8_products", "triton", ("cuda",), "qkit.backends.triton.integer:int8_products"),
     Kernel("int8_products", "torch", ANY, "qkit.backends.torch:int8_products"),
+    Kernel("add_norm", "triton", ("cuda",), "qkit.backends.triton.between:add_norm"),
+    Kernel("add_norm", "torch", ANY, "qkit.backends.torch:add_norm"),
+    Kernel("gated", "triton", ("cuda",), "qkit.backends.triton.between:gated"),
+    Kernel("gated", "torch", ANY, "qkit.backends.torch:gated"),
+    Kernel("attend", "triton", ("cuda",), "qkit.backends.triton.between:attend"),
+    Kernel("attend", "torch", ANY, "qkit.backends.torch:attend"),
 )
 
 

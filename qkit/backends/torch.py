@@ -124,3 +124,28 @@ def some_outliers(x: Tensor, threshold: float) -> Tensor | None:
     """`outlier_columns` where there are any; None, also with threshold 0."""
     outliers = outlier_columns(x, threshold) if threshold else None
     return outliers if outliers is not None and outliers.any() else None
+
+
+def add_norm(x: Tensor, more: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + more [tokens, features], and its root mean square norm times `weight` [features]."""
+    total = x + more
+    wide = total.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return total, weight * wide.to(weight.dtype)
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """SiLU(gate) up, [tokens, features]."""
+    return F.silu(gate) * up
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """Attention of one token: heads that share keys are the rows of one small product.
+
+    Args:
+        query: [groups, heads, dim].
+        keys, values: [groups, length, dim].
+        seen: bool [length], the positions that there are.
+    """
+    scores = (query @ keys.transpose(1, 2)).float() * scale
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1).to(values.dtype) @ values

@@ -3,11 +3,9 @@
 A Llama with random weights is made and quantized on the card, layer by layer, so that never more than one layer is there as
 floats beside the finished ones. Time does not depend on the numbers. It then writes greedily with a static cache: every step is
 the same launches on the same memory, each attending over all positions of the cache, the unwritten ones masked. So a step can be
-one CUDA graph, that takes its own token up again, and the host does nothing but replay it. Blocks are compiled (torch.compile,
-one graph of the compiler each): what stands between the products, norms, rotations, SiLU, is fused, and left to itself would take
-as long as the products do. A block leaves its last addition to the next, which fuses it with its norm; kernels that do not wait
-for each other are one launch; and the likeliest of many tokens is found in two steps, since one would be one program's work. All
-that is the same for every row of the table.
+one CUDA graph, that takes its own token up again, and the host does nothing but replay it. What stands between the products
+would take as long as they do, left to itself: norm, gate and attention are a kernel each (`qkit.bench.gpu_step`), and blocks are
+compiled (torch.compile, one graph of the compiler each), which fuses the rest. All that is the same for every row of the table.
 
 qkit's layers that read the same input are one product each, q, k and v, gate and up (`qkit.fuse_projections`); bfloat16 and the
 others are as their library leaves them.
@@ -22,7 +20,6 @@ differs by a bit, and have four to six times that; a wrong kernel makes an error
 """
 
 import gc
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +33,7 @@ from torch import Tensor, nn
 from qkit.bench import generation
 from qkit.bench.generation import name_row, parse_row, synthetic_llama, with_head
 from qkit.bench.gpu import check_card, describe_card
+from qkit.bench.gpu_step import Cache, attention, begin, block, end
 from qkit.bench.peers import int8_on_card, nf4_on_card
 from qkit.bench.record import GpuModelMeasurement, GpuModelRecord
 from qkit.methods.scheme import Scheme
@@ -61,7 +59,7 @@ BATCHES = (1, 16)
 LENGTH, NEW = 256, 64  # positions of the cache; steps that are timed
 FORCED = 8  # tokens whose logits are checked
 LIMIT = 0.4  # relative error of logits; see above
-GROUPED = "qkit-grouped"  # as transformers calls `attend`
+GROUPED = "qkit-grouped"  # as transformers calls `attention`
 ROOM = 1.15  # of the weights as floats: beside them there are a layer in the making, the cache and activations
 GRAPH, LAUNCHED, EAGER = "compiled, one graph", "one graph", "eager"
 
@@ -129,60 +127,6 @@ def progress(text: str) -> None:
 # ---- one step
 
 
-class Cache:
-    """Keys and values of one block, written in place. Stands where transformers' cache of the whole model does."""
-
-    def __init__(self, shape: tuple[int, ...], position: Tensor, dtype: torch.dtype) -> None:
-        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=position.device) for _ in range(2))
-        self.position = position
-
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """All keys and values [batch, heads, length, dim], those of one new token among them."""
-        self.keys.index_copy_(2, self.position, keys)
-        self.values.index_copy_(2, self.position, values)
-        return self.keys, self.values
-
-
-def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_: Any
-) -> tuple[Tensor, None]:
-    """Attention of one token, query [batch, heads, 1, dim]: heads that share keys are the rows of one small product.
-
-    torch's own repeats the keys of each head first where there is a mask: of an H100's 3.5 ms a token with W4 that is 0.24.
-    """
-    batch, heads, _, dim = query.shape
-    rows = query.view(batch, key.shape[1], -1, dim)
-    scores = (rows @ key.transpose(2, 3)).float() * scaling
-    shares = scores.masked_fill(~attention_mask, -torch.inf).softmax(-1).to(value.dtype)
-    return (shares @ value).view(batch, 1, heads, dim), None
-
-
-def _begin(model: nn.Module, ids: Tensor, position: Tensor, length: int) -> tuple[Tensor, ...]:
-    """Hidden state [batch, 1, hidden], what is to be added to it, cosines, sines, and which positions are written already."""
-    x = model.embed_tokens(ids)
-    seen = torch.arange(length, device=ids.device) <= position
-    return x, torch.zeros_like(x), *model.rotary_emb(x, position[None]), seen[None, None, None]
-
-
-def _block(
-    block: nn.Module, x: Tensor, more: Tensor, cos: Tensor, sin: Tensor, seen: Tensor, cache: Cache
-) -> tuple[Tensor, Tensor]:
-    """What a block of a Llama does to x + more: its sum with attention, and what the MLP makes of that."""
-    x = x + more
-    given = {"attention_mask": seen, "position_embeddings": (cos, sin), "past_key_values": cache, "use_cache": True}
-    x = x + block.self_attn(hidden_states=block.input_layernorm(x), **given)[0]
-    return x, block.mlp(block.post_attention_layernorm(x))
-
-
-def _end(norm: nn.Module, head: nn.Module, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [batch, vocabulary], and the likeliest token [batch, 1]."""
-    logits = head(norm(x + more))[:, -1]
-    width = math.gcd(logits.shape[1], 256)
-    most, place = logits.unflatten(1, (-1, width)).max(-1)
-    best = most.argmax(-1, keepdim=True)
-    return logits, best * width + place.gather(1, best)
-
-
 def _compiled(part: Callable[..., Any]) -> Callable[..., Any]:
     """As one graph; kernels that do not wait for each other are one launch, and one that does is launched before the one ahead of
     it has ended, where this torch and this card can do that.
@@ -206,7 +150,7 @@ class Writer:
     def __init__(self, network: nn.Module, batch: int, length: int, compiled: bool) -> None:
         from transformers import AttentionInterface
 
-        AttentionInterface.register(GROUPED, attend)
+        AttentionInterface.register(GROUPED, attention)
         config, weight = network.config, network.model.embed_tokens.weight
         config._attn_implementation, device = GROUPED, weight.device
         self.network, self.length = network, length
@@ -216,18 +160,18 @@ class Writer:
         shape = (batch, config.num_key_value_heads, length, dim)
         self.caches = [Cache(shape, self.position, weight.dtype) for _ in network.model.layers]
         self.logits = torch.zeros(batch, config.vocab_size, dtype=weight.dtype, device=device)
-        for block in network.model.layers:
-            block.self_attn.layer_idx = 0  # each has a cache of its own, and all are one graph of the compiler
-        parts = (_begin, _block, _end)
+        for layer in network.model.layers:
+            layer.self_attn.layer_idx = 0  # each has a cache of its own, and all are one graph of the compiler
+        parts = (begin, block, end)
         self._parts = [_compiled(part) for part in parts] if compiled else parts
 
     def step(self) -> None:
         """Read `ids` at `position`, and go on to the next."""
-        begin, block, end = self._parts
-        x, more, *beside = begin(self.network.model, self.ids, self.position, self.length)
+        first, middle, last = self._parts
+        x, more, *beside = first(self.network.model, self.ids, self.position, self.length)
         for one, cache in zip(self.network.model.layers, self.caches, strict=True):
-            x, more = block(one, x, more, *beside, cache)
-        logits, ids = end(self.network.model.norm, self.network.lm_head, x, more)
+            x, more = middle(one, x, more, *beside, cache)
+        logits, ids = last(self.network.model.norm, self.network.lm_head, x, more)
         self.logits.copy_(logits)
         self.ids.copy_(ids)
         self.position.add_(1)

@@ -63,6 +63,7 @@ def one_of_each():
     yield from floats("nf4", 4, 64, (1, 8, 64), DTYPES[:1])
     yield from integers((1, 17, 300), (6.0,), (False,))
     yield {"kind": "columns", "shape": (4096, 128)}
+    yield {"kind": "between", "tokens": 1, "dtype": "bfloat16", "shape": (4096, 4096)}
 
 
 def every_weight():
@@ -146,7 +147,7 @@ def test_one_launch_of_each_kernel_for(target):
     found = compiled(target, one_of_each())
     check(target, found)
     names = {"few", "reorder", "many", "floats", "outlier_columns", "list_outliers", "few_integers"}
-    names |= {"split_tokens", "many_integers", "round_block"}
+    names |= {"split_tokens", "many_integers", "round_block", "add_norm", "gated", "attend", "combine"}
     names |= (
         {"one", "codebook", "many_hopper", "add_up"} if target == "sm_90" else set()
     )  # small tiles are enough of them: nothing to add up

@@ -23,7 +23,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from qkit.backends.triton import columns, integer, layout, linear, tiles
+from qkit.backends.triton import between, columns, integer, layout, linear, tiles
 from qkit.numerics.codebook_qtensor import CodebookQTensor
 from qkit.numerics.packing import packed_length
 from qkit.numerics.qtensor import QTensor
@@ -105,13 +105,19 @@ def weight(kind: str, bits: int, shape: tuple[int, int], group: int | None) -> A
 
 
 def run(job: dict[str, Any]) -> None:
-    """What one layer launches, `tokens` of `dtype` times a weight; or a block of GPTQ's columns."""
+    """What one layer launches, `tokens` of `dtype` times a weight; what stands between layers; a block of GPTQ's columns."""
     if job["kind"] == "columns":
         w, upper = (torch.empty(n, job["shape"][1], dtype=torch.float64, device="meta") for n in job["shape"])
         columns.round_block(w, upper, w, w, 15)
         return
     shape, dtype = tuple(job["shape"]), DTYPES[job["dtype"]]
     x = torch.empty(job["tokens"], shape[1], dtype=dtype, device="meta")
+    if job["kind"] == "between":  # in a block with heads of 128 numbers, four to a key
+        between.add_norm(x, x, x[0], 1e-5)
+        between.gated(x, x)
+        cached = x.new_empty(job["tokens"] * shape[1] // 512, 256, 128)
+        between.attend(x.view(-1, 4, 128), cached, cached, torch.empty(256, dtype=torch.bool, device="meta"), 0.1)
+        return
     if job["kind"] != "integers":
         laid = layout.lay(weight(job["kind"], job["bits"], shape, job["group"]), dtype)
         if job.get("tried"):  # every tile that `tuning` would try
