@@ -33,8 +33,9 @@ coverage: .venv/installed-dev
 # And every case: all bit widths, simulated processors, figures on whole texts.
 test-all: test test-exhaustive
 
+# SHARE=1/4: every fourth of them, from the second on.
 test-exhaustive: .venv/installed-dev
-	$(PYTEST) -p no:nbval -m exhaustive
+	$(PYTEST) -p no:nbval -m exhaustive $(if $(SHARE),--share $(SHARE))
 
 # On the oldest versions that pyproject.toml promises, in an environment of its own.
 test-oldest:

@@ -26,6 +26,24 @@ from grids import thinned
 settings.register_profile("qkit", max_examples=60, deadline=None, derandomize=True, database=None)
 settings.load_profile("qkit")
 
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--share",
+        default="0/1",
+        metavar="I/N",
+        help="run every N-th case only, from case I on: a part of many that CI has time for",
+    )
+
+
+@pytest.hookimpl(trylast=True)  # what -m and -k leave
+def pytest_collection_modifyitems(config, items):
+    first, of = map(int, config.getoption("--share").split("/"))
+    if not 0 <= first < of:
+        raise pytest.UsageError(f"--share={first}/{of} is no part; give I/N with I from 0 to N - 1")
+    items[:] = items[first::of]
+
+
 KINDS = ("llama", "gpt2", "opt", "qwen2", "qwen3")
 ALL_KINDS = (*KINDS, "mistral", "neox", "bloom", "phi")
 

@@ -143,20 +143,33 @@ def test_one_token_however_its_work_is_shared(kind, group, bits):
             assert off_where_read(y, x, q) <= 1, (cut, dtype)
 
 
-@pytest.mark.parametrize("scheme", [NF4(), NF4(32, double_quant=False), FP4(128), FP4(256)], ids=repr)
-def test_few_tokens_of_a_codebook_however_their_work_is_shared(scheme):
+@pytest.mark.parametrize(
+    "q",
+    [
+        *(
+            lambda s=s: quantize_tensor(random(1000, 1792), s)
+            for s in (NF4(), NF4(32, double_quant=False), FP4(128), FP4(256))
+        ),
+        *(
+            lambda bits=bits, group=group, kind=kind: weight(bits, 1000, 1792, group, kind, real=True)
+            for bits, group in ((2, 64), (3, 128), (4, 32), (4, 128), (8, 64), (8, None))
+            for kind in KINDS
+        ),
+    ],
+)
+def test_up_to_eight_tokens_however_their_work_is_shared(q):
     """Beside float64, with the roundings of the result, the numbers and the scales alone."""
     card = tiles.card(0)
     if not card.hopper:
-        pytest.skip("only Hopper has a kernel for few tokens of a codebook")
-    q = quantize_tensor(random(1000, 1792), scheme).to("cuda")
+        pytest.skip("only Hopper has a kernel for up to eight tokens")
+    q = q().to("cuda")
     for dtype, tokens in product(DTYPES, (1, 2, 3, 8)):
         laid = layout.laid(q, dtype)
         x = (torch.randn(tokens, 1800, device="cuda") / 64).to(dtype)[:, :1792]
         x[:, 3] *= 300
-        by_table = tiles.reading(tokens, laid, card)
-        assert isinstance(by_table, tiles.Lookup)
-        for cut in (by_table, tiles.Lookup(5, 4), tiles.Lookup(20, 1)):
+        by_table = tiles.eight(tokens, laid, card)
+        assert by_table is not None
+        for cut in (by_table, tiles.Eight(5, 4), tiles.Eight(20, 1)):
             y = torch.full((tokens, 1000), torch.nan, dtype=dtype, device="cuda")
             adapter.launch(x, laid, y, cut, card)
             assert off_where_read(y, x, q) <= 1, (cut, dtype)

@@ -81,7 +81,7 @@ def test_attention_says_when_a_number_was_none():
 
 
 @pytest.mark.parametrize(
-    "shape", [(2, 2, between.MOST * between.BLOCK + 1, 16), (2, 2, 40, 12), (2, 2, 40, 8)], ids=str
+    "shape", [(2, 2, between.MOST * between.POSITIONS + 1, 16), (2, 2, 40, 12), (2, 2, 40, 8)], ids=str
 )
 def test_what_the_kernel_does_not_take_is_attended_to_all_the_same(shape):
     query, keys, values = attention(*shape, torch.float32)

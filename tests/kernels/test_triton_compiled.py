@@ -121,7 +121,7 @@ def compiled(target, jobs):
 def wrong(target, usage):
     """What a kernel must not take or lack, in words."""
     kernel, products = usage["kernel"], set(usage["products"])
-    few, many = kernel in ("one", "codebook", "few", "few_integers"), kernel in ("many", "many_hopper", "many_integers")
+    few, many = kernel in ("one", "eight", "few", "few_integers"), kernel in ("many", "many_hopper", "many_integers")
     if usage["shared"] > usage["room"]:
         yield "shared memory"
     if usage.get("stack", 0) > WAITING or usage.get("vgpr_spill_count", 0):
@@ -149,7 +149,7 @@ def test_one_launch_of_each_kernel_for(target):
     names = {"few", "reorder", "many", "floats", "outlier_columns", "list_outliers", "few_integers"}
     names |= {"split_tokens", "many_integers", "round_block", "add_norm", "gated", "attend", "combine"}
     names |= (
-        {"one", "codebook", "many_hopper", "add_up"} if target == "sm_90" else set()
+        {"one", "eight", "many_hopper", "add_up"} if target == "sm_90" else set()
     )  # small tiles are enough of them: nothing to add up
     assert {usage["kernel"] for usage in found} >= names
 

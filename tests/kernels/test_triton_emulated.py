@@ -7,12 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import ptx
+from grids import thinned
 from products import KINDS
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'qkit[gpu]'")
@@ -29,6 +31,10 @@ SHAPES = (
 )
 
 
+PARTS = 3  # of each test's products, which take a second each: one of them is enough for the quick tests
+parts = pytest.mark.parametrize("part", thinned(range(PARTS), [0]))
+
+
 def emulated(jobs):
     """What `emulate.py` says of each."""
     script = Path(__file__).parents[1] / "support" / "emulate.py"
@@ -40,8 +46,15 @@ def emulated(jobs):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def right(jobs):
+    """Each is as near to float64 as its roundings allow."""
+    found = [said["share"] for said in emulated(jobs)]
+    assert jobs and len(found) == len(jobs) and max(found) <= 1, list(zip(jobs, found, strict=True))
+
+
+@parts
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_token_in_every_kind_of_weight(kind):
+def test_one_token_in_every_kind_of_weight(kind, part):
     """Each number of bits with every other shape, the others with the next kind."""
     jobs = [
         {
@@ -55,12 +68,12 @@ def test_one_token_in_every_kind_of_weight(kind):
         for i, (rows, features, group) in enumerate(SHAPES)
         if (i + number) % 2 and (bits >= 4 or group != 32)
     ]
-    found = [said["share"] for said in emulated(jobs)]
-    assert len(found) == len(jobs) and max(found) <= 1, list(zip(jobs, found, strict=True))
+    right(jobs[part::PARTS])
 
 
+@parts
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
-def test_few_tokens_of_a_codebook(kind):
+def test_few_tokens_of_a_codebook(kind, part):
     shapes = ((40, 640, 64), (129, 352, 32), (33, 1664, 128), (48, 2048, 256), (1, 32, 32))
     jobs = [
         {
@@ -74,14 +87,26 @@ def test_few_tokens_of_a_codebook(kind):
         for i, (rows, k, group) in enumerate(shapes)
         for n in ((1, 8 - i) if kind == "nf4" else (2 + i,))
     ]
-    found = [said["share"] for said in emulated(jobs)]
-    assert len(found) == len(jobs) and max(found) <= 1, list(zip(jobs, found, strict=True))
+    right(jobs[part::PARTS])
 
 
+@parts
+def test_few_tokens_of_codes_that_are_numbers(part):
+    """Each number of bits with each kind, in both dtypes; x that is too long for one token's own kernel."""
+    jobs = []
+    for (i, bits), (j, kind) in product(enumerate((2, 3, 4, 8)), enumerate(KINDS)):
+        *shape, group = SHAPES[(i + j) % 5]
+        job = {"kind": kind, "bits": bits, "shape": shape, "group": None if bits < 4 and group == 32 else group}
+        jobs.append({**job, "dtype": ("float16", "bfloat16")[(i + j) % 2], "tokens": 2 + (3 * i + j) % 7, "apart": 8})
+    jobs.append({"kind": "zero points", "bits": 4, "shape": (17, 15104), "group": 128, "dtype": "bfloat16"})
+    right(jobs[part::PARTS])
+
+
+@parts
 @pytest.mark.parametrize(
     "job", [{"kind": "zero points", "bits": 4}, {"kind": "nf4"}, {"kind": "nf4", "tokens": 3}], ids=str
 )
-def test_however_the_work_is_shared_and_how_far_ahead_it_is_ordered(job):
+def test_however_the_work_is_shared_and_how_far_ahead_it_is_ordered(job, part):
     """Stretches that end in the middle of a tile, warps without work, more blocks ahead than there are."""
     shapes = ((120, 640, 64), (250, 256, 128), (100, 1792, 128))
     cuts = ((1, 4), (2, 2), (3, 1), (7, 4)) if "bits" in job else ((1, 2), (3, 1))
@@ -91,8 +116,7 @@ def test_however_the_work_is_shared_and_how_far_ahead_it_is_ordered(job):
         for programs, depth in cuts
         if -(-rows // 16) <= 16 * programs
     ]
-    found = [said["share"] for said in emulated(jobs)]
-    assert len(found) == len(jobs) and max(found) <= 1, list(zip(jobs, found, strict=True))
+    right(jobs[part::PARTS])
 
 
 def test_a_token_with_what_is_no_number_has_no_result():

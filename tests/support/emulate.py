@@ -27,7 +27,7 @@ def held(t: torch.Tensor) -> torch.Tensor:
     return t.as_strided((1 + sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True)),), (1,))
 
 
-def product(x: torch.Tensor, laid: layout.Laid, cut: tiles.One | tiles.Lookup) -> torch.Tensor:
+def product(x: torch.Tensor, laid: layout.Laid, cut: tiles.One | tiles.Eight) -> torch.Tensor:
     """y [M, N] as `linear` would launch it."""
     y = torch.full((len(x), laid.shape[0]), torch.nan, dtype=x.dtype)
     with compiling("sm_90") as made:

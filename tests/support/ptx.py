@@ -1,6 +1,6 @@
 """Runs the PTX of a kernel on a CPU: what a card would do, one warp after the other, each address looked at.
 
-For kernels that are assembly in Triton's clothes (`qkit_kernels.triton.one`, `codebook`), which Triton's interpreter cannot run.
+For kernels that are assembly in Triton's clothes (`qkit_kernels.triton.one`, `eight`), which Triton's interpreter cannot run.
 It knows the instructions that those are compiled to and no others; a branch must be taken by all lanes of a warp or by none, and
 a load or store must be aligned and lie within a tensor that was given, or within shared memory.
 """
@@ -186,6 +186,8 @@ class Warp:
     @staticmethod
     def width_of(op: str, rest: list[str], kind: str) -> str:
         """The kind of a result: twice as wide where an instruction says so."""
+        if kind == "bf16x2":
+            return "b32"
         return {"s32": "s64", "u32": "u64"}[kind] if op in ("mad", "mul") and "wide" in rest else kind
 
     def computed(self, op: str, rest: list[str], kind: str, operands: list[str]) -> np.ndarray:
@@ -230,6 +232,14 @@ class Warp:
                 return made + self.get(operands[2], kind.replace("32", "64")) if op == "mad" else made
             made = made + self.get(operands[2], kind).astype(wide) if op == "mad" else made
             return made.astype(self.get(operands[0], kind).dtype)
+        if op == "lop3":  # bit 4 a + 2 b + c of the table is what three bits make
+            a, b, c = (self.get(o, "b32") for o in operands[:3])
+            made, table = np.zeros(LANES, np.uint32), int(operands[3], 0)
+            for place in (place for place in range(8) if table >> place & 1):
+                made |= (a if place & 4 else ~a) & (b if place & 2 else ~b) & (c if place & 1 else ~c)
+            return made
+        if op == "fma" and kind == "bf16x2":
+            return self.two_bfloats([self.get(o, "b32") for o in operands])
         values = [self.get(o, kind) for o in operands]
         if op == "fma":  # one rounding: the product of two float32 is exact in float64, the sum nearly
             exact = values[0].astype(np.float64) * values[1].astype(np.float64) + values[2].astype(np.float64)
@@ -244,6 +254,17 @@ class Warp:
             "mov": lambda value: value,
         }[op](*values)  # fmt: skip
         return made.astype(values[0].dtype)
+
+    @staticmethod
+    def two_bfloats(operands: list[np.ndarray]) -> np.ndarray:
+        """a b + c of both bfloat16 in a register; only results that need no rounding."""
+        made = np.zeros(LANES, np.uint32)
+        for shift in (0, 16):
+            a, b, c = ((o >> np.uint32(shift) << np.uint32(16)).view(np.float32) for o in operands)
+            bits = (a * b + c).view(np.uint32)
+            assert not (bits & np.uint32(0xFFFF)).any(), "a bfloat16 would be rounded here"
+            made |= bits >> np.uint32(16) << np.uint32(shift)
+        return made
 
     def converted(self, rest: list[str], operand: str) -> np.ndarray:
         """A number of one kind as one of another; the last two words say which."""

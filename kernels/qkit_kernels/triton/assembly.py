@@ -43,9 +43,9 @@ def _field(word: str, plane: int, pair: int, place: int, into: str, base: str) -
     return f"{move if right else ''} lop3.b32 {into}, {source}, {_FIELD[plane] << place:#x}, {base}, 0xea;"
 
 
-def _byte(pair: int, into: str, kind: str) -> str:
-    """into = what the codes of `pair`, of 8 bits, and `bias` are together."""
-    source, move = (f"${8 + pair // 2}", "") if pair % 2 == 0 else ("t", f"shr.u32 t, ${8 + pair // 2}, 8;")
+def _byte(word: str, pair: int, into: str, kind: str) -> str:
+    """into = what the codes of `pair`, of 8 bits, and `bias` are together; `word` is that of its plane."""
+    source, move = (word, "") if pair % 2 == 0 else ("t", f"shr.u32 t, {word}, 8;")
     if kind == "f16":
         return f"{move} lop3.b32 {into}, {source}, 0x00ff00ff, 0x64006400, 0xea;"
     low = f"lop3.b32 {into}, {source}, 0x007f007f, 0x43004300, 0xea;"
@@ -71,17 +71,33 @@ def affine(bits: int, kind: str, offset: bool) -> str:
         lines.append("prmt.b32 oh, $12, $12, 0x1010; prmt.b32 ol, $12, $12, 0x3232;")
         scale = f"fma.rn.{kind}x2 {{0}}, {{0}}, ss, oh; " + add.format("{0}", "ol")
     for pair in range(4):
-        value, place = f"v{pair}", 0
-        if bits == 8:
-            lines.append(_byte(pair, value, kind))
-        else:
-            for word, plane in enumerate(PLANES[bits]):
-                base = value if word else f"{_MAGIC[kind]:#x}"
-                lines.append(_field(f"${8 + word}", plane, pair, place, value, base))
-                place += plane
-        lines.append(add.format(value, "nz"))
-        lines.append(scale.format(value))
+        lines.append(_count(bits, kind, pair, f"v{pair}", 8))
+        lines.append(add.format(f"v{pair}", "nz"))
+        lines.append(scale.format(f"v{pair}"))
     return "\n".join([*lines, _OUTPUTS, "}"])
+
+
+def _count(bits: int, kind: str, pair: int, value: str, first: int) -> str:
+    """value = bias + q of the codes of `pair`, whose words are the operands from `first` on."""
+    if bits == 8:
+        return _byte(f"${first + pair // 2}", pair, value, kind)
+    lines, place = [], 0
+    for word, plane in enumerate(PLANES[bits]):
+        base = value if word else f"{_MAGIC[kind]:#x}"
+        lines.append(_field(f"${first + word}", plane, pair, place, value, base))
+        place += plane
+    return " ".join(lines)
+
+
+@cache
+def counted(bits: int, kind: str) -> str:
+    """Eight floats bias + q, of codes of 2, 3, 4 or 8 bits.
+
+    Operands: $0 .. $3 pairs of them; $4 $5 a word of each plane.
+    """
+    lines = ["{ .reg .b32 t, h, minus; mov.b32 minus, 0xbf80bf80;"]
+    lines += [_count(bits, kind, pair, f"${pair}", 4) for pair in range(4)]
+    return "\n".join([*lines, "}"])
 
 
 @cache

@@ -7,7 +7,7 @@ What
 
 How
     Each lets the next kernel begin before it does anything itself, and waits for the one before it when it needs its numbers
-    (EARLY, from sm_90 on). A product that follows, `one` or `codebook`, orders its weight meanwhile.
+    (EARLY, from sm_90 on). A product that follows, `one` or `eight`, orders its weight meanwhile.
 
 Trade-off
     A program has a whole token, or all of a cache's positions of a head: for few tokens, and caches that are short.
@@ -93,13 +93,14 @@ def attend(
     seen = tl.load(seen_ptr + place, mask=place < length, other=0) != 0
     live = (head < HEADS)[:, None]
     query = tl.load(query_ptr + (group * HEADS + head[:, None]) * DIM + dim[None, :], mask=live, other=0.0)
-    scores = tl.where(seen[None, :], tl.dot(query, tl.trans(keys)) * scale, -float("inf"))
+    scores = tl.where(seen[None, :], tl.dot(query, tl.trans(keys), input_precision="ieee") * scale, -float("inf"))
     most = tl.maximum(tl.max(scores, 1), -1e30)
     share = tl.exp(scores - most[:, None])
     at = (group * tl.num_programs(1) + tl.program_id(1)) * HEADS + head
     tl.store(most_ptr + at, most, mask=head < HEADS)
     tl.store(shares_ptr + at, tl.sum(share, 1), mask=head < HEADS)
-    tl.store(out_ptr + at[:, None] * DIM + dim[None, :], tl.dot(share.to(values.dtype), values), mask=live)
+    out = tl.dot(share.to(values.dtype), values, input_precision="ieee")
+    tl.store(out_ptr + at[:, None] * DIM + dim[None, :], out, mask=live)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Stretches of blocks: how the kernels that only read a weight share it, `one` and `codebook`.
+"""Stretches of blocks: how the kernels that only read a weight share it, `one` and `eight`.
 
 A multiprocessor has one program, or two, which takes its share of the tiles of 16 rows; its blocks of 128 columns lie in a row,
 and each warp takes a stretch of them, of which it orders some from memory ahead. A stretch lies in two tiles at most, whose sums

@@ -9,7 +9,7 @@ from qkit.backends.triton.arguments import begins
 from qkit.backends.triton.new_enough import triton
 from qkit_kernels.triton import between as kernels
 
-BLOCK = 32  # positions that a program attends over
+POSITIONS = 32  # that a program attends over
 MOST = 32  # blocks that are made one
 WIDEST = 2**14  # numbers of a token that it holds
 
@@ -48,7 +48,7 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
 def attend(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float) -> Tensor:
     """`qkit.backends.torch.attend`."""
     (groups, heads, dim), length = query.shape, keys.shape[1]
-    blocks = triton.cdiv(length, BLOCK)
+    blocks = triton.cdiv(length, POSITIONS)
     if blocks > MOST or not 16 <= dim <= 256 or dim & (dim - 1):
         return plain.attend(query, keys, values, seen, scale)
     query, keys, values = query.contiguous(), keys.contiguous(), values.contiguous()
@@ -57,7 +57,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: flo
     out, begins = torch.empty_like(query), early(query)
     kernels.attend[(groups, blocks)](
         query, keys, values, seen, most, shares, parts, scale, length, HEADS=heads,
-        ROWS=max(16, triton.next_power_of_2(heads)), DIM=dim, BLOCK=BLOCK, num_warps=4, **begins,
+        ROWS=max(16, triton.next_power_of_2(heads)), DIM=dim, BLOCK=POSITIONS, num_warps=4, **begins,
     )  # fmt: skip
     kernels.combine[(groups, heads)](
         most,

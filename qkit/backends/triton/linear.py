@@ -1,7 +1,7 @@
 """Quantized linear layers on a GPU: chooses how, allocates, launches.
 
 1                    on Hopper `one`: the token in whole numbers, nothing but reading the weight
-up to 8              on Hopper `codebook`, where a code stands for a number of a table
+up to 8              on Hopper `eight`: codes as floats, nothing but reading the weight
 up to 16, 32 or 128  `few`: bound by reading the weight
 up to 1023           `many`: codes become floats in registers on their way into the tensor core
                      on Hopper `hopper.many` where its tiles are the better ones
@@ -32,7 +32,7 @@ from qkit.backends.triton.new_enough import TensorDescriptor, triton
 from qkit.numerics.activations import Activations, quantize_activations
 from qkit.numerics.stored import StoredWeight
 from qkit_kernels.triton import assembly
-from qkit_kernels.triton import codebook as codebook_kernels
+from qkit_kernels.triton import eight as eight_kernels
 from qkit_kernels.triton import few as few_kernels
 from qkit_kernels.triton import floats as floats_kernels
 from qkit_kernels.triton import many as many_kernels
@@ -54,16 +54,17 @@ def one(x: Tensor, weight: Laid, y: Tensor, cut: tiles.One) -> None:
     )  # fmt: skip
 
 
-def codebook(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Lookup) -> None:
+def eight(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Eight) -> None:
     """y [M, N] of aligned x [M, K], M at most 8."""
-    least, over = divmod(triton.cdiv(weight.shape[0], 16), cut.programs)
-    tokens, warps = 1 if len(x) == 1 else 8, tiles.ONE_WARPS
-    words, grid, _, rows, table = pointers(weight)
-    codebook_kernels.codebook[(cut.programs,)](
-        x, words, grid, rows, table, y, *y.shape, x.stride(0), y.stride(0), least, over,
-        KB=weight.blocks, S=grid.shape[2], SPAN=weight.span, BF16=KIND[weight.dtype] == "bf16", WARPS=warps, DEPTH=cut.depth,
-        TOKENS=tokens, ROOM=assembly.room(128 * warps * tokens), FILL=assembly.pairs(32 * warps), EARLY=True,
-        num_warps=warps, num_stages=1, **begins(True),
+    (rows, _), (eights, blocks), warps = weight.shape, sizes(weight), tiles.ONE_WARPS
+    least, over = divmod(triton.cdiv(rows, 16), cut.programs)
+    tokens, table, kind = 1 if len(x) == 1 else 8, weight.table is not None, KIND[weight.dtype]
+    eight_kernels.eight[(cut.programs,)](
+        x, *pointers(weight), y, len(x), rows, eights, x.stride(0), y.stride(0), least, over,
+        KB=blocks, S=weight.grid.shape[2], SPAN=weight.span, BITS=weight.bits, OFFSET=weight.off is not None,
+        BF16=kind == "bf16", WARPS=warps, DEPTH=cut.depth, TOKENS=tokens, ROOM=assembly.room(128 * warps * tokens),
+        FILL=assembly.pairs(32 * warps) if table else "", COUNT="" if table else assembly.counted(weight.bits, kind), EARLY=True,
+        num_warps=warps, num_stages=1, maxnreg=64 if cut.depth == 1 else None, **begins(True),
     )  # fmt: skip
 
 
@@ -154,10 +155,10 @@ def product(x: Tensor, weight: Laid, y: Tensor | None = None) -> Tensor:
 
 def launch(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Cut, card: tiles.Card) -> None:
     """y [M, N] of aligned x by the kernel that is cut so."""
-    if isinstance(cut, tiles.Lookup):
-        codebook(x, weight, y, cut)
-    elif isinstance(cut, tiles.One):
+    if isinstance(cut, tiles.One):
         one(x, weight, y, cut)
+    elif isinstance(cut, tiles.Eight):
+        eight(x, weight, y, cut)
     elif isinstance(cut, tiles.Few):
         few(x, weight, y, cut, card.ptx, card.narrow, card.hopper)
     elif isinstance(cut, tiles.Hopper):

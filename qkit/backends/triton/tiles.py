@@ -16,7 +16,7 @@ SMALLER = 2**22
 WORK = 2**28  # tokens times weights up to which `few` is best on Hopper, if there are
 MOST_FEW = 128  # tokens, at most,
 PROGRAMS = 512  # and programs, of a table's codes
-ONE_WARPS = 16  # of a program of `one` or `codebook`
+ONE_WARPS = 16  # of a program of `one` or `eight`
 STATIC = 48 * 1024  # bytes of shared memory that a program may have without asking
 
 
@@ -93,8 +93,11 @@ class One:
 
 
 @dataclass(frozen=True)
-class Lookup(One):
-    """How `qkit_kernels.triton.codebook` is launched: as `one` is."""
+class Eight:
+    """How `qkit_kernels.triton.eight` is launched; see there, and `One`."""
+
+    programs: int
+    depth: int
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ class Hopper:
         return 128, self.bm + self.more
 
 
-Cut = One | Lookup | Few | Many | Hopper
+Cut = One | Eight | Few | Many | Hopper
 
 
 def number_of_tiles(rows: int, tokens: int, tile: tuple[int, int]) -> int:
@@ -173,7 +176,7 @@ def one(weight: Laid, card: Card) -> One | None:
     Two programs to a multiprocessor, and two blocks ahead, where the registers are enough and each warp has work; else one.
     """
     groups = weight.grid.shape[2]
-    known = weight.table is None and groups <= {2: 2, 3: 2, 4: 4, 8: 4}.get(weight.bits, 0)
+    known = weight.table is None and groups <= _GROUPS.get(weight.bits, 0)
     if not card.hopper or not known or one_room(weight) > STATIC:
         return None
     slim = weight.bits <= 4 and groups == 1 and weight.off is None
@@ -182,22 +185,23 @@ def one(weight: Laid, card: Card) -> One | None:
     return One(programs, 4 if each == 4 and not two and weight.bits * groups <= 16 else min(each, 2))
 
 
-def codebook(tokens: int, weight: Laid, card: Card) -> Lookup | None:
-    """On Hopper, for up to eight tokens and the codes of a table, in groups that are not too small.
+def eight(tokens: int, weight: Laid, card: Card) -> Eight | None:
+    """On Hopper, for up to eight tokens and the codes of a table, or of 2, 3, 4 or 8 bits, in groups that are not too small.
 
     Two programs to a multiprocessor, and one block ahead, where the registers are enough, each warp has work and no program has
-    much more than others; else one. With several tokens `few` is faster where some would have much more.
+    much more than others; else one, and more ahead where warps have many. With several tokens `few` is faster where some would
+    have much more; and of codes that are numbers where a program would have several tiles.
     """
-    groups = weight.grid.shape[2]
-    if weight.table is None or tokens > 8 or groups > 4 or not card.hopper:
+    groups, table = weight.grid.shape[2], weight.table is not None
+    if tokens > 8 or not card.hopper or groups > _GROUPS.get(weight.bits, 0):
         return None
     tiles, places = -(-weight.shape[0] // 16), 2 * card.units
     even = tiles <= places or -(-tiles // places) * places < 1.5 * tiles
-    if tokens > 1 and not even:
+    if tokens > 1 and not (even if table else tiles <= places):
         return None
     two = even and (tokens == 1 or groups <= 2) and _blocks_of_a_warp(weight, places) > 1.5
     programs, each = _stretches(weight, card.units * (2 if two else 1))
-    return Lookup(programs, 1 if two else min(each, 2))
+    return Eight(programs, 1 if two else min(each, 3 if each > 8 and groups <= 2 else 2))
 
 
 def _blocks_of_a_warp(weight: Laid, places: int) -> float:
@@ -212,10 +216,10 @@ def _stretches(weight: Laid, places: int) -> tuple[int, int]:
     return programs, -(-(-(-tiles // programs) * weight.blocks) // ONE_WARPS)
 
 
-def reading(tokens: int, weight: Laid, card: Card) -> One | Lookup | None:
+def reading(tokens: int, weight: Laid, card: Card) -> One | Eight | None:
     """A kernel that does nothing but read the weight, if there is one for so many tokens."""
     found = one(weight, card) if tokens == 1 else None
-    return found or codebook(tokens, weight, card)
+    return found or eight(tokens, weight, card)
 
 
 def one_room(weight: Laid) -> int:
@@ -360,6 +364,10 @@ def candidates(tokens: int, weight: Laid, card: Card) -> list[Cut]:
             stretches = -(-blocks // warps)
             turns = (-(-stretches // unrolled) for unrolled in (2, 4, 8))
             found += [Few(warps, -(-stretches // n), n) for n in turns if warps <= blocks]
+    if tokens <= 8 and eight(1, weight, card):
+        for places, depth in ((card.units, 2), (2 * card.units, 1)):
+            programs, each = _stretches(weight, places)
+            found.append(Eight(programs, min(each, depth)))
     if tokens > TOKENS:
         by_table = many(tokens, weight, card)
         found += [hopper(tokens, weight, card) or by_table, by_table]
@@ -372,6 +380,9 @@ def candidates(tokens: int, weight: Laid, card: Card) -> list[Cut]:
             found += [cut for _, cut in _hopper_cuts(tokens, weight, card)]
     return list(dict.fromkeys(found))
 
+
+# Most groups in a block of the kernels that only read the weight, by bits
+_GROUPS = {2: 2, 3: 2, 4: 4, 8: 4}
 
 # Tokens of a tile, and more of them; stages; in turns; microseconds of one block of 128 rows by 128 columns on an H200, W4
 _HOPPER = (
