@@ -41,7 +41,10 @@ def pytest_collection_modifyitems(config, items):
     first, of = map(int, config.getoption("--share").split("/"))
     if not 0 <= first < of:
         raise pytest.UsageError(f"--share={first}/{of} is no part; give I/N with I from 0 to N - 1")
-    items[:] = items[first::of]
+    left = [item for place, item in enumerate(items) if place % of != first]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = items[first::of]
 
 
 KINDS = ("llama", "gpt2", "opt", "qwen2", "qwen3")

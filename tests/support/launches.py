@@ -13,7 +13,7 @@ import torch
 
 from products import random, weight
 from qkit import FP4, NF4, quantize_tensor
-from qkit.backends.triton import columns, integer, layout, linear, tiles
+from qkit.backends.triton import between, columns, integer, layout, linear, tiles
 from qkit.methods.int8 import int8_rows
 
 WEIGHTS = (
@@ -47,6 +47,13 @@ def main() -> None:
                 bias = torch.randn(shape[0], device="cuda") if tokens % 2 else None
                 integer.launch(x, rows, None, threshold, bias, y, tiles.card(0))
                 assert y.isfinite().all(), (shape, tokens)
+    for groups, heads, length, dim in ((2, 3, 70, 32), (1, 17, 33, 64)):
+        query, keys = torch.randn(groups, heads, dim, device="cuda"), torch.randn(groups, length, dim, device="cuda")
+        seen = torch.arange(length, device="cuda") < 40
+        assert between.attend(query.half(), keys.half(), keys.half(), seen, 0.1).isfinite().all()
+        x = torch.randn(heads, 2 * length, device="cuda")
+        total, norm = between.add_norm(x, x, x[0].clone(), 1e-5)
+        assert torch.equal(total, x + x) and norm.isfinite().all() and between.gated(*x.chunk(2, 1)).isfinite().all()
     w, upper = torch.randn(5, 37, device="cuda").double(), torch.eye(37, device="cuda").double()
     columns.round_block(w, upper, torch.ones_like(w), torch.zeros_like(w), 15)
     torch.cuda.synchronize()
