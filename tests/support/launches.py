@@ -38,7 +38,7 @@ def main() -> None:
             x = torch.randn(tokens, q.shape[1], device="cuda").to(dtype)
             y, expected = linear.product(x, layout.laid(q, dtype)).double(), x.double() @ w.T
             assert (y - expected).norm() <= 6e-3 * expected.norm(), (q, tokens)
-    for shape in ((33, 130), (1, 7), (130, 385), (70, 2300)):
+    for shape in ((33, 130), (1, 7), (130, 385), (70, 2300), (17, 8210)):
         rows = integer.lay(int8_rows(random(*shape)).to("cuda"))
         for tokens in TOKENS[:-1]:
             for threshold in (0.0, 1.5):  # with it so many outliers that the last are fetched one by one

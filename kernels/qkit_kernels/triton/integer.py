@@ -102,7 +102,7 @@ def with_outliers(x_ptr, k, M, K, stride_xm, threshold, TOKENS: tl.constexpr):
 
 @triton.jit
 def take_apart(
-    x_ptr, codes_ptr, token_scale_ptr, scale_ptr, M, K, KP, stride_xm, threshold,
+    x_ptr, flags_ptr, codes_ptr, token_scale_ptr, scale_ptr, M, K, KP, stride_xm, threshold,
     TOKENS: tl.constexpr, STATIC: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One of a few tokens as four rows of codes, int8 [4 M, KP], and their scales, float32 [4 M]: their sum is the token.
@@ -112,12 +112,20 @@ def take_apart(
     t = t0 + 256 t1 + 65536 t2, each within -128 .. 127.
 
     A token with an infinite outlier has signs instead of t, whose step is infinite: its products are infinite, and NaN for 0.
+
+    Args:
+        flags_ptr: of `outlier_columns`, where TOKENS is 0: else this looks into all tokens itself, of which there are TOKENS at
+            most.
     """
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
     m, k = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
-    x, out = with_outliers(x_ptr, k, M, K, stride_xm, threshold, TOKENS)
+    if TOKENS:
+        x, out = with_outliers(x_ptr, k, M, K, stride_xm, threshold, TOKENS)
+    else:
+        x = tl.load(x_ptr + m * stride_xm + k, mask=k < K, other=0.0).to(tl.float32)
+        out = tl.load(flags_ptr + k, mask=k < K, other=0) > 0
     low = tl.where(out, 0.0, x)
     highest = tl.max(tl.abs(x - low), 0)
     bad = unsayable(low, STATIC) | tl.max((x != x).to(tl.int32), 0)

@@ -131,7 +131,7 @@ class Split:
 def split(x: Tensor, weight: Bytes, input_scale: Tensor | None, threshold: float, card: tiles.Card) -> Split:
     """Codes of x [M, K], and with a threshold its outliers."""
     (tokens, features), (rows, filled) = x.shape, weight.codes.shape
-    if threshold and tokens <= APART and held(tokens, filled):
+    if threshold and tokens <= APART and filled <= WHOLE:
         return taken_apart(x, filled, input_scale, threshold, card.early)
     early = card.early
     codes = torch.empty(tokens, filled, dtype=torch.int8, device=x.device)
@@ -169,19 +169,28 @@ def split(x: Tensor, weight: Bytes, input_scale: Tensor | None, threshold: float
 def held(tokens: int, filled: int) -> bool:
     """Whether registers hold so many tokens of so many columns, each program's all of them; half as many of the longest."""
     numbers = triton.next_power_of_2(filled) * triton.next_power_of_2(tokens)
-    return filled <= WHOLE and numbers <= (HELD if filled <= WHOLE // 2 else HELD // 2)
+    return numbers <= (HELD if filled <= WHOLE // 2 else HELD // 2)
 
 
 def taken_apart(x: Tensor, filled: int, input_scale: Tensor | None, threshold: float, early: bool) -> Split:
-    """The few tokens of x [M, K] as four rows of codes each, K filled up."""
+    """The few tokens of x [M, K] as four rows of codes each, K filled up.
+
+    Each program looks for outliers in all tokens; where registers do not hold them, a kernel in front does.
+    """
     (tokens, features), width = x.shape, triton.next_power_of_2(filled)
     codes = torch.empty(4 * tokens, filled, dtype=torch.int8, device=x.device)
     scales = torch.empty(4 * tokens, dtype=torch.float32, device=x.device)
-    together = triton.next_power_of_2(tokens)
-    numbers = width * together
+    together, flags = triton.next_power_of_2(tokens), codes
+    if not held(tokens, filled):
+        together, flags = 0, torch.empty(features, dtype=torch.int8, device=x.device)
+        kernels.outlier_columns[(triton.cdiv(features, 64), 1)](
+            x, flags, tokens, features, x.stride(0), float(threshold), HEIGHT=64, WIDTH=64, EARLY=early,
+            num_warps=4, **begins(early),
+        )  # fmt: skip
+    numbers = width * max(1, together)
     warps = 8 if numbers <= WHOLE // 2 else 16 if numbers <= WHOLE or width == WHOLE else 32
     kernels.take_apart[(tokens,)](
-        x, codes, scales, scales if input_scale is None else input_scale,
+        x, flags, codes, scales, scales if input_scale is None else input_scale,
         tokens, features, filled, x.stride(0), float(threshold),
         TOKENS=together, STATIC=input_scale is not None, WIDTH=width, EARLY=early, num_warps=warps, **begins(early),
     )  # fmt: skip
