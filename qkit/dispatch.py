@@ -23,7 +23,7 @@ class Kernel:
     """A row of the table.
 
     Attributes:
-        op: the operation, as `qkit.ops` and `qkit.numerics` call it.
+        op: the operation, as `qkit.ops`, `qkit.numerics` and `qkit.bench.gpu_step` call it.
         backend: "torch", "numba", ...
         devices: types of torch devices it runs on; none named: all.
         place: "module:function".

@@ -54,21 +54,12 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: flo
     query, keys, values = query.contiguous(), keys.contiguous(), values.contiguous()
     most, shares = torch.empty(2, groups, blocks, heads, dtype=torch.float32, device=query.device)
     parts = torch.empty(groups, blocks, heads, dim, dtype=torch.float32, device=query.device)
-    out, begins = torch.empty_like(query), early(query)
+    out, launched = torch.empty_like(query), {"num_warps": 4, **early(query)}
     kernels.attend[(groups, blocks)](
         query, keys, values, seen, most, shares, parts, scale, length, HEADS=heads,
-        ROWS=max(16, triton.next_power_of_2(heads)), DIM=dim, BLOCK=POSITIONS, num_warps=4, **begins,
+        ROWS=max(16, triton.next_power_of_2(heads)), DIM=dim, BLOCK=POSITIONS, **launched,
     )  # fmt: skip
     kernels.combine[(groups, heads)](
-        most,
-        shares,
-        parts,
-        out,
-        HEADS=heads,
-        BLOCKS=blocks,
-        WIDTH=triton.next_power_of_2(blocks),
-        DIM=dim,
-        num_warps=4,
-        **begins,
-    )
+        most, shares, parts, out, HEADS=heads, BLOCKS=blocks, WIDTH=triton.next_power_of_2(blocks), DIM=dim, **launched
+    )  # fmt: skip
     return out
