@@ -4,7 +4,7 @@ A Llama with random weights is made and quantized on the card, layer by layer, s
 floats beside the finished ones. Time does not depend on the numbers. It then writes greedily with a static cache: every step is
 the same launches on the same memory, each attending over all positions of the cache, the unwritten ones masked. So a step can be
 one CUDA graph, that takes its own token up again, and the host does nothing but replay it. What stands between the products
-would take as long as they do, left to itself: norm, gate and attention are a kernel each (`qkit.bench.gpu_step`), and blocks are
+would take as long as they do, left to itself: norm, gate and attention have kernels (`qkit.bench.gpu_step`), and blocks are
 compiled (torch.compile, one graph of the compiler each), which fuses the rest. All that is the same for every row of the table.
 
 qkit's layers that read the same input are one product each, q, k and v, gate and up (`qkit.fuse_projections`); bfloat16 and the

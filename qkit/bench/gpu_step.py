@@ -1,7 +1,9 @@
 """One step of a Llama that writes: what its blocks do to a token, the same for every format.
 
 What stands between the products, norm, gate and attention, is an operation each. On a card these are kernels that let the next
-product order its weight while they compute (`qkit_kernels.triton.between`).
+product order its weight while they compute (`qkit_kernels.triton.between`). So what follows one of them in a compiled step must
+be a product, or a kernel that waits before it reads anything that the step has made: those of torch's compiler wait, with
+`triton.enable_pdl`, only for what the operation just ahead has made.
 """
 
 import math
@@ -21,7 +23,7 @@ def add_norm(x: Tensor, more: Tensor, weight: Tensor, eps: float) -> tuple[Tenso
 
 @add_norm.register_fake
 def _(x, more, weight, eps):
-    return torch.empty_like(x), torch.empty_like(x)
+    return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
 @torch.library.custom_op("qkit::gated", mutates_args=())

@@ -175,6 +175,16 @@ def test_up_to_eight_tokens_however_their_work_is_shared(q):
             assert off_where_read(y, x, q) <= 1, (cut, dtype)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_where_all_x_have_one_sign_nothing_is_lost(bits):
+    """Sums of codes with what stands in front of them are large there, and the tensor core cuts off what is below."""
+    q = weight(bits, 512, 16384, 128, "zero points", real=True).to("cuda")
+    for dtype, tokens in product(DTYPES, (1, 2, 8)):
+        x = (torch.randn(tokens, 16384, device="cuda").abs() / 64).to(dtype)
+        y = adapter.product(x, layout.laid(q, dtype))
+        assert off_where_read(y, x, q) <= 1, (dtype, tokens)
+
+
 @pytest.mark.parametrize("scheme", [RTN(bits=4, group_size=128), NF4()], ids=repr)
 def test_kernels_that_begin_early_wait_for_what_they_read(scheme):
     """Products of one token, each of the last one's result with nothing between them, launched in a row and each alone."""

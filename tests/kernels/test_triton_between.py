@@ -88,3 +88,26 @@ def test_what_the_kernel_does_not_take_is_attended_to_all_the_same(shape):
     there = torch.arange(shape[2]) < 35
     expected = plain.attend(query, keys, values, there, 0.3)
     assert torch.equal(between.attend(query, keys, values, there, 0.3), expected)
+
+
+def test_columns_of_something_else_are_read_where_they_lie():
+    query, keys, values = attention(2, 2, 40, 16, torch.float32)
+    both = torch.arange(80) < 31
+    for seen in (both[::2], torch.ones(1, dtype=torch.bool).expand(40)):
+        expected = plain.attend(query, keys, values, seen, 0.3)
+        torch.testing.assert_close(between.attend(query, keys, values, seen, 0.3), expected)
+    x, weight = random(40, 3).T, random(40, 2)[:, 0]
+    for found, expected in zip(between.add_norm(x, x, weight, EPS), plain.add_norm(x, x, weight, EPS), strict=True):
+        torch.testing.assert_close(found, expected)
+    gate, up = random(40, 3).T, random(3, 80)[:, ::2]
+    torch.testing.assert_close(between.gated(gate, up), plain.gated(gate, up))
+
+
+def test_numbers_of_two_kinds_are_left_to_torch():
+    x, weight = random(2, 40).half(), random(1, 40)[0]
+    for found, expected in zip(between.add_norm(x, x, weight, EPS), plain.add_norm(x, x, weight, EPS), strict=True):
+        assert found.dtype == expected.dtype and torch.equal(found, expected)
+    assert torch.equal(between.gated(x, x.float()), plain.gated(x, x.float()))
+    query, keys, _ = attention(2, 2, 40, 16, torch.float32)
+    wide, seen = random(80, 24).view(2, 40, 24), torch.arange(40) < 31
+    assert torch.equal(between.attend(query, keys, wide, seen, 0.3), plain.attend(query, keys, wide, seen, 0.3))

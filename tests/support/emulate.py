@@ -2,7 +2,8 @@
 input.
 
 {"share": how much of what the roundings can make the largest error is, "finite": how many results are}. A job may put a number
-that is none into the first token, {"bad": "nan"}, and so many columns of something else behind each, {"apart": 8}.
+that is none into the first token, {"bad": "nan"}, have all of one sign, {"positive": true}, and so many columns of something
+else behind each, {"apart": 8}.
 
 A process of its own, like `compiled`: TRITON_INTERPRET must not be set in it.
 """
@@ -54,6 +55,8 @@ def done(job: dict[str, Any]) -> dict[str, float]:
     laid = layout.lay(q, dtype)
     x = (torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(5)) / 16).to(dtype)
     x[:, shape[1] // 3] *= 100
+    if job.get("positive"):
+        x = x.abs()
     if "apart" in job:
         x = torch.cat([x, torch.full((tokens, job["apart"]), torch.nan, dtype=dtype)], 1)[:, : shape[1]]
     cut = tiles.reading(tokens, laid, tiles.card(0))

@@ -344,7 +344,7 @@ class Warp:
             self.put(into, value, np.ones(LANES, bool), "s32")
 
     def product_of_floats(self, operands: list[str], kind: str) -> None:
-        """mma.m16n8k16 of 16-bit floats; its sum is rounded once, where a card's may be rounded more often."""
+        """mma.m16n8k16 of 16-bit floats; sums are cut off towards 0, as a card's (Fasi et al. 2021, 10.7717/peerj-cs.330)."""
         names = [[o.strip() for o in group[1:-1].split(",")] for group in operands]
         g, t = LANE // 4, LANE % 4
         a, b = np.zeros((16, 16)), np.zeros((16, 8))
@@ -356,7 +356,9 @@ class Warp:
         made = a @ b
         for i, (into, sums) in enumerate(zip(names[0], names[3], strict=True)):
             value = made[g + 8 * (i // 2), 2 * t + i % 2] + self.get(sums, "f32")
-            self.put(into, value.astype(np.float32), np.ones(LANES, bool), "f32")
+            near = value.astype(np.float32)
+            cut = np.where(np.abs(near.astype(np.float64)) > np.abs(value), np.nextafter(near, np.float32(0)), near)
+            self.put(into, cut.astype(np.float32), np.ones(LANES, bool), "f32")
 
     def halves(self, operand: str, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """The two 16-bit floats of a register, the lower first."""

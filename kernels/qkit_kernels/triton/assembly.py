@@ -26,7 +26,8 @@ _SCALED = {"f16": "mul.f16x2 {0}, {0}, ss;", "bf16": "fma.rn.bf16x2 {0}, {0}, ss
 COPIES = 32  # of each pair of a table's numbers, see `pairs`
 PAIRS_BYTES = 256 * 4 * COPIES
 DIGITS_BYTES = 3 * 128  # of a block of a token, see `one.split_token`
-_FIELD = {4: 0x000F000F, 2: 0x00030003, 1: 0x00010001}
+_MANTISSA = {"f16": 10, "bf16": 7}  # bits
+_FIELD = {8: 0x00FF00FF, 4: 0x000F000F, 2: 0x00030003, 1: 0x00010001}
 _OUTPUTS = " ".join(f"mov.b32 {{${2 * p}, ${2 * p + 1}}}, v{p};" for p in range(4))
 
 
@@ -43,11 +44,9 @@ def _field(word: str, plane: int, pair: int, place: int, into: str, base: str) -
     return f"{move if right else ''} lop3.b32 {into}, {source}, {_FIELD[plane] << place:#x}, {base}, 0xea;"
 
 
-def _byte(word: str, pair: int, into: str, kind: str) -> str:
-    """into = what the codes of `pair`, of 8 bits, and `bias` are together; `word` is that of its plane."""
+def _byte(word: str, pair: int, into: str) -> str:
+    """into = what the codes of `pair`, of 8 bits, and `bias` are together in bfloat16; `word` is that of its plane."""
     source, move = (word, "") if pair % 2 == 0 else ("t", f"shr.u32 t, {word}, 8;")
-    if kind == "f16":
-        return f"{move} lop3.b32 {into}, {source}, 0x00ff00ff, 0x64006400, 0xea;"
     low = f"lop3.b32 {into}, {source}, 0x007f007f, 0x43004300, 0xea;"
     high = f"lop3.b32 h, {source}, 0x00800080, 0x43804380, 0x6a;"  # and, then exclusive or
     return f"{move} {low} {high} fma.rn.bf16x2 {into}, h, minus, {into};"
@@ -71,32 +70,41 @@ def affine(bits: int, kind: str, offset: bool) -> str:
         lines.append("prmt.b32 oh, $12, $12, 0x1010; prmt.b32 ol, $12, $12, 0x3232;")
         scale = f"fma.rn.{kind}x2 {{0}}, {{0}}, ss, oh; " + add.format("{0}", "ol")
     for pair in range(4):
-        lines.append(_count(bits, kind, pair, f"v{pair}", 8))
+        lines.append(_count(bits, kind, pair, f"v{pair}", 8, 0))
         lines.append(add.format(f"v{pair}", "nz"))
         lines.append(scale.format(f"v{pair}"))
     return "\n".join([*lines, _OUTPUTS, "}"])
 
 
-def _count(bits: int, kind: str, pair: int, value: str, first: int) -> str:
-    """value = bias + q of the codes of `pair`, whose words are the operands from `first` on."""
+def _count(bits: int, kind: str, pair: int, value: str, first: int, place: int) -> str:
+    """value = bias + q of the codes of `pair`, which stand at bit `place` of a float whose last bit is worth 2^-place; their
+    words are the operands from `first` on. Of 8 bits in bfloat16 `place` is 0.
+    """
+    if bits == 8 and kind == "bf16":
+        return _byte(f"${first + pair // 2}", pair, value)
+    magic = _MAGIC[kind] - 0x00010001 * (place << _MANTISSA[kind])
     if bits == 8:
-        return _byte(f"${first + pair // 2}", pair, value, kind)
-    lines, place = [], 0
+        return _field(f"${first + pair // 2}", 8, pair % 2, place, value, f"{magic:#x}")
+    lines = []
     for word, plane in enumerate(PLANES[bits]):
-        base = value if word else f"{_MAGIC[kind]:#x}"
-        lines.append(_field(f"${first + word}", plane, pair, place, value, base))
+        lines.append(_field(f"${first + word}", plane, pair, place, value, value if word else f"{magic:#x}"))
         place += plane
     return " ".join(lines)
 
 
+def small_bias(bits: int, kind: str) -> int:
+    """What stands in front of a code in `counted`: as little as a float can, since it is taken away again from a sum."""
+    return bias(bits, kind) if (bits, kind) == (8, "bf16") else 2**bits
+
+
 @cache
 def counted(bits: int, kind: str) -> str:
-    """Eight floats bias + q, of codes of 2, 3, 4 or 8 bits.
+    """Eight floats `small_bias` + q, of codes of 2, 3, 4 or 8 bits.
 
     Operands: $0 .. $3 pairs of them; $4 $5 a word of each plane.
     """
     lines = ["{ .reg .b32 t, h, minus; mov.b32 minus, 0xbf80bf80;"]
-    lines += [_count(bits, kind, pair, f"${pair}", 4) for pair in range(4)]
+    lines += [_count(bits, kind, pair, f"${pair}", 4, max(0, _MANTISSA[kind] - bits)) for pair in range(4)]
     return "\n".join([*lines, "}"])
 
 

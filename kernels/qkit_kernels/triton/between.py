@@ -1,4 +1,4 @@
-"""What stands between the products of a model's step: norm, gate and attention of a token in a launch each.
+"""What stands between the products of a model's step: norm and gate of a token in a launch each, attention in two.
 
     s = x + more,  n = w s / sqrt(mean s² + eps)        g = a sigmoid(a) b        o = softmax(q kᵀ c) v
 
@@ -10,7 +10,8 @@ How
     (EARLY, from sm_90 on). A product that follows, `one` or `eight`, orders its weight meanwhile.
 
 Trade-off
-    A program has a whole token, or all of a cache's positions of a head: for few tokens, and caches that are short.
+    A program of `add_norm` has a whole token: for few of them. What follows may begin while even the kernel ahead of these still
+    runs: it must wait before it reads anything that is not a weight.
 """
 
 import triton
@@ -31,10 +32,9 @@ def add_norm(
     """
     if EARLY:
         gdc_launch_dependents()
+        gdc_wait()
     column = tl.arange(0, WIDTH)
     weight = tl.load(weight_ptr + column, mask=column < K, other=0.0)
-    if EARLY:
-        gdc_wait()
     at = tl.program_id(0).to(tl.int64) * K + column
     total = tl.load(x_ptr + at, mask=column < K, other=0.0) + tl.load(more_ptr + at, mask=column < K, other=0.0)
     tl.store(sum_ptr + at, total, mask=column < K)
@@ -94,7 +94,7 @@ def attend(
     live = (head < HEADS)[:, None]
     query = tl.load(query_ptr + (group * HEADS + head[:, None]) * DIM + dim[None, :], mask=live, other=0.0)
     scores = tl.where(seen[None, :], tl.dot(query, tl.trans(keys), input_precision="ieee") * scale, -float("inf"))
-    most = tl.maximum(tl.max(scores, 1), -1e30)
+    most = tl.maximum(tl.max(scores, 1), -3e38)
     share = tl.exp(scores - most[:, None])
     at = (group * tl.num_programs(1) + tl.program_id(1)) * HEADS + head
     tl.store(most_ptr + at, most, mask=head < HEADS)
@@ -119,7 +119,7 @@ def combine(
     group, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     block, dim = tl.arange(0, WIDTH), tl.arange(0, DIM)
     at = (group * BLOCKS + block) * HEADS + head
-    most = tl.load(most_ptr + at, mask=block < BLOCKS, other=-1e30)
+    most = tl.load(most_ptr + at, mask=block < BLOCKS, other=-3e38)
     worth = tl.exp(most - tl.max(most, 0))
     shares = tl.sum(worth * tl.load(shares_ptr + at, mask=block < BLOCKS, other=0.0), 0)
     part = tl.load(part_ptr + at[:, None] * DIM + dim[None, :], mask=(block < BLOCKS)[:, None], other=0.0)

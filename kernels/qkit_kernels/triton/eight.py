@@ -3,7 +3,7 @@
     y[m, n] = r[n] sum_groups (s[n] sum_k c[q[n, k]] x[m, k] + t[n] sum_k x[m, k])
 
     a table's codes     c[q] = table[q], t = 0
-    others              c[q] = bias + q, t = s (-bias - z), and an offset more
+    others              c[q] = bias + q, t = s (-bias - z) or an offset less bias s
 
 What
     A code with the bits of a float in front of it is that float and the code (`assembly`): one instruction makes two of a word.
@@ -17,8 +17,8 @@ How
 
 Trade-off
     Groups of at least 32 columns. x is read through the cache, by each warp for itself. What the bias adds is taken away again
-    from a float32 sum that the tensor core truncates: in float16, whose bias is 1024, that loses as much as rounding the result
-    does where all x have one sign; in bfloat16 (128), and where x have both, far less.
+    from a float32 sum that the tensor core truncates, always to one side. So it is no larger than a float needs before a code of
+    so many bits, 2^bits, and not what is worth 1 in the last place (1024 in float16), where x of one sign lost a percent.
 """
 
 import triton
@@ -67,7 +67,7 @@ def eight(
     x_ptr, words_ptr, grid_ptr, off_ptr, rows_ptr, table_ptr, y_ptr, M, N, N8, stride_xm, stride_ym, least, over,
     KB: tl.constexpr, S: tl.constexpr, SPAN: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr, BF16: tl.constexpr,
     WARPS: tl.constexpr, DEPTH: tl.constexpr, TOKENS: tl.constexpr, ROOM: tl.constexpr, FILL: tl.constexpr,
-    COUNT: tl.constexpr, EARLY: tl.constexpr,
+    COUNT: tl.constexpr, BIAS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """All of y [M, N], a program for `least` tiles of 16 rows, or one more: the first `over` of them.
 
@@ -79,6 +79,7 @@ def eight(
         ROOM: see `assembly.room`, 128 WARPS TOKENS bytes.
         FILL: see `assembly.pairs`; "" where codes are numbers.
         COUNT: see `assembly.counted`; "" where they are a table's.
+        BIAS: what a code's zero point has in front of it less what COUNT puts in front of a code.
         DEPTH: blocks that a warp has ordered ahead.
     """
     SUMS: tl.constexpr = 64 * TOKENS  # bytes of a tile's
@@ -135,7 +136,7 @@ def eight(
                 s0, s1 = upper(grid0, BF16), upper(grid1, BF16)
                 y = (y[0] + found[0] * s0, y[1] + found[1] * s0, y[2] + found[2] * s1, y[3] + found[3] * s1)
                 if FILL == "":
-                    t0, t1 = lower(grid0, BF16) * s0, lower(grid1, BF16) * s1
+                    t0, t1 = (lower(grid0, BF16) + BIAS) * s0, (lower(grid1, BF16) + BIAS) * s1
                     if OFFSET:
                         off0, off1 = now[2 * BITS + 2 * (S + group)], now[2 * BITS + 2 * (S + group) + 1]
                         t0, t1 = t0 + lower(off0, BF16) + upper(off0, BF16), t1 + lower(off1, BF16) + upper(off1, BF16)

@@ -7,7 +7,8 @@ LLM.int8() (2208.07339, eq. 8) takes columns with any |x| >= threshold out of th
 card only, and stays there: the host never waits, the number of launches is fixed, and a CUDA graph can hold them.
 
 few tokens    an outlier is a whole number too, of more than eight bits: its three bytes are three more rows of codes, each with
-              a scale of its own, and the product of one token is that of four. It reads the weight once, and nothing else.
+              a scale of its own, and the product of one token is that of four. It reads the weight once, and nothing else. Which
+              columns they are each token finds by itself, or, where registers do not hold all tokens, a kernel in front.
 many          the outliers stand in a list, and the last kernel multiplies them as floats, up to a count that it reads.
 
 With EARLY (sm_90) a kernel may begin while the one before it still runs, and waits before it reads what that one writes. The

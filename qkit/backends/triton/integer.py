@@ -1,6 +1,7 @@
 """INT8 layers on a GPU: chooses how, allocates, launches. Nothing here waits for the card.
 
-Launches: 2 (activations, product); 4 with a threshold and many tokens (which columns are outliers, a list of them).
+Launches: 2 (activations, product); with a threshold 3 for up to 16 tokens that registers do not hold together (which columns are
+outliers), and 4 for more (a list of them too).
 """
 
 from collections.abc import Sequence

@@ -63,7 +63,8 @@ def eight(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Eight) -> None:
         x, *pointers(weight), y, len(x), rows, eights, x.stride(0), y.stride(0), least, over,
         KB=blocks, S=weight.grid.shape[2], SPAN=weight.span, BITS=weight.bits, OFFSET=weight.off is not None,
         BF16=kind == "bf16", WARPS=warps, DEPTH=cut.depth, TOKENS=tokens, ROOM=assembly.room(128 * warps * tokens),
-        FILL=assembly.pairs(32 * warps) if table else "", COUNT="" if table else assembly.counted(weight.bits, kind), EARLY=True,
+        FILL=assembly.pairs(32 * warps) if table else "", COUNT="" if table else assembly.counted(weight.bits, kind),
+        BIAS=assembly.bias(weight.bits, kind) - assembly.small_bias(weight.bits, kind), EARLY=True,
         num_warps=warps, num_stages=1, maxnreg=64 if cut.depth == 1 else None, **begins(True),
     )  # fmt: skip
 
