@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import exact_step
+from exact_step import off
 from products import random
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'qkit[gpu]'")
@@ -20,27 +22,20 @@ def here(rows, columns, dtype, seed=0):
     return random(rows, columns, seed=seed).to("cuda", dtype)
 
 
-def near(found, expected, units):
-    """So many roundings of the largest number."""
-    wrong = (found.double() - expected).abs().max() / expected.abs().max()
-    return float(wrong) < units * torch.finfo(found.dtype).eps
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 4096), (16, 4096), (3, 100), (2, 16384), (2, 16400)], ids=str)
 def test_a_sum_and_its_norm(shape, dtype):
     x, more, weight = here(*shape, dtype, 1), here(*shape, dtype, 2), here(1, shape[1], dtype, 3)[0]
     total, norm = add_norm(x, more, weight, EPS)
     assert torch.equal(total, x + more)
-    wide = total.double()
-    assert near(norm, wide / (wide.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double(), 3)
+    assert off(norm, exact_step.normed(total, weight, EPS)) < 3
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 14336), (16, 14336), (3, 100)], ids=str)
 def test_a_gate(shape, dtype):
     gate, up = here(shape[0], 2 * shape[1], dtype).chunk(2, 1)
-    assert near(gated(gate, up), gate.double() * gate.double().sigmoid() * up.double(), 3)
+    assert off(gated(gate, up), exact_step.gated(gate, up)) < 3
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -50,8 +45,7 @@ def test_attention(shape, dtype):
     query = here(groups * heads, dim, dtype).view(groups, heads, dim)
     keys, values = (here(groups * length, dim, dtype, seed).view(groups, length, dim) for seed in (2, 3))
     seen = torch.arange(length, device="cuda") < 65
-    scores = (query.double() @ keys.double().transpose(1, 2) * 0.1).masked_fill(~seen, -torch.inf)
-    assert near(attend(query, keys, values, seen, 0.1), scores.softmax(-1) @ values.double(), 8)
+    assert off(attend(query, keys, values, seen, 0.1), exact_step.attended(query, keys, values, seen, 0.1)) < 8
 
 
 def test_one_after_the_other_with_nothing_in_between():

@@ -262,9 +262,8 @@ def test_two_programs_share_a_multiprocessor_where_both_have_about_the_same_to_d
         assert tiles.eight(1, laid, card) == tiles.Eight(programs, depth)
         assert (tiles.eight(2, laid, card) is None) == (rows == 5120)
         numbers = replace(laid, table=None)
-        assert (tiles.eight(2, numbers, card) is None) == (
-            rows > 4224
-        )  # `few` is better where a program has several tiles
+        # `few` is better where a program has several tiles
+        assert (tiles.eight(2, numbers, card) is None) == (rows > 4224)
 
 
 def test_one_token_has_no_kernel_of_its_own_where_that_would_not_fit():

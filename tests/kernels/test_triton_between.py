@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import exact_step
+from exact_step import off
 from products import random
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'qkit[gpu]'")
@@ -14,12 +16,6 @@ DTYPES = [torch.float32, torch.float16]  # the interpreter's bfloat16 is silentl
 EPS = 1e-5
 
 
-def off(found, expected, dtype):
-    """The largest difference in units of what one rounding of the largest number makes."""
-    assert found.dtype == dtype and found.shape == expected.shape
-    return float((found.double() - expected).abs().max() / (expected.abs().max() * torch.finfo(dtype).eps))
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 100), (2, 128), (1, 2048), (5, 33)], ids=str)
 def test_a_sum_and_its_norm(shape, dtype):
@@ -27,8 +23,7 @@ def test_a_sum_and_its_norm(shape, dtype):
     weight = random(1, shape[1], seed=3)[0].to(dtype)
     total, norm = between.add_norm(x, more, weight, EPS)
     assert torch.equal(total, x + more)
-    wide = total.double()
-    assert off(norm, wide / (wide.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double(), dtype) < 3
+    assert norm.dtype == dtype and off(norm, exact_step.normed(total, weight, EPS)) < 3
 
 
 def test_the_norm_of_nothing_is_nothing_and_of_nan_is_nan():
@@ -45,7 +40,7 @@ def test_a_gate_whose_halves_lie_side_by_side(shape, dtype):
     gate, up = both.chunk(2, 1)
     found = between.gated(gate, up)
     assert found.is_contiguous()
-    assert off(found, gate.double() * gate.double().sigmoid() * up.double(), dtype) < 3
+    assert found.dtype == dtype and off(found, exact_step.gated(gate, up)) < 3
 
 
 def test_a_gate_far_from_zero():
@@ -69,8 +64,10 @@ def test_attention_over_what_has_been_written(shape, seen, dtype):
     there = torch.arange(shape[2]) < seen
     keys[:, ~there], values[:, ~there] = 9.0, 9.0  # what an earlier run left there
     found = between.attend(query, keys, values, there, 0.3)
-    scores = (query.double() @ keys.double().transpose(1, 2) * 0.3).masked_fill(~there, -torch.inf)
-    assert off(found, scores.softmax(-1) @ values.double(), dtype) < 8  # shares are rounded, and up to 70 summed
+    assert found.dtype == dtype
+    assert (
+        off(found, exact_step.attended(query, keys, values, there, 0.3)) < 8
+    )  # shares are rounded, and up to 70 summed
 
 
 def test_attention_says_when_a_number_was_none():

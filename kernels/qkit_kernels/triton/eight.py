@@ -27,8 +27,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from qkit_kernels.triton.assembly import looked_up as look
 from qkit_kernels.triton.lanes import load4, product_of_floats, put, put2, shared, store, warp_number
-from qkit_kernels.triton.stretch import added_up, fetch, next_of, stretch
-from qkit_kernels.triton.words import lower, table_pairs, upper
+from qkit_kernels.triton.stretch import added_up, fetch, next_of, ordered, places, scale_and_shift, stretch
+from qkit_kernels.triton.words import table_pairs
 
 _LOOK = tl.constexpr(look())
 
@@ -88,20 +88,11 @@ def eight(
     g, t = lane // 4, lane % 4
     warp, sums = warp_number(N), shared(ROOM, N)
     first, many, each, flat, last = stretch(least, over, warp, KB, WARPS)
-    words, bits, grid, off = (
-        words_ptr.to(tl.int64) + lane * (8 if BITS < 4 else 16),
-        words_ptr.to(tl.int64) + N8.to(tl.int64) * KB * 256 + lane * 4,
-        grid_ptr.to(tl.int64) + g * 4,
-        off_ptr.to(tl.int64) + g * 4,
-    )
-    planes = N8.to(tl.int64) * KB * 512
+    origins = places(words_ptr, grid_ptr, off_ptr, lane, N8, KB, BITS)
     SIZE: tl.constexpr = BITS * 2 + 2 * S * (2 if OFFSET else 1)  # of what `fetch` finds
-    next_flat = tl.minimum(flat, many * KB - 1)
-    next_tile, next_block = first + next_flat // KB, next_flat % KB
-    ahead = ()
-    for _ in tl.static_range(DEPTH):
-        ahead = ahead + fetch(words, bits, grid, off, planes, next_tile, next_block, KB, S, SPAN, BITS, OFFSET)
-        next_flat, next_tile, next_block = next_of(next_flat, next_tile, next_block, last, KB)
+    ahead, next_flat, next_tile, next_block = ordered(
+        origins, flat, first, many, last, DEPTH, KB, S, SPAN, BITS, OFFSET
+    )
     row = (first + warp) * 16 + lane % 16
     factor = tl.load(rows_ptr + row, mask=row < N, other=0.0)
     copy = 0 * lane
@@ -132,16 +123,12 @@ def eight(
                     if FILL == "":
                         total = product_of_floats(ones, ones, ones, ones, x[0], x[1], total, BF16)
                         total = product_of_floats(ones, ones, ones, ones, x[2], x[3], total, BF16)
-                grid0, grid1 = now[2 * BITS + 2 * group], now[2 * BITS + 2 * group + 1]
-                s0, s1 = upper(grid0, BF16), upper(grid1, BF16)
+                s0, t0 = scale_and_shift(now[2 * BITS :], 0, group, S, BIAS, BF16, OFFSET)
+                s1, t1 = scale_and_shift(now[2 * BITS :], 1, group, S, BIAS, BF16, OFFSET)
                 y = (y[0] + found[0] * s0, y[1] + found[1] * s0, y[2] + found[2] * s1, y[3] + found[3] * s1)
                 if FILL == "":
-                    t0, t1 = (lower(grid0, BF16) + BIAS) * s0, (lower(grid1, BF16) + BIAS) * s1
-                    if OFFSET:
-                        off0, off1 = now[2 * BITS + 2 * (S + group)], now[2 * BITS + 2 * (S + group) + 1]
-                        t0, t1 = t0 + lower(off0, BF16) + upper(off0, BF16), t1 + lower(off1, BF16) + upper(off1, BF16)
                     y = (y[0] + total[0] * t0, y[1] + total[1] * t0, y[2] + total[0] * t1, y[3] + total[1] * t1)
-            new = fetch(words, bits, grid, off, planes, next_tile, next_block, KB, S, SPAN, BITS, OFFSET)
+            new = fetch(origins, next_tile, next_block, KB, S, SPAN, BITS, OFFSET)
             ahead = ahead[: step * SIZE] + new + ahead[step * SIZE + SIZE :]
             next_flat, next_tile, next_block = next_of(next_flat, next_tile, next_block, last, KB)
             flat, block = flat + 1, block + 1

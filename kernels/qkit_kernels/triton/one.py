@@ -35,7 +35,7 @@ from qkit_kernels.triton.lanes import (
     take4,
     warp_number,
 )
-from qkit_kernels.triton.stretch import added_up, fetch, next_of, stretch
+from qkit_kernels.triton.stretch import added_up, fetch, next_of, ordered, places, scale_and_shift, stretch
 from qkit_kernels.triton.words import lower, upper
 
 MAGIC = tl.constexpr(0x4B400000)  # 1.5 2^23: n more is the float 1.5 2^23 + n
@@ -162,12 +162,7 @@ def of_group(
     S: tl.constexpr, BIAS: tl.constexpr, BF16: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     """What a group's sum of codes times digits is multiplied by, s 2^e, and what is added to that: (offset - z s) sum x."""
-    grid = grids[2 * group + row]
-    scale = upper(grid, BF16)
-    shift = (lower(grid, BF16) + BIAS) * scale
-    if OFFSET:
-        off = grids[2 * (S + group) + row]
-        shift += lower(off, BF16) + upper(off, BF16)
+    scale, shift = scale_and_shift(grids, row, group, S, BIAS, BF16, OFFSET)
     return scale * step, shift * total
 
 
@@ -193,20 +188,11 @@ def one(
     digits = sums + WARPS * 128
     steps, totals = digits + KB * DIGITS, digits + KB * (DIGITS + 4)
     first, many, each, flat, last = stretch(least, over, warp, KB, WARPS)
-    words, bits, grid, off = (
-        words_ptr.to(tl.int64) + lane * (8 if BITS < 4 else 16),
-        words_ptr.to(tl.int64) + N8.to(tl.int64) * KB * 256 + lane * 4,
-        grid_ptr.to(tl.int64) + g * 4,
-        off_ptr.to(tl.int64) + g * 4,
-    )
-    planes = N8.to(tl.int64) * KB * 512
+    origins = places(words_ptr, grid_ptr, off_ptr, lane, N8, KB, BITS)
     SIZE: tl.constexpr = BITS * 2 + 2 * S * (2 if OFFSET else 1)  # of what `fetch` finds
-    next_flat = tl.minimum(flat, many * KB - 1)
-    next_tile, next_block = first + next_flat // KB, next_flat % KB
-    ahead = ()
-    for _ in tl.static_range(DEPTH):
-        ahead = ahead + fetch(words, bits, grid, off, planes, next_tile, next_block, KB, S, SPAN, BITS, OFFSET)
-        next_flat, next_tile, next_block = next_of(next_flat, next_tile, next_block, last, KB)
+    ahead, next_flat, next_tile, next_block = ordered(
+        origins, flat, first, many, last, DEPTH, KB, S, SPAN, BITS, OFFSET
+    )
     row = (first + warp) * 16 + lane % 2 * 8 + lane // 2
     here = (row < N) & (lane < 16)
     factor = tl.load(rows_ptr + row, mask=here, other=0.0)
@@ -244,7 +230,7 @@ def one(
                     y[2] + counted(found[2]) * s1 + shift1,
                     y[3] + counted(found[3]) * s1,
                 )
-            new = fetch(words, bits, grid, off, planes, next_tile, next_block, KB, S, SPAN, BITS, OFFSET)
+            new = fetch(origins, next_tile, next_block, KB, S, SPAN, BITS, OFFSET)
             ahead = ahead[: step * SIZE] + new + ahead[step * SIZE + SIZE :]
             next_flat, next_tile, next_block = next_of(next_flat, next_tile, next_block, last, KB)
             flat, block = flat + 1, block + 1

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from qkit_kernels.triton.lanes import load, load2, load4, take
+from qkit_kernels.triton.words import lower, upper
 
 
 @triton.jit
@@ -24,11 +25,28 @@ def stretch(least, over, warp, KB: tl.constexpr, WARPS: tl.constexpr):
 
 
 @triton.jit
+def places(words_ptr, grid_ptr, off_ptr, lane, N8, KB: tl.constexpr, BITS: tl.constexpr):
+    """Where a lane's words, single bits, scales and offsets of the first block lie, and how far planes are from each other."""
+    blocks = N8.to(tl.int64) * KB
+    return (
+        words_ptr.to(tl.int64) + lane * (8 if BITS < 4 else 16),
+        words_ptr.to(tl.int64) + blocks * 256 + lane * 4,
+        grid_ptr.to(tl.int64) + lane // 4 * 4,
+        off_ptr.to(tl.int64) + lane // 4 * 4,
+        blocks * 512,
+    )
+
+
+@triton.jit
 def fetch(
-    words, bits, grid, off, planes, tile, block,
-    KB: tl.constexpr, S: tl.constexpr, SPAN: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr,
+    origins, tile, block, KB: tl.constexpr, S: tl.constexpr, SPAN: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr
 ):  # fmt: skip
-    """A lane's words of rows g and g + 8 of a block, plane by plane, and the scales (and offsets) of its groups, row by row."""
+    """A lane's words of rows g and g + 8 of a block, plane by plane, and the scales (and offsets) of its groups, row by row.
+
+    Args:
+        origins: of `places`.
+    """
+    words, bits, grid, off, planes = origins
     place = (2 * tile * KB + block).to(tl.int64)
     if BITS == 8 or BITS == 4:
         at = words + place * 512
@@ -54,6 +72,24 @@ def fetch(
 
 
 @triton.jit
+def scale_and_shift(
+    grids, row: tl.constexpr, group: tl.constexpr, S: tl.constexpr, BIAS: tl.constexpr, BF16: tl.constexpr, OFFSET: tl.constexpr
+):  # fmt: skip
+    """Of what `fetch` finds behind the words: what a group's sum of codes is multiplied by, s, and its sum of x, offset - z s.
+
+    Args:
+        BIAS: what stands before a zero point less what stands before a code.
+    """
+    grid = grids[2 * group + row]
+    scale = upper(grid, BF16)
+    shift = (lower(grid, BF16) + BIAS) * scale
+    if OFFSET:
+        off = grids[2 * (S + group) + row]
+        shift += lower(off, BF16) + upper(off, BF16)
+    return scale, shift
+
+
+@triton.jit
 def next_of(flat, tile, block, last, KB: tl.constexpr):
     """The block behind this one of a stretch; behind the last one, the last again, whose product is not stored."""
     further = (flat + 1 < last).to(tl.int32)
@@ -61,6 +97,23 @@ def next_of(flat, tile, block, last, KB: tl.constexpr):
     if block == KB:
         tile, block = tile + 1, 0
     return flat, tile, block
+
+
+@triton.jit
+def ordered(
+    origins, flat, first, many, last, DEPTH: tl.constexpr,
+    KB: tl.constexpr, S: tl.constexpr, SPAN: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr,
+):  # fmt: skip
+    """What `fetch` finds of the first DEPTH blocks of a stretch, one behind the other; and the next block: its place in the
+    program's blocks, its tile, its place in that.
+    """
+    flat = tl.minimum(flat, many * KB - 1)
+    tile, block = first + flat // KB, flat % KB
+    ahead = ()
+    for _ in tl.static_range(DEPTH):
+        ahead = ahead + fetch(origins, tile, block, KB, S, SPAN, BITS, OFFSET)
+        flat, tile, block = next_of(flat, tile, block, last, KB)
+    return ahead, flat, tile, block
 
 
 @triton.jit

@@ -151,10 +151,7 @@ def split(x: Tensor, weight: Bytes, input_scale: Tensor | None, threshold: float
     height = max(64, triton.next_power_of_2(triton.cdiv(tokens, STRETCHES)))
     stretches = triton.cdiv(tokens, height)
     flags = torch.empty(1 + stretches, features, dtype=torch.int8, device=x.device)
-    kernels.outlier_columns[(triton.cdiv(features, 64), stretches)](
-        x, flags[1:], tokens, features, x.stride(0), float(threshold), HEIGHT=height, WIDTH=64, EARLY=early,
-        num_warps=4, **begins(early),
-    )  # fmt: skip
+    find_outliers(x, flags[1:], threshold, height, early)
     kernels.list_outliers[(triton.cdiv(features, 1024),)](
         flags[1:], flags, columns, count, features, stretches, CHUNK=1024, WIDTH=width, EARLY=early,
         num_warps=8, **begins(early),
@@ -165,6 +162,15 @@ def split(x: Tensor, weight: Bytes, input_scale: Tensor | None, threshold: float
         tokens, rows, features, filled, x.stride(0), ROOM=ROOM, R=GATHERED, **shape, **launched,
     )  # fmt: skip
     return Split(codes, scales, features, wild=Wild(numbers, columns, count, gathered))
+
+
+def find_outliers(x: Tensor, flags: Tensor, threshold: float, height: int, early: bool) -> None:
+    """Fill flags int8 [stretches, K]: which columns of x [M, K] hold an outlier, of each `height` tokens, a multiple of 64."""
+    tokens, features = x.shape
+    kernels.outlier_columns[(triton.cdiv(features, 64), len(flags))](
+        x, flags, tokens, features, x.stride(0), float(threshold), HEIGHT=height, WIDTH=64, EARLY=early,
+        num_warps=4, **begins(early),
+    )  # fmt: skip
 
 
 def held(tokens: int, filled: int) -> bool:
@@ -183,11 +189,8 @@ def taken_apart(x: Tensor, filled: int, input_scale: Tensor | None, threshold: f
     scales = torch.empty(4 * tokens, dtype=torch.float32, device=x.device)
     together, flags = triton.next_power_of_2(tokens), codes
     if not held(tokens, filled):
-        together, flags = 0, torch.empty(features, dtype=torch.int8, device=x.device)
-        kernels.outlier_columns[(triton.cdiv(features, 64), 1)](
-            x, flags, tokens, features, x.stride(0), float(threshold), HEIGHT=64, WIDTH=64, EARLY=early,
-            num_warps=4, **begins(early),
-        )  # fmt: skip
+        together, flags = 0, torch.empty(1, features, dtype=torch.int8, device=x.device)
+        find_outliers(x, flags, threshold, 64, early)
     numbers = width * max(1, together)
     warps = 8 if numbers <= WHOLE // 2 else 16 if numbers <= WHOLE or width == WHOLE else 32
     kernels.take_apart[(tokens,)](

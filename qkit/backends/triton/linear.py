@@ -55,7 +55,10 @@ def one(x: Tensor, weight: Laid, y: Tensor, cut: tiles.One) -> None:
 
 
 def eight(x: Tensor, weight: Laid, y: Tensor, cut: tiles.Eight) -> None:
-    """y [M, N] of aligned x [M, K], M at most 8."""
+    """y [M, N] of aligned x [M, K], M at most 8.
+
+    With one block ahead two programs may share a multiprocessor, and must fit its registers.
+    """
     (rows, _), (eights, blocks), warps = weight.shape, sizes(weight), tiles.ONE_WARPS
     least, over = divmod(triton.cdiv(rows, 16), cut.programs)
     tokens, table, kind = 1 if len(x) == 1 else 8, weight.table is not None, KIND[weight.dtype]
